@@ -1,0 +1,43 @@
+# Everything a newcomer needs: `make demo`, `make test`. Both make .venv first; neither needs anything installed by hand
+# but Python 3.11 or 3.12 with venv, and make.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+	$$p -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
+BIN := .venv/bin
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+
+.PHONY: demo test lint format lock clean
+
+demo: .venv/ready
+	$(RUN) snakemake --cores all
+	@$(RUN) crnet show results/demo
+
+test: .venv/ready lint
+	$(RUN) pytest
+
+lint: .venv/ready
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) snakefmt --check Snakefile workflow
+	$(RUN) snakemake --lint > /dev/null
+
+format: .venv/ready
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+	$(RUN) snakefmt Snakefile workflow
+
+.venv/ready: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 or 3.12 with venv as python3, python3.11 or python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+# Exact versions for Python 3.11 and 3.12 on every platform; environment.yml carries the same list for conda.
+lock: .venv/ready
+	$(BIN)/python -m pip install --quiet uv
+	$(RUN) uv pip compile pyproject.toml --extra test --universal --python-version 3.11 \
+		--no-header --no-annotate --no-emit-index-url --output-file requirements.lock
+	$(BIN)/python -m crnet.environment requirements.lock environment.yml
+
+clean:
+	rm -rf .venv work logs .snakemake mlflow.db*

@@ -1,0 +1,61 @@
+# The whole benchmark: archives -> data -> episodes -> trainings -> evaluations -> tables, plots, MLflow.
+# One study a run: `snakemake --cores all --configfile configs/studies/<study>.yaml`; without it, the demo.
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, workflow.basedir)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [workflow.basedir, os.environ.get("PYTHONPATH")]))
+
+from snakemake.exceptions import WorkflowError
+
+from crnet.config import resolve, study as studies
+from crnet.errors import CrnetError
+from crnet.files import canonical
+
+try:
+    PLAN = studies.load(workflow.configfiles, config, Path(workflow.basedir))
+except CrnetError as error:
+    raise WorkflowError(f"crnet: {error}")
+
+STUDY = PLAN.study
+AT = studies.Layout(PLAN)
+TABLES = {name: studies.table_job(PLAN, AT, name) for name in PLAN.tables}
+SHEET = studies.sheet_job(PLAN, AT)
+FORMATS = ["png", "svg"]
+
+
+wildcard_constraints:
+    archive=r"[^/]+",
+    name=r"[^/]+",
+    run=r"[^/]+",
+    table=r"[^/]+",
+
+
+resource_scopes:
+    gpu="local",
+
+
+include: "workflow/rules/data.smk"
+include: "workflow/rules/runs.smk"
+include: "workflow/rules/report.smk"
+
+
+onstart:
+    shell("python -m crnet create-store || true")
+    if STUDY.device == "cuda" and not Path("/dev/nvidiactl").exists() and workflow.local_exec:
+        raise WorkflowError(
+            f"crnet: study {STUDY.study} needs a GPU (device: cuda) and this machine has none; run it on one, "
+            "through a cluster profile, or set 'device: cpu'."
+        )
+
+
+rule all:
+    default_target: True
+    input:
+        rules.tables.input,
+        f"{AT.results}/runs.csv",
+        f"{AT.work}/tracked/{STUDY.study}.txt",
+        [f"{AT.results}/figures/episodes.{suffix}" for suffix in FORMATS if SHEET],
+        # Weights are asked for by name: a checkout that ships results without weights makes them again.
+        [f"{AT.training(name)}/model.safetensors" for name in PLAN.trainings],

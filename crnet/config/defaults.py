@@ -1,0 +1,76 @@
+"""Settings of training, evaluation and episodes, with the paper's or its group's values as defaults.
+
+Sources: [P] the paper; [CANet] icoz69/CaNet@fdce946, the public code of the paper's own group; [ours] where neither says.
+A behaviour change of the code that should make finished runs stale raises ``rev`` by one.
+"""
+
+TRAIN = {
+    "rev": 1,
+    "size": 321,  # side of the square input in pixels, photo squashed to it [CANet]
+    "batch": 4,  # episodes a step [CANet]
+    "epochs": 200,  # [CANet]; the last one is the result
+    "epoch_episodes": 0,  # episodes an epoch; 0: as many as the fold has training pairs [CANet walks its list]
+    "optimizer": "sgd",  # [CANet]
+    "lr": 2.5e-3,  # effective rate [CANet: ten times the stated 2.5e-4 in every group that trains]
+    "momentum": 0.9,  # [CANet]; first beta of adamw
+    "weight_decay": 5e-4,  # [CANet]
+    "schedule": "constant",  # [CANet: the power argument is unused]
+    "augment": "support",  # which image is scaled 1 to 1.5, cropped and flipped [CANet: the support]
+    "features": "live",  # "cached": the frozen encoder runs once per photo and view, no augmentation but views
+    "views": "identity",  # finite transforms applied alike to a whole episode, for cached features [ours]
+    "novel_pixels": "background",  # of novel classes in training photos [CANet; protocols that differ: void, drop]
+    "precision": "bfloat16",  # autocast of the heads and the live encoder [ours]
+    "base_episodes": 100,  # episodes of base classes scored after each epoch, for the log only [ours]
+}
+
+TRAIN_LIMITS = {
+    "size": (32, 1024),
+    "batch": (1, 256),
+    "epochs": (1, 100_000),
+    "epoch_episodes": (0, 10_000_000),
+    "optimizer": {"sgd", "adamw"},
+    "lr": (1e-8, 10.0),
+    "momentum": (0.0, 0.999),
+    "weight_decay": (0.0, 1.0),
+    "schedule": {"constant", "poly", "one-cycle"},
+    "augment": {"none", "support", "both"},
+    "features": {"live", "cached"},
+    "views": {"identity", "flip", "recolour"},
+    "novel_pixels": {"background", "void", "drop"},
+    "precision": {"float32", "bfloat16"},
+    "base_episodes": (0, 10_000),
+}
+
+EVALUATE = {
+    "rev": 1,
+    "shots": 1,
+    "strategy": "fusion",  # several supports: probabilities averaged over one prediction per support [P 6, Table 4]
+    "size": 321,  # side of the square input at scale 1; scored at the photo's original size [CANet#6]
+    "scales": [1.0],  # query and support resized alike, probabilities averaged [P 6, Table 3]
+    "refinements": 5,  # runs of the mask refinement module [P 5.1]
+    "precision": "bfloat16",
+}
+
+EVALUATE_LIMITS = {
+    "shots": (1, 20),
+    "strategy": {"fusion"},
+    "size": (32, 1024),
+    "scales": (0.25, 4.0),
+    "refinements": (1, 50),
+    "precision": {"float32", "bfloat16"},
+}
+
+EPISODES = {
+    "rev": 1,
+    "count": 1000,  # an episode seed; "the settings of [17]" [P 5.2]
+    "seeds": [0, 1, 2, 3, 4],
+    "shots": 1,  # supports stored per episode; runs with fewer shots take the first ones
+    "too_few": "error",  # a class with fewer photos than shots + 1: "error", or "leave out" and name it
+}
+
+EPISODES_LIMITS = {
+    "count": (1, 100_000),
+    "seeds": (0, 2**31 - 1),
+    "shots": (1, 20),
+    "too_few": {"error", "leave out"},
+}

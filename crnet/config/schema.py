@@ -1,0 +1,175 @@
+"""The shape of studies and tables. A study says on what data the tables are run; a table says what is compared."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from crnet.config.yaml_files import load_yaml
+from crnet.errors import CrnetError
+
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+Sentence = Annotated[str, Field(max_length=2000)]
+Settings = dict[str, Any]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Switches(_Strict):
+    """Differences from the study's settings, by section; later ones win: study, then table, then row."""
+
+    method: Slug | None = None
+    encoder: Slug | None = None  # a role named under the study's ``encoders``
+    model: Settings = {}
+    train: Settings = {}
+    evaluate: Settings = {}
+
+
+class Row(_Strict):
+    """One row: its label, its ticks in the printed table, its switches, and the paper's values in percent."""
+
+    id: Slug
+    label: Sentence
+    ticks: dict[str, bool] = {}
+    set: Switches = Switches()
+    paper: dict[Annotated[str, Field(pattern=r"^\d{1,2}-shot$")], dict[Literal["miou", "fbiou"], float]] = {}
+
+
+class Table(_Strict):
+    """One table of the paper, independent of the data it is run on."""
+
+    title: Sentence
+    source: Sentence
+    benchmark: Slug = "pascal"
+    shots: Annotated[list[Annotated[int, Field(ge=1, le=20)]], Field(min_length=1)] = [1]
+    metrics: Annotated[list[Literal["miou", "fbiou"]], Field(min_length=1)] = ["miou", "fbiou"]
+    set: Switches = Switches()
+    rows: Annotated[list[Row], Field(min_length=1)]
+    notes: list[Sentence] = []
+
+    @field_validator("rows")
+    @classmethod
+    def _distinct(cls, rows: list[Row]) -> list[Row]:
+        ids = [row.id for row in rows]
+        for name in ids:
+            if ids.count(name) > 1:
+                raise ValueError(f"row id {name!r} is used {ids.count(name)} times; ids must differ")
+        return rows
+
+
+class Benchmark(_Strict):
+    """Data, folds and test episodes that a table's ``benchmark`` stands for in this study."""
+
+    dataset: Settings
+    folds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    episodes: Settings = {}
+
+
+class ArchiveSettings(_Strict):
+    """Where a file is fetched instead of from its official address, and what it must hash to."""
+
+    url: str | None = None
+    checksum: Annotated[str, Field(pattern=r"^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{8,64})$")] | None = None
+
+
+class Sheet(_Strict):
+    """Whose predictions the episode sheet shows, and how many episodes of each fold."""
+
+    table: Slug
+    row: Slug
+    episodes: Annotated[int, Field(ge=1, le=10)] = 2
+
+
+class Folders(_Strict):
+    """Relative to the folder that ``snakemake`` is started in."""
+
+    archives: str = "data/archives"
+    extracted: str = "data/extracted"
+    work: str = "work"
+    results: str = "results"
+
+    @field_validator("*")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        # These become file names in a workflow, where braces are wildcards and blanks end an argument.
+        if not re.fullmatch(r"[\w./+@~-]+", value, re.ASCII):
+            raise ValueError(f"{value!r} may hold only letters, digits and . / _ + @ ~ -")
+        return value.rstrip("/")
+
+
+class Study(_Strict):
+    """On what data, encoders, sizes, seeds and budget the tables are run."""
+
+    study: Slug
+    title: Sentence
+    caption: Sentence
+    orientation_only: bool  # the data differ from the paper's: its values are shown for orientation only
+    tables: Annotated[list[Slug], Field(min_length=1)]
+    benchmarks: Annotated[dict[Slug, Benchmark], Field(min_length=1)]
+    encoders: Annotated[dict[Slug, Settings], Field(min_length=1)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    controls: list[Slug] = ["all-foreground", "prototype"]
+    methods: dict[Slug, Settings] = {}
+    train: Settings = {}
+    evaluate: Settings = {}
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    sheet: Sheet | None = None
+    archives: dict[str, ArchiveSettings] = {}
+    folders: Folders = Folders()
+
+    @field_validator("tables", "seeds", "controls")
+    @classmethod
+    def _distinct(cls, values: list) -> list:
+        if len(set(values)) != len(values):
+            raise ValueError("holds an entry twice; keep one")
+        return values
+
+
+def parse(model: type[Model], content: Any, where: str) -> Model:
+    """Check ``content`` against a schema; raises CrnetError with the path of the key and the known ones."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        problems = error.errors()
+        first, more = problems[0], len(problems) - 1
+        path = ".".join(str(part) for part in first["loc"]) or "the file"
+        reason = _reason(model, first)
+        rest = f" ({more} more {'problem' if more == 1 else 'problems'} after this one)" if more else ""
+        raise CrnetError(f"{where}: {path}: {reason}{rest}.") from error
+
+
+def _reason(model: type[BaseModel], problem: dict) -> str:
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(model, problem["loc"][:-1])
+        return f"unknown key; known: {', '.join(known)}" if known else "unknown key"
+    if problem["type"] == "missing":
+        return "is required and missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = repr(problem["input"])
+    return f"{message[0].lower()}{message[1:]}" + (f", not {given}" if len(given) <= 80 else "")
+
+
+def _fields_at(model: type[BaseModel], loc: tuple) -> list[str]:
+    """Names of the fields of the model that a pydantic error location leads to."""
+    current: Any = model
+    for part in loc:
+        if isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields:
+            current = current.model_fields[part].annotation
+        arguments = [a for a in getattr(current, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if arguments:
+            current = arguments[-1]
+    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+
+
+def load_table(folder: Path, name: str) -> Table:
+    """The table ``<folder>/<name>.yaml``; raises CrnetError that lists the known tables."""
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise CrnetError(f"tables: unknown table {name!r}; known in {folder}: {known}.")
+    return parse(Table, load_yaml(path), str(path))

@@ -1,0 +1,131 @@
+"""Settings as literals: read from a component's source without importing it, and checked in one sentence."""
+
+import ast
+import difflib
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from crnet.errors import CrnetError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+LITERALS = {"SETTINGS", "LIMITS", "TRAINS", "LAYERS", "DEFAULT_LAYERS", "ARCHIVES"}
+KINDS = {"method": "methods", "encoder": "encoders", "dataset": "data"}
+
+
+@dataclass(frozen=True)
+class Component:
+    """A method, encoder or data set: one file whose literals say what may be set.
+
+    Attributes:
+        name: File name with ``-`` for ``_``; how studies and tables call it.
+        literals: Those of the names in ``LITERALS`` that the file assigns.
+    """
+
+    kind: str
+    name: str
+    path: Path
+    literals: Mapping[str, Any]
+
+    @property
+    def module(self) -> str:
+        return f"crnet.{KINDS[self.kind]}.{self.path.stem}"
+
+    def class_names(self) -> dict[int, list[str]]:
+        """Of a data set: names of each fold's test classes. Imports the data set's file, which imports no torch."""
+        dataset = importlib.import_module(self.module)
+        return {fold: [dataset.CLASSES[i - 1] for i in ids] for fold, ids in enumerate(dataset.FOLDS)}
+
+    def settings(self, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Defaults completed by ``given``; raises CrnetError on an unknown key or a value that does not fit."""
+        return check(given, self.literals["SETTINGS"], self.literals.get("LIMITS", {}), where)
+
+
+def read_literals(path: Path) -> dict[str, Any]:
+    """What a module assigns to the names in ``LITERALS``, without running any of its code."""
+    found = {}
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            if name in LITERALS:
+                try:
+                    found[name] = ast.literal_eval(node.value)
+                except ValueError as error:
+                    raise CrnetError(f"{path}: {name} must be a plain literal, it is read without import.") from error
+    return found
+
+
+@cache
+def components(kind: str) -> dict[str, Component]:
+    """All components of a kind by name: the files of its folder that declare ``SETTINGS``."""
+    found = {}
+    for path in sorted((PACKAGE / KINDS[kind]).glob("*.py")):
+        literals = read_literals(path)
+        if "SETTINGS" in literals:
+            name = path.stem.replace("_", "-")
+            found[name] = Component(kind, name, path, literals)
+    return found
+
+
+def component(kind: str, name: str, where: str) -> Component:
+    """The component called ``name``; raises CrnetError that lists the known ones."""
+    known = components(kind)
+    if name not in known:
+        raise CrnetError(f"{where}: unknown {kind} {name!r}{_nearest(name, known)}; known: {', '.join(known)}.")
+    return known[name]
+
+
+def check(given: Mapping[str, Any], defaults: Mapping[str, Any], limits: Mapping[str, Any], where: str) -> dict:
+    """Complete ``given`` by ``defaults`` after checking names, types and limits.
+
+    Args:
+        limits: For a name, an inclusive range ``(low, high)`` or a set of choices. For lists it holds for each item.
+        where: Prefix of error messages: file and key path.
+
+    Raises:
+        CrnetError: An unknown name, a type other than the default's, or a value outside its limits.
+    """
+    result = dict(defaults)
+    for name, value in given.items():
+        place = f"{where}.{name}"
+        if name not in defaults:
+            raise CrnetError(f"{place}: unknown setting{_nearest(name, defaults)}; known: {', '.join(defaults)}.")
+        result[name] = _fit(value, defaults[name], place)
+        if name in limits:
+            for item in result[name] if isinstance(result[name], list) else [result[name]]:
+                _inside(item, limits[name], place)
+    return result
+
+
+def _fit(value: Any, default: Any, place: str) -> Any:
+    if isinstance(default, bool) or isinstance(value, bool):
+        fits = isinstance(value, bool) and isinstance(default, bool)
+    elif isinstance(default, float):
+        fits = isinstance(value, int | float)
+        value = float(value) if fits else value
+    elif isinstance(default, list | tuple):
+        fits = isinstance(value, list | tuple) and len(value) > 0
+        if fits and default:
+            value = [_fit(item, default[0], f"{place}[{i}]") for i, item in enumerate(value)]
+    else:
+        fits = isinstance(value, type(default))
+    if not fits:
+        wanted = "list (not empty)" if isinstance(default, list | tuple) else type(default).__name__
+        raise CrnetError(f"{place}: {value!r} is not a {wanted} like the default {default!r}.")
+    return value
+
+
+def _inside(value: Any, limit: Any, place: str) -> None:
+    if isinstance(limit, set | frozenset):
+        if value not in limit:
+            raise CrnetError(f"{place}: {value!r} is not one of {', '.join(map(repr, sorted(limit)))}.")
+    elif not limit[0] <= value <= limit[1]:
+        raise CrnetError(f"{place}: {value!r} is outside {limit[0]} to {limit[1]}.")
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

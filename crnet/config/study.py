@@ -1,0 +1,168 @@
+"""From YAML files to a checked plan, and where each of its files lies."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from crnet.config import resolve
+from crnet.config.resolve import Cell, Plan
+from crnet.config.schema import Study, parse
+from crnet.config.settings import component
+from crnet.config.yaml_files import load_yaml
+from crnet.errors import CrnetError
+from crnet.files import canonical, sha256_text
+
+ROOT = Path(__file__).resolve().parents[2]
+DEFAULT_STUDY = Path("configs/studies/demo.yaml")
+TABLES = Path("configs/tables")
+
+
+def load(files: Iterable[Path] = (), overrides: Mapping[str, Any] | None = None, root: Path = ROOT) -> Plan:
+    """The plan of a study.
+
+    Args:
+        files: YAML files; later ones win, mappings are merged. Without any: the demo.
+        overrides: Merged last, as ``snakemake --config`` gives them.
+        root: The checkout.
+
+    Raises:
+        CrnetError: Anything in the files that does not fit; nothing has been run then.
+    """
+    files = list(files) or [root / DEFAULT_STUDY]
+    content: dict[str, Any] = {}
+    for file in files:
+        content = merge(content, load_yaml(Path(file)))
+    content = merge(content, overrides or {})
+    where = " + ".join(str(file) for file in files)
+    study = parse(Study, content, where)
+    try:
+        return resolve.resolve(study, root / TABLES)
+    except CrnetError as error:
+        raise CrnetError(f"{where}: {error}") from error
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings merged, everything else replaced."""
+    result = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merge(result[key], value) if both else value
+    return result
+
+
+class Layout:
+    """Paths of a plan's files. ``results`` is small and may be committed, ``work`` is bulky and can be made again."""
+
+    def __init__(self, plan: Plan):
+        self.plan, folders = plan, plan.study.folders
+        self.archives, self.extracted_root, self.work = folders.archives, folders.extracted, folders.work
+        self.results = f"{folders.results}/{plan.study.study}"
+
+    def archive_names(self, kind: str, spec: dict) -> list[str]:
+        """Archives that a data set or an encoder is made from."""
+        if kind == "encoder":
+            return [spec["archive"]] if "archive" in spec else []
+        return list(component("dataset", spec["name"], "dataset").literals.get("ARCHIVES", ()))
+
+    def verified(self, archive: str) -> str:
+        return f"{self.archives}/{archive}.verified"
+
+    def _checksums(self, spec: dict) -> str:
+        """Archives with another checksum hold other photos: they get folders of their own."""
+        settings = self.plan.study.archives
+        other = {name: settings[name].checksum for name in self.archive_names("dataset", spec) if name in settings}
+        other = {name: checksum for name, checksum in other.items() if checksum}
+        return "-" + sha256_text(canonical(other))[:8] if other else ""
+
+    def extracted(self, spec: dict) -> str:
+        return f"{self.extracted_root}/{spec['name']}{self._checksums(spec)}"
+
+    def data(self, spec: dict) -> str:
+        return f"{self.work}/data/{resolve.dataset_name(spec)}{self._checksums(spec)}"
+
+    def encoder(self, spec: dict) -> str | None:
+        """The encoder's weights; a factory brings its own."""
+        return None if ":" in spec["name"] else f"{self.work}/encoders/{resolve.encoder_name(spec)}.safetensors"
+
+    def features(self, training: dict) -> str | None:
+        spec = resolve.features_spec(training)
+        return f"{self.work}/features/{resolve.features_name(spec)}{self._checksums(spec['dataset'])}" if spec else None
+
+    def training(self, name: str) -> str:
+        return f"{self.work}/train/{name}"
+
+    def weights(self, evaluation: dict) -> str | None:
+        training = evaluation["train"]
+        if "train" not in training:
+            return None
+        return f"{self.training(resolve.training_name(training))}/model.safetensors"
+
+    def episodes(self, evaluation: dict) -> str:
+        return f"{self.results}/episodes/{resolve.episodes_name(resolve.episodes_spec(evaluation))}.csv"
+
+    def evaluation(self, name: str) -> str:
+        return f"{self.results}/evaluate/{name}"
+
+    def counts(self, name: str) -> str:
+        return f"{self.evaluation(name)}/counts.csv"
+
+
+def table_job(plan: Plan, layout: Layout, name: str) -> dict[str, Any]:
+    """All that rendering a table needs: labels, the paper's values, and the counts that fill each cell."""
+    study, table = plan.study, plan.tables[name]
+    benchmark = study.benchmarks[table.benchmark]
+    class_names = component("dataset", benchmark.dataset["name"], name).class_names()
+    cells: dict[str, list[Cell]] = {}
+    for cell in plan.cells:
+        if cell.table == name:
+            cells.setdefault(cell.row, []).append(cell)
+    rows = [
+        {"id": row.id, "label": row.label, "switches": row.ticks, "control": False, "paper": row.paper}
+        for row in table.rows
+    ]
+    rows += [
+        {"id": control, "label": control.replace("-", " ").capitalize(), "switches": {}, "control": True, "paper": {}}
+        for control in study.controls
+    ]
+    for row in rows:
+        row["cells"] = [
+            {"shots": c.shots, "fold": c.fold, "seed": c.seed, "counts": layout.counts(c.evaluation)}
+            for c in cells[row["id"]]
+        ]
+    return {
+        "study": study.study,
+        "caption": study.caption,
+        "notes": list(table.notes),
+        "table": name,
+        "title": table.title,
+        "source": table.source,
+        "folds": list(benchmark.folds),
+        "fold_classes": {str(fold): class_names[fold] for fold in benchmark.folds},
+        "shots": list(table.shots),
+        "metrics": list(table.metrics),
+        "orientation_only": study.orientation_only,
+        "rows": rows,
+    }
+
+
+def sheet_job(plan: Plan, layout: Layout) -> dict[str, Any] | None:
+    """Files and specifications from which the episode sheet is drawn: one model a fold, the first seed's."""
+    wanted = plan.study.sheet
+    if wanted is None:
+        return None
+    models = []
+    for cell in plan.cells:
+        first = cell.seed == plan.study.seeds[0] and cell.shots == plan.tables[wanted.table].shots[0]
+        if (cell.table, cell.row) == (wanted.table, wanted.row) and first:
+            spec = plan.evaluations[cell.evaluation]
+            models.append(
+                {
+                    "spec": spec,
+                    "data": layout.data(spec["train"]["dataset"]),
+                    "encoder": layout.encoder(spec["train"]["encoder"]),
+                    "weights": layout.weights(spec),
+                    "episodes": layout.episodes(spec),
+                }
+            )
+    title = f"{plan.study.title}: test episodes"
+    return {"title": title, "episodes": wanted.episodes, "models": models}

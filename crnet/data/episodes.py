@@ -1,0 +1,151 @@
+"""Test episodes: drawn once per data set and fold, stored as a table, shared by every method and variant."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from crnet.data.index import Index
+from crnet.errors import CrnetError
+from crnet.files import read_csv, read_json, sha256_file, write_csv, write_json
+from crnet.seeding import derive
+
+TOO_FEW = ("error", "leave out")
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One query and its supports, distinct photos of one class; the supports of k shots are the first k."""
+
+    seed: int
+    number: int
+    class_id: int
+    query: str
+    supports: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EpisodeTable:
+    """The test episodes of one fold.
+
+    Attributes:
+        fold: whose test classes are asked for.
+        dataset_digest: of the prepared data set from which the episodes were drawn.
+        count: episodes per seed.
+        seeds: the episode seeds, in order.
+        shots: number of supports of each episode.
+        left_out: classes with too few photos, as {class name: number of photos}.
+        episodes: sorted by seed as in ``seeds``, then by number.
+    """
+
+    fold: int
+    dataset_digest: str
+    count: int
+    seeds: tuple[int, ...]
+    shots: int
+    left_out: dict[str, int] = field(default_factory=dict)
+    episodes: tuple[Episode, ...] = ()
+
+
+def draw(index: Index, fold: int, count: int, seeds: Sequence[int], shots: int, too_few: str = "error") -> EpisodeTable:
+    """Draw ``count`` episodes per seed: first the class (section 3 of the paper), then query and supports.
+
+    The class is uniform among the fold's, the query uniform among the class's test photos, and the supports
+    are distinct others (protocol, minimum specification 1). More shots only append supports, as long as the
+    same classes have enough photos.
+
+    Args:
+        index: the prepared data set.
+        fold: the fold whose classes are tested.
+        count: episodes per seed.
+        seeds: episode seeds; each is a stream of its own.
+        shots: the largest number of shots that the study asks for.
+        too_few: what to do with a class of fewer than ``shots + 1`` test photos: "error" or "leave out".
+
+    Raises:
+        CrnetError: classes with too few photos, or none left.
+    """
+    if too_few not in TOO_FEW:
+        raise CrnetError(f"unknown too_few {too_few!r}: choose from {', '.join(TOO_FEW)}.")
+    if count < 1 or shots < 1 or len(set(seeds)) != len(seeds) or not seeds:
+        raise CrnetError(f"episodes need count and shots >= 1 and distinct seeds, not {count}, {shots}, {list(seeds)}.")
+    pools = {class_id: [] for class_id in index.novel_classes(fold)}
+    for pair in index.test_pairs(fold):
+        pools[pair.class_id].append(pair.image)
+    left_out = {index.class_name(c): len(pool) for c, pool in pools.items() if len(pool) < shots + 1}
+    eligible = [c for c, pool in pools.items() if len(pool) >= shots + 1]
+    if left_out and (too_few == "error" or not eligible):
+        named = ", ".join(f"{name} ({size})" for name, size in left_out.items())
+        advice = "use fewer shots" if not eligible else 'use fewer shots, or set too_few to "leave out"'
+        raise CrnetError(
+            f"fold {fold} of {index.name} has too few test photos for {shots}-shot episodes, "
+            f"which need {shots + 1} a class: {named}; {advice}."
+        )
+    episodes = []
+    for seed in seeds:
+        generator = np.random.default_rng(derive("episodes", index.name, fold, seed))
+        for number in range(count):
+            class_id = eligible[generator.integers(len(eligible))]
+            pool = pools[class_id]
+            # The whole pool is shuffled whatever the shots, so that the stream does not depend on them.
+            query, *supports = (pool[i] for i in generator.permutation(len(pool))[: shots + 1])
+            episodes.append(Episode(seed, number, class_id, query, tuple(supports)))
+    return EpisodeTable(fold, index.digest, count, tuple(seeds), shots, left_out, tuple(episodes))
+
+
+def write(path: Path, table: EpisodeTable) -> str:
+    """Write the table as CSV and, beside it as JSON, what it was drawn from; returns the CSV's digest."""
+    header = ("episode_seed", "episode", "class", "query", *(f"support_{k + 1}" for k in range(table.shots)))
+    write_csv(path, header, [(e.seed, e.number, e.class_id, e.query, *e.supports) for e in table.episodes])
+    digest = sha256_file(path)
+    write_json(
+        path.with_suffix(".json"),
+        {
+            "digest": digest,
+            "fold": table.fold,
+            "dataset_digest": table.dataset_digest,
+            "count": table.count,
+            "seeds": list(table.seeds),
+            "shots": table.shots,
+            "left_out": table.left_out,
+        },
+    )
+    return digest
+
+
+def read(path: Path, index: Index | None = None) -> EpisodeTable:
+    """Read what ``write`` wrote.
+
+    Raises:
+        CrnetError: a file is absent, the CSV is not the one of the JSON's digest, or it was drawn from other
+            data than ``index`` (not checked if None).
+    """
+    for file in (path, path.with_suffix(".json")):
+        if not file.is_file():
+            raise CrnetError(f"{file} is absent: draw the episodes first.")
+    about = read_json(path.with_suffix(".json"))
+    if sha256_file(path) != about["digest"]:
+        raise CrnetError(f"{path} was changed after it was drawn (its digest differs): draw the episodes again.")
+    if index is not None and index.digest != about["dataset_digest"]:
+        raise CrnetError(f"{path} was drawn from other data than this {index.name}: draw the episodes again.")
+    supports = [f"support_{k + 1}" for k in range(about["shots"])]
+    episodes = tuple(
+        Episode(
+            seed=int(row["episode_seed"]),
+            number=int(row["episode"]),
+            class_id=int(row["class"]),
+            query=row["query"],
+            supports=tuple(row[column] for column in supports),
+        )
+        for row in read_csv(path)
+    )
+    return EpisodeTable(
+        fold=about["fold"],
+        dataset_digest=about["dataset_digest"],
+        count=about["count"],
+        seeds=tuple(about["seeds"]),
+        shots=about["shots"],
+        left_out=about["left_out"],
+        episodes=episodes,
+    )

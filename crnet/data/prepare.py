@@ -1,0 +1,24 @@
+"""From a data set's specification to a prepared data set; each data set's own file knows how."""
+
+import importlib
+from pathlib import Path
+
+from crnet.data.archives import OFFICIAL, extract
+from crnet.errors import CrnetError
+
+
+def prepare(spec: dict, archives: Path, extracted: Path, out: Path) -> None:
+    """Extract the archives that the data set names, if any, and let it prepare itself into ``out``.
+
+    Args:
+        spec: ``{"name": ..., settings...}``.
+        archives: Folder of the verified archives.
+        extracted: Folder for what they hold, a folder an archive; each is extracted once.
+    """
+    settings = {key: value for key, value in spec.items() if key != "name"}
+    dataset = importlib.import_module(f"crnet.data.{spec['name'].replace('-', '_')}")
+    for name in getattr(dataset, "ARCHIVES", ()):
+        if name not in OFFICIAL:
+            raise CrnetError(f"{spec['name']}: asks for the unknown archive {name!r}; known: {', '.join(OFFICIAL)}.")
+        extract(archives / name, extracted / name)
+    dataset.prepare(extracted, out, settings)

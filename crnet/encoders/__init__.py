@@ -1,0 +1,111 @@
+"""The Siamese encoder (paper 4.2): one frozen network for support and query, named by the study.
+
+A built-in encoder is a file of this folder with ``SETTINGS``, ``LAYERS`` and ``DEFAULT_LAYERS`` as literals,
+``network(layers)`` and ``prepare(settings, archives, out, threads)``. Any other is ``package.module:factory``, a
+function without arguments whose result turns images (N, 3, H, W) into a list of stride-8 maps and has ``.channels``.
+"""
+
+import hashlib
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from crnet.errors import CrnetError
+from crnet.files import atomic_write
+
+# Channel statistics of ImageNet, RGB in [0, 1]; every encoder gets images normalised with them.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+def is_factory(name: str) -> bool:
+    return ":" in name
+
+
+def build(spec: dict, weights: Path | None) -> nn.Module:
+    """The frozen encoder of a specification, in eval mode (batch norm uses its stored statistics).
+
+    Args:
+        weights: The safetensors file that ``prepare`` wrote; unused for a factory, which brings its own.
+
+    Raises:
+        CrnetError: The factory cannot be imported or breaks its contract, or the weights do not fit.
+    """
+    if is_factory(spec["name"]):
+        encoder = _from_factory(spec["name"])
+    else:
+        encoder = importlib.import_module(f"crnet.encoders.{spec['name'].replace('-', '_')}").network(spec["layers"])
+        try:
+            encoder.load_state_dict(load_file(weights), strict=True)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise CrnetError(f"{weights}: does not hold the weights of {spec['name']} ({error}).") from error
+    return encoder.eval().requires_grad_(False)
+
+
+def _from_factory(name: str) -> nn.Module:
+    module, factory = name.split(":")
+    try:
+        encoder = getattr(importlib.import_module(module), factory)()
+    except (ImportError, AttributeError) as error:
+        raise CrnetError(f"encoder {name}: cannot be imported ({error}); put its folder on PYTHONPATH.") from error
+    channels = getattr(encoder, "channels", None)
+    if not isinstance(encoder, nn.Module) or not channels:
+        raise CrnetError(f"encoder {name}: must return an nn.Module with .channels, one number a map.")
+    with torch.no_grad():
+        maps = encoder.eval()(torch.zeros(1, 3, 64, 64))
+    shapes = [tuple(m.shape) for m in maps]
+    expected = [(1, c, 8, 8) for c in channels]
+    if shapes != expected:
+        raise CrnetError(
+            f"encoder {name}: for a (1, 3, 64, 64) input its maps are {shapes}, not {expected} (stride 8)."
+        )
+    return encoder
+
+
+def digest(encoder: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of all weights *and buffers*: a drifting batch-norm statistic shows."""
+    state = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        state.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        state.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return state.hexdigest()
+
+
+def normalise(images: Tensor) -> Tensor:
+    """RGB bytes (N, 3, H, W) to float32 with ImageNet's channel statistics."""
+    mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (MEAN, STD))
+    return (images.float() / 255 - mean) / std
+
+
+def convert_torchvision(
+    source: Path, network: nn.Module, out: Path, rename: Callable[[str], str], skip: tuple[str, ...]
+) -> None:
+    """Check torchvision's weights against ``network`` and write them as safetensors.
+
+    Args:
+        rename: From torchvision's tensor names to those of ``network``.
+        skip: Prefixes of tensors that have no place in an encoder: the classifier.
+
+    Raises:
+        CrnetError: A tensor is missing, unexpected or of another shape: these are other weights.
+    """
+    state = torch.load(source, map_location="cpu", weights_only=True)
+    state = {rename(key): value for key, value in state.items() if not key.startswith(skip)}
+    try:
+        network.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise CrnetError(f"{source}: are not the expected torchvision weights ({error}).") from error
+    atomic_write(out, save({key: value.contiguous() for key, value in network.state_dict().items()}))
+
+
+def prepare(spec: dict, archives: Path, out: Path, threads: int) -> None:
+    """Write the weights file of a built-in encoder; see the ``prepare`` of its file."""
+    settings = {key: value for key, value in spec.items() if key not in ("name", "layers")}
+    importlib.import_module(f"crnet.encoders.{spec['name'].replace('-', '_')}").prepare(
+        settings, archives, out, threads
+    )

@@ -1,0 +1,48 @@
+"""ResNet-50 with torchvision's ImageNet weights, dilated so that layer3 and layer4 stay at 1/8 of the input (paper 5.1)."""
+
+from pathlib import Path
+
+from torch import nn
+
+SETTINGS = {
+    "rev": 1,
+    "archive": "resnet50-0676ba61.pth",  # torchvision's IMAGENET1K_V1, the weights of the paper's years
+}
+LIMITS = {"archive": {"resnet50-0676ba61.pth"}}
+LAYERS = {"layer2": 512, "layer3": 1024, "layer4": 2048}
+DEFAULT_LAYERS = ["layer3", "layer4"]  # [P 5.1]; its group's habit is layer2 + layer3
+
+
+class ResNet50(nn.Module):
+    """Images (N, 3, H, W) to the requested maps (N, C, ceil(H/8), ceil(W/8)), in the order asked for."""
+
+    def __init__(self, layers: list[str]):
+        super().__init__()
+        from torchvision.models import resnet50
+
+        self.body = resnet50(weights=None, replace_stride_with_dilation=[False, True, True])
+        del self.body.fc
+        self.layers = layers
+        self.channels = tuple(LAYERS[layer] for layer in layers)
+        self._stages = ["layer1", *list(LAYERS)[: 1 + max(list(LAYERS).index(layer) for layer in layers)]]
+
+    def forward(self, images):
+        body = self.body
+        x = body.maxpool(body.relu(body.bn1(body.conv1(images))))
+        maps = {}
+        for name in self._stages:
+            x = maps[name] = getattr(body, name)(x)
+        return [maps[layer] for layer in self.layers]
+
+
+def network(layers: list[str]) -> nn.Module:
+    return ResNet50(layers)
+
+
+def prepare(settings: dict, archives: Path, out: Path, threads: int) -> None:
+    """Write the encoder's weights, without the classifier, from torchvision's file in ``archives``."""
+    from crnet.encoders import convert_torchvision
+
+    convert_torchvision(
+        archives / settings["archive"], network(DEFAULT_LAYERS), out, lambda key: f"body.{key}", skip=("fc.",)
+    )

@@ -1,0 +1,54 @@
+"""Photos through the frozen encoder: the one place where pixels become maps."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from crnet import encoders
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def to_device(array: Tensor, device: torch.device) -> Tensor:
+    return array.to(device, non_blocking=True)
+
+
+class FrozenEncoder:
+    """An encoder that only looks: no gradient, batch norm in eval mode, weights and buffers hashed.
+
+    Attributes:
+        channels: Of each map.
+        digest: SHA-256 of weights and buffers when it was built; ``verify`` compares.
+    """
+
+    def __init__(self, spec: dict, weights: Path | None, device: torch.device, precision: str):
+        self.network = encoders.build(spec, weights).to(device, memory_format=torch.channels_last)
+        self.channels = tuple(self.network.channels)
+        self.digest = encoders.digest(self.network)
+        self.device, self.precision = device, precision
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, keep: Tensor | None = None) -> list[Tensor]:
+        """Photos uint8 (N, 3, H, W) -> maps [(N, C_i, h, w)].
+
+        Args:
+            keep: (N, H, W) bool; False pixels are removed: set to the mean colour, which the encoder sees as zero.
+        """
+        x = encoders.normalise(to_device(images, self.device))
+        if keep is not None:
+            x = x * to_device(keep, self.device)[:, None]
+        with autocast(self.device, self.precision):
+            return self.network(x.contiguous(memory_format=torch.channels_last))
+
+    def verify(self) -> None:
+        """Raises RuntimeError if a weight or a buffer changed since the encoder was built."""
+        if encoders.digest(self.network) != self.digest:
+            raise RuntimeError("the frozen encoder changed: a weight or a batch-norm statistic was updated")
+
+
+def as_images(photos: list) -> Tensor:
+    """Photos uint8 (H, W, 3) of one size -> tensor (N, 3, H, W)."""
+    return torch.stack([torch.from_numpy(photo).permute(2, 0, 1) for photo in photos])

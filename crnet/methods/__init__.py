@@ -1,0 +1,77 @@
+"""Methods: one file each, found by name, behind the protocol below.
+
+A method's file declares, as literals that are read without importing it, ``SETTINGS`` (and ``LIMITS``, and
+``TRAINS = False`` if nothing of it is trained), and a function ``build(channels, settings) -> Method``.
+"""
+
+import importlib
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+
+@dataclass
+class Pairs:
+    """N support-query pairs, one support each, as the frozen encoder and the method's ``embed`` see them.
+
+    Attributes:
+        query, support: Embedded photos (N, D, h, w).
+        masked: The embedded support photo with its background removed before the encoder, (N, D, h, w).
+        support_mask: (N, H, W) of {0 background, 1 foreground, 255 void}.
+        query_mask: Likewise; None at test.
+        query_cache, support_cache: Probabilities (N, 2, h, w) kept from an earlier visit of the same photos; zeros
+            where there are none; None unless the method stores a cache.
+    """
+
+    query: Tensor
+    support: Tensor
+    masked: Tensor
+    support_mask: Tensor
+    query_mask: Tensor | None = None
+    query_cache: Tensor | None = None
+    support_cache: Tensor | None = None
+
+
+@dataclass
+class Step:
+    """Result of ``Method.losses``: the scalar to minimise, its named parts for the log, and what to keep in the cache."""
+
+    loss: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    query_probability: Tensor | None = None  # (N, 2, h, w), detached
+    support_probability: Tensor | None = None
+
+
+class Method(nn.Module):
+    """What training and evaluation ask of a method. Encoders are outside: a method sees their maps only.
+
+    Attributes:
+        maps: Indices of the encoder's maps that ``embed`` takes.
+        needs_masked: Whether ``Pairs.masked`` is used; if not, it is not encoded.
+        stores_cache: Whether training keeps the last probabilities of each photo and class for the next visit.
+    """
+
+    maps: tuple[int, ...]
+    needs_masked = True
+    stores_cache = False
+
+    def embed(self, maps: list[Tensor]) -> Tensor:
+        """Chosen encoder maps [(N, C_i, h, w)] of single photos -> (N, D, h, w); photos do not see each other."""
+        raise NotImplementedError
+
+    def losses(self, pairs: Pairs) -> Step:
+        """Training loss of a batch (not called for methods that do not train)."""
+        raise NotImplementedError
+
+    def predict(self, pairs: Pairs, refinements: int) -> Tensor:
+        """Query logits (N, 2, h, w): channel 0 background, 1 foreground."""
+        raise NotImplementedError
+
+    def predict_support(self, pairs: Pairs, refinements: int) -> Tensor | None:
+        """Support logits (N, 2, h, w), or None if the method has no support branch. The branch may see its own mask."""
+        return None
+
+
+def build(name: str, channels: tuple[int, ...], settings: dict) -> Method:
+    """The method called ``name`` for an encoder with these channels; the name was checked when the study was read."""
+    return importlib.import_module(f"crnet.methods.{name.replace('-', '_')}").build(channels, settings)

@@ -1,0 +1,148 @@
+"""CRNet (Liu et al., CVPR 2020, section 4): its modules are in ``crnet/model``, each has its switch here."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from crnet.errors import CrnetError
+from crnet.methods import Method, Pairs, Step
+from crnet.model.condition import Condition, foreground_average_pooling
+from crnet.model.cross_reference import CooccurrenceHead, CrossReference
+from crnet.model.layers import conv, initialise
+from crnet.model.refinement import MaskRefinement
+
+SETTINGS = {
+    "rev": 1,
+    "cross_reference": True,  # module of paper 4.3; Table 2
+    "condition": True,  # module of paper 4.4; Table 2
+    "refinement": True,  # cached branch of paper 4.5; Table 3. Off: one pass, no cache
+    "multi_level": True,  # all maps of the encoder; off: the last alone; Table 3
+    "width": 256,  # channels of the proposed modules [P 5.1]
+    "gate_width": 128,  # between the two FC layers of the cross-reference; unstated
+    "gate_tied": False,  # one pair of FC layers for both branches; "respectively" [P 4.3] reads as separate
+    "cooccurrence_weight": 1.0,  # of the auxiliary loss; the paper names the term, no weight; PFENet's auxiliaries 1.0
+    "support_weight": 1.0,  # of the support branch's loss; likewise
+    "dropout": 0.5,  # of channels in the ASPP [CANet]
+    "initialisation": "normal",  # N(0, 0.01) [CANet]
+    "cache": "stored",  # in training: the prediction of the last visit [CANet]; "unrolled": detached passes in a step
+    "cache_reset": 0.7,  # probability that a stored prediction is replaced by zeros [CANet]
+    "unroll": 2,  # passes of a training step where the cache is "unrolled" [ours]
+}
+LIMITS = {
+    "width": (1, 4096),
+    "gate_width": (1, 4096),
+    "cooccurrence_weight": (0.0, 100.0),
+    "support_weight": (0.0, 100.0),
+    "dropout": (0.0, 0.95),
+    "initialisation": {"normal", "kaiming"},
+    "cache": {"stored", "unrolled"},
+    "cache_reset": (0.0, 1.0),
+    "unroll": (1, 10),
+}
+
+
+VOID = 255
+
+
+class CRNet(Method):
+    """Two symmetric branches that predict query and support at the same time (paper 4.1, Figure 2).
+
+    Without the condition module no support mask is read: the network segments whatever the two photos share.
+    """
+
+    def __init__(self, channels: tuple[int, ...], settings: dict):
+        """Raises CrnetError if both modules that could find the object are switched off."""
+        super().__init__()
+        if not settings["cross_reference"] and not settings["condition"]:
+            raise CrnetError(
+                "crnet: switch on model.cross_reference or model.condition; without both, nothing links the photos."
+            )
+        self.settings = settings
+        self.maps = tuple(range(len(channels))) if settings["multi_level"] else (len(channels) - 1,)
+        self.needs_masked = settings["condition"]
+        self.stores_cache = settings["refinement"] and settings["cache"] == "stored"
+        width = settings["width"]
+        self.enter = conv(sum(channels[i] for i in self.maps), width)
+        if settings["cross_reference"]:
+            self.cross_reference = CrossReference(width, settings["gate_width"], settings["gate_tied"])
+            self.cooccurrence = CooccurrenceHead(width, settings["dropout"])
+        if settings["condition"]:
+            self.condition = Condition(width)
+        self.refine = MaskRefinement(width * (2 if settings["condition"] else 1), width, settings["refinement"])
+        initialise(self, settings["initialisation"])
+
+    def embed(self, maps: list[Tensor]) -> Tensor:
+        """Joined encoder maps -> F (N, W, h, w), paper 4.2."""
+        return F.relu(self.enter(torch.cat(maps, 1)))
+
+    def _reinforce(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        if self.settings["cross_reference"]:
+            return self.cross_reference(pairs.support, pairs.query)
+        return pairs.support, pairs.query
+
+    def _branch(self, reinforced: Tensor, category: Tensor | None) -> Tensor:
+        """Input of the refinement: "the concatenation of the outputs" of condition and cross-reference (paper 4.5)."""
+        if category is None:
+            return reinforced
+        return torch.cat([self.condition(reinforced, category), reinforced], 1)
+
+    def _category(self, pairs: Pairs) -> Tensor | None:
+        """Background removed in the input photo and in its features (paper 4.4)."""
+        if not self.settings["condition"]:
+            return None
+        return foreground_average_pooling(pairs.masked, pairs.support_mask)
+
+    def _recur(self, features: Tensor, cache: Tensor | None, passes: int) -> list[Tensor]:
+        """Logits (N, 2, h, w) of each pass; no gradient flows from a pass into the one before."""
+        read = self.refine.read(features)
+        if not self.settings["refinement"]:
+            return [self.refine(read, None)]
+        if cache is None:
+            cache = features.new_zeros((len(features), 2, *features.shape[-2:]))
+        logits = []
+        for _ in range(passes):
+            logits.append(self.refine(read, cache))
+            cache = logits[-1].detach().float().softmax(1)
+        return logits
+
+    def losses(self, pairs: Pairs) -> Step:
+        """Cross-entropy of query and support masks and of the co-occurring object in both; void is left out."""
+        support, query = self._reinforce(pairs)
+        category = self._category(pairs)
+        passes = self.settings["unroll"] if self.settings["cache"] == "unrolled" else 1
+        query_logits = self._recur(self._branch(query, category), pairs.query_cache, passes)
+        support_logits = self._recur(self._branch(support, category), pairs.support_cache, passes)
+        parts = {
+            "query": _mean_cross_entropy(query_logits, pairs.query_mask),
+            "support": _mean_cross_entropy(support_logits, pairs.support_mask),
+        }
+        loss = parts["query"] + self.settings["support_weight"] * parts["support"]
+        if self.settings["cross_reference"]:
+            both = torch.cat([query, support])
+            masks = torch.cat([pairs.query_mask, pairs.support_mask])
+            parts["cooccurrence"] = _mean_cross_entropy([self.cooccurrence(both)], masks)
+            loss = loss + self.settings["cooccurrence_weight"] * parts["cooccurrence"]
+        probability = [logits[-1].detach().float().softmax(1) for logits in (query_logits, support_logits)]
+        return Step(loss, parts, *probability)
+
+    def predict(self, pairs: Pairs, refinements: int) -> Tensor:
+        _, query = self._reinforce(pairs)
+        return self._recur(self._branch(query, self._category(pairs)), None, refinements)[-1]
+
+    def predict_support(self, pairs: Pairs, refinements: int) -> Tensor:
+        support, _ = self._reinforce(pairs)
+        return self._recur(self._branch(support, self._category(pairs)), None, refinements)[-1]
+
+
+def _mean_cross_entropy(passes: list[Tensor], masks: Tensor) -> Tensor:
+    """Mean over passes of the cross-entropy at the masks' size (N, H, W); 0 where every pixel is void."""
+    losses = []
+    for logits in passes:
+        logits = F.interpolate(logits.float(), size=masks.shape[-2:], mode="bilinear", align_corners=False)
+        total = F.cross_entropy(logits, masks.long(), ignore_index=VOID, reduction="sum")
+        losses.append(total / (masks != VOID).sum().clamp(min=1))
+    return torch.stack(losses).mean()
+
+
+def build(channels: tuple[int, ...], settings: dict) -> Method:
+    return CRNet(channels, settings)

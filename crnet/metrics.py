@@ -1,0 +1,139 @@
+"""IoU from integer counts: mIoU as in Shaban et al. (BMVC 2017), FB-IoU as in Rakelly et al. (2018).
+
+An episode is reduced to pixel counts once, at the original image size; every score is made from sums of
+counts, so that classes, seeds and resamples can be combined later without looking at a mask again.
+
+Pixels marked void (255) follow one of two conventions, both counted in the same pass:
+
+* ``background``: void is background, as in the code of OSLSM and CANet and so, probably, in the paper;
+* ``ignore``: void is left out, as in PFENet, HSNet and most later work (PFENet issue 25: 4.6 mIoU higher).
+"""
+
+import numpy as np
+
+from crnet.errors import CrnetError
+
+VOID = 255
+
+QUERY_COLUMNS = (
+    "ignore_fg_intersection",
+    "ignore_fg_union",
+    "ignore_bg_intersection",
+    "ignore_bg_union",
+    "void_fg_intersection",
+    "void_fg_union",
+    "void_bg_intersection",
+    "void_bg_union",
+)
+SUPPORT_COLUMNS = ("support_fg_intersection", "support_fg_union")
+COUNT_COLUMNS = QUERY_COLUMNS + SUPPORT_COLUMNS
+
+# Where the four counts of a void convention stand within QUERY_COLUMNS.
+VOID_COLUMNS = {"background": slice(4, 8), "ignore": slice(0, 4)}
+METRICS = ("miou", "fbiou")
+
+
+def episode_counts(prediction: np.ndarray, mask: np.ndarray) -> tuple[int, ...]:
+    """Count one query's pixels under both void conventions.
+
+    Args:
+        prediction: bool (H, W), True where foreground is predicted.
+        mask: uint8 (H, W), 1 the episode's class, 0 background, 255 void.
+
+    Returns:
+        Eight integers in the order of ``QUERY_COLUMNS``.
+
+    Raises:
+        CrnetError: shapes differ, the prediction is not boolean, or the mask holds other values.
+    """
+    _check(prediction, mask)
+    truth, void = mask == 1, mask == VOID
+    total, positive, void_total = mask.size, int(truth.sum()), int(void.sum())
+    predicted, hit = int(prediction.sum()), int((prediction & truth).sum())
+    predicted_in_void = int((prediction & void).sum())
+
+    union = predicted + positive - hit
+    seen, seen_union = total - void_total, union - predicted_in_void
+    return (
+        *(hit, seen_union, seen - seen_union, seen - hit),
+        *(hit, union, total - union, total - hit),
+    )
+
+
+def fg_counts(prediction: np.ndarray, mask: np.ndarray) -> tuple[int, int]:
+    """Foreground intersection and union, void left out (``SUPPORT_COLUMNS``); input as ``episode_counts``."""
+    return episode_counts(prediction, mask)[:2]
+
+
+def _check(prediction: np.ndarray, mask: np.ndarray) -> None:
+    if prediction.shape != mask.shape or prediction.ndim != 2:
+        raise CrnetError(
+            f"A prediction of shape {prediction.shape} cannot be scored on a mask of shape {mask.shape}: "
+            "bring it to the mask's height and width first."
+        )
+    if prediction.dtype != np.bool_:
+        raise CrnetError(f"A prediction must be boolean (H, W), not {prediction.dtype}: threshold it first.")
+    known = np.count_nonzero(mask <= 1) + np.count_nonzero(mask == VOID)
+    if known != mask.size:
+        other = sorted(set(np.unique(mask).tolist()) - {0, 1, VOID})
+        raise CrnetError(f"An episode's mask holds the value {other[0]}: only 0, 1 and {VOID} (void) may occur.")
+
+
+def iou(intersection: np.ndarray, union: np.ndarray) -> np.ndarray:
+    """Ratio in [0, 1], of any shape; NaN where the union is 0, because nothing was asked there."""
+    intersection, union = np.asarray(intersection, float), np.asarray(union, float)
+    return np.divide(intersection, union, out=np.full(union.shape, np.nan), where=union > 0)
+
+
+def miou(intersection: np.ndarray, union: np.ndarray) -> np.ndarray:
+    """Mean over classes of the class-accumulated foreground IoU (not the mean of episodes' IoU).
+
+    Args:
+        intersection: (..., classes), summed over the episodes of each class.
+        union: the same shape.
+
+    Returns:
+        (...) in [0, 1]. A class with union 0 was neither present nor predicted: it is left out of the mean
+        instead of counted as 0 or 1; if all classes are such, the result is NaN.
+    """
+    ratio = iou(intersection, union)
+    known = ~np.isnan(ratio)
+    return iou(np.where(known, ratio, 0.0).sum(-1), known.sum(-1))
+
+
+def fb_iou(
+    fg_intersection: np.ndarray, fg_union: np.ndarray, bg_intersection: np.ndarray, bg_union: np.ndarray
+) -> np.ndarray:
+    """Mean of the foreground and the background IoU, each pooled over all classes of a fold.
+
+    Args:
+        fg_intersection, fg_union, bg_intersection, bg_union: (..., classes), summed over episodes.
+
+    Returns:
+        (...) in [0, 1]; NaN if either union is 0.
+    """
+    foreground = iou(np.sum(fg_intersection, -1), np.sum(fg_union, -1))
+    background = iou(np.sum(bg_intersection, -1), np.sum(bg_union, -1))
+    return (foreground + background) / 2
+
+
+def score(sums: np.ndarray, metric: str, void: str) -> np.ndarray:
+    """One metric under one void convention.
+
+    Args:
+        sums: (..., classes, 8), the ``QUERY_COLUMNS`` summed over each class's episodes of one fold.
+        metric: one of ``METRICS``.
+        void: one of ``VOID_COLUMNS``.
+
+    Returns:
+        (...) in [0, 1].
+
+    Raises:
+        CrnetError: unknown metric or void convention.
+    """
+    if metric not in METRICS:
+        raise CrnetError(f"Unknown metric {metric!r}: known are {', '.join(METRICS)}.")
+    if void not in VOID_COLUMNS:
+        raise CrnetError(f"Unknown void convention {void!r}: known are {', '.join(VOID_COLUMNS)}.")
+    columns = np.moveaxis(sums[..., VOID_COLUMNS[void]], -1, 0)  # (4, ..., classes)
+    return miou(*columns[:2]) if metric == "miou" else fb_iou(*columns)

@@ -1,0 +1,56 @@
+"""Layers that several modules share."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def conv(inputs: int, outputs: int, kernel: int | tuple[int, int] = 3, **options) -> nn.Conv2d:
+    """A convolution that keeps the map's size (3 x 3 and biased, paper 5.1 and CaNet@fdce946)."""
+    height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+    dilation = options.get("dilation", 1)
+    padding = (dilation * (height - 1) // 2, dilation * (width - 1) // 2)
+    return nn.Conv2d(inputs, outputs, (height, width), padding=padding, **options)
+
+
+class ResidualConv(nn.Module):
+    """x + conv(ReLU(conv(ReLU(x)))) (N, W, h, w), as CaNet@fdce946 builds its residual blocks."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.first, self.second = conv(width, width), conv(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.relu(self.first(F.relu(x))))
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling (N, W, h, w) -> (N, W, h, w).
+
+    Branches as in CaNet@fdce946: image pooling, 1 x 1, and 3 x 3 dilated by 6, 12 and 18; ReLU and channel dropout
+    after each, joined by a 1 x 1 convolution.
+    """
+
+    def __init__(self, width: int, dropout: float, dilations: tuple[int, ...] = (6, 12, 18)):
+        super().__init__()
+        self.pooled = conv(width, width, 1)
+        self.branches = nn.ModuleList([conv(width, width, 1), *(conv(width, width, dilation=d) for d in dilations)])
+        self.dropout = nn.Dropout2d(dropout)
+        self.join = conv(width * (2 + len(dilations)), width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.dropout(F.relu(self.pooled(x.mean((2, 3), keepdim=True)))).expand_as(x)
+        maps = [pooled, *(self.dropout(F.relu(branch(x))) for branch in self.branches)]
+        return F.relu(self.join(torch.cat(maps, 1)))
+
+
+def initialise(module: nn.Module, how: str) -> None:
+    """Weights of all convolutions and linear layers: ``normal``: N(0, 0.01) as CaNet@fdce946; ``kaiming``: He et al. 2015."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            if how == "normal":
+                nn.init.normal_(layer.weight, std=0.01)
+            else:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

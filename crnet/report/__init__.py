@@ -1,0 +1,1 @@
+"""What people read: tables, plots, sheets, made from stored counts and logs. Nothing here imports torch."""

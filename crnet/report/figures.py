@@ -1,0 +1,214 @@
+"""Plots of tables and of training logs, as PNG (150 dpi) and SVG with equal bytes for equal input.
+
+Colours are those of Okabe and Ito, which survive colour-blindness; what a colour says, a marker or a line
+style says too, for print in grey.
+"""
+
+import io
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from crnet.errors import CrnetError
+from crnet.files import atomic_write, read_csv
+from crnet.report.tables import METRIC_NAMES, VOID_NAMES, VOIDS
+
+BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+SKY, PURPLE, BLACK, GREY = "#56B4E9", "#CC79A7", "#000000", "#777777"
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION, BLACK)
+SHADE = "#EFEFEF"
+FOLD_MARKERS = ("s", "^", "v", "P", "X", "*")
+SEED_LINES = ("-", "--", ":", "-.")
+
+STYLE = {
+    **{"font.size": 9, "axes.titlesize": 10, "legend.fontsize": 8.5, "font.family": "DejaVu Sans"},
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True},
+    **{"grid.color": "#DDDDDD", "grid.linewidth": 0.6, "legend.frameon": False, "svg.hashsalt": "crnet"},
+}
+WIDTH = 9.0  # inches; at 150 dpi somewhat wider than a page on GitHub, so text stays sharp
+
+
+def save(figure: Figure, out_prefix: Path) -> None:
+    """Write ``<out_prefix>.png`` and ``.svg`` without a date or a version inside."""
+    for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+        content = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            figure.savefig(content, format=suffix, dpi=150, metadata=metadata)
+        atomic_write(f"{out_prefix}.{suffix}", content.getvalue())
+
+
+# ---------------------------------------------------------------- a table with its intervals
+
+
+def plot_table(job: dict[str, Any], table_csv: Path, out_prefix: Path) -> None:
+    """Every row of a table: mean with interval, folds, the controls as floors, the paper's value.
+
+    Args:
+        job: the table job.
+        table_csv: the long CSV that ``tables.render_table`` wrote.
+        out_prefix: path without suffix.
+
+    Raises:
+        CrnetError: the CSV belongs to another table.
+    """
+    lines = read_csv(table_csv)
+    if {line["table"] for line in lines} != {job["table"]}:
+        raise CrnetError(f"{table_csv} does not hold {job['table']}: render the table first.")
+    marks = [(row, shots) for row in job["rows"] for shots in job["shots"]]
+    marks.sort(key=lambda mark: mark[0]["control"])  # stable: the paper's order, controls last
+    metrics = job["metrics"]
+    with matplotlib.rc_context(STYLE):
+        height = 1.1 + len(metrics) * (0.75 + 0.38 * len(marks))
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure.suptitle(job["title"], fontsize=11, x=0.01, ha="left")
+        grid = figure.subplots(len(metrics), len(VOIDS), squeeze=False, sharey=True, sharex="row")
+        for metric, axes_row in zip(metrics, grid, strict=True):
+            for void, axes in zip(VOIDS, axes_row, strict=True):
+                chosen = [line for line in lines if (line["metric"], line["void"]) == (metric, void)]
+                _table_panel(axes, marks, chosen)
+                axes.set_title(f"{METRIC_NAMES[metric]}, {VOID_NAMES[void]}", loc="left")
+            axes_row[0].set_yticks(range(len(marks)), [_mark_label(job, *mark) for mark in marks])
+            axes_row[0].set_ylim(len(marks) - 0.5, -0.5)
+            shown = [
+                float(line[key])
+                for line in lines
+                for key in ("value", "low", "high", "paper")
+                if line[key] and line["metric"] == metric
+            ]
+            axes_row[0].set_xlim(*_limits(shown))
+        for axes in grid[-1]:
+            axes.set_xlabel("percent")
+        handles = _table_legend(job, lines)
+        figure.legend(handles=handles, loc="outside lower center", ncols=(len(handles) + 1) // 2)
+    save(figure, out_prefix)
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """Axis from a little left of the least value to a little right of the greatest, within [0, 100]."""
+    if not values:
+        return 0, 100
+    margin = max(1.0, 0.06 * (max(values) - min(values)))
+    return max(0, min(values) - margin), min(100, max(values) + margin)
+
+
+def _mark_label(job: dict, row: dict, shots: int) -> str:
+    return row["label"] if len(job["shots"]) == 1 else f"{row['label']}, {shots}-shot"
+
+
+def _table_panel(axes: Axes, marks: Sequence[tuple[dict, int]], lines: Sequence[dict[str, str]]) -> None:
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    floors = []
+    for y, (row, shots) in enumerate(marks):
+        own = [line for line in lines if line["row"] == row["id"] and line["shots"] == str(shots)]
+        folds, mean = own[:-1], own[-1]
+        colour = GREY if row["control"] else BLUE
+        for fold in folds:
+            if fold["value"]:
+                marker = _cycle(FOLD_MARKERS, int(fold["fold"]))
+                # below the interval, so that neither hides the other
+                axes.plot(float(fold["value"]), y + 0.29, marker, ms=3.6, mfc="none", mec=colour, mew=0.8)
+        if mean["value"]:
+            value, low, high = (float(mean[key]) for key in ("value", "low", "high"))
+            axes.plot([low, high], [y, y], color=colour, lw=1.8, marker="|", ms=8, mew=1.4)
+            axes.plot(value, y, "o", color=colour, ms=4.5)
+            if row["control"]:
+                floors.append(value)
+        else:
+            axes.text(0.02, y, mean["note"], transform=axes.get_yaxis_transform(), color=VERMILLION, va="center")
+        if mean["paper"]:
+            axes.plot(float(mean["paper"]), y - 0.31, "D", mfc="white", mec=VERMILLION, mew=1.2, ms=4.5)
+    if floors:
+        axes.axvspan(0, max(floors), color=SHADE, lw=0, zorder=0)
+        first = sum(not row["control"] for row, _ in marks)
+        axes.axhline(first - 0.5, color=GREY, lw=0.8)
+
+
+def _table_legend(job: dict, lines: Sequence[dict[str, str]]) -> list[Line2D | Patch]:
+    """What the marks mean; a legend of two lines, filled column by column, shows meanings above folds."""
+
+    def interval(colour: str, label: str) -> Line2D:
+        return Line2D([], [], color=colour, lw=1.8, marker="o", ms=4.5, label=label)
+
+    def dot(marker: str, label: str, **style: Any) -> Line2D:
+        return Line2D([], [], ls="", marker=marker, mfc="none", label=label, **style)
+
+    meanings: list[Line2D | Patch] = [interval(BLUE, "mean over folds, 95 % interval")]
+    if any(row["control"] for row in job["rows"]):
+        meanings += [interval(GREY, "control"), Patch(color=SHADE, label="not above the best control")]
+    if any(line["paper"] for line in lines):
+        label = "paper (other data)" if job["orientation_only"] else "paper"
+        meanings.append(dot("D", label, mec=VERMILLION, mew=1.2, ms=4.5))
+    folds = [dot(_cycle(FOLD_MARKERS, fold), f"fold {fold}", mec=BLUE, ms=4.5) for fold in job["folds"]]
+    empty = Line2D([], [], ls="", label=" ")
+    return [handle for pair in zip_longest(meanings, folds, fillvalue=empty) for handle in pair]
+
+
+# ---------------------------------------------------------------- training
+
+
+def plot_losses(training_csv: Path, out_prefix: Path, title: str = "Training") -> None:
+    """Loss and base-class mIoU of every run: panels per variant, a colour per fold, a dash per seed.
+
+    Args:
+        training_csv: long CSV with the columns run, label, fold, seed, step, loss and base_miou (in [0, 1],
+            empty where it was not measured); others are not read.
+        out_prefix: path without suffix.
+        title: heading of the figure.
+
+    Raises:
+        CrnetError: no line, a missing column, or a base_miou outside [0, 1].
+    """
+    lines = read_csv(training_csv)
+    missing = {"run", "label", "fold", "seed", "step", "loss", "base_miou"} - set(lines[0] if lines else ())
+    if missing:
+        raise CrnetError(f"{training_csv} has no line with the column {min(missing)}: no training was logged.")
+    if any(line["base_miou"] and not 0 <= float(line["base_miou"]) <= 1 for line in lines):
+        raise CrnetError(f"{training_csv} holds a base_miou outside [0, 1]: log fractions, not percent.")
+    labels = list(dict.fromkeys(line["label"] for line in lines))
+    folds = sorted({int(line["fold"]) for line in lines})
+    seeds = sorted({int(line["seed"]) for line in lines})
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 1.2 + 1.45 * len(labels)), layout="constrained")
+        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+        grid = figure.subplots(len(labels), 2, squeeze=False, sharex=True, sharey="col")
+        for label, axes_row in zip(labels, grid, strict=True):
+            _training_panels(axes_row, [line for line in lines if line["label"] == label])
+            axes_row[0].set_title(label, loc="left")
+            axes_row[0].set_ylabel("loss")
+            axes_row[1].set_ylabel("percent")
+        grid[0][1].set_title("base-class mIoU", loc="left")
+        for axes in grid[-1]:
+            axes.set_xlabel("training step")
+        handles = [
+            Line2D([], [], color=_cycle(COLOURS, fold), marker=_cycle(FOLD_MARKERS, fold), ms=4, label=f"fold {fold}")
+            for fold in folds
+        ]
+        handles += [Line2D([], [], color=BLACK, ls=_cycle(SEED_LINES, seed), label=f"seed {seed}") for seed in seeds]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8))
+    save(figure, out_prefix)
+
+
+def _training_panels(axes_row: Sequence[Axes], lines: Sequence[dict[str, str]]) -> None:
+    for run in dict.fromkeys(line["run"] for line in lines):
+        own = sorted((line for line in lines if line["run"] == run), key=lambda line: int(line["step"]))
+        fold, seed = int(own[0]["fold"]), int(own[0]["seed"])
+        style = {"color": _cycle(COLOURS, fold), "ls": _cycle(SEED_LINES, seed), "lw": 1.1, "ms": 4}
+        for axes, column, scale in zip(axes_row, ("loss", "base_miou"), (1, 100), strict=True):
+            points = [(int(line["step"]), scale * float(line[column])) for line in own if line[column]]
+            if points:
+                # one marker, at the end of the line: tells the folds apart in grey print
+                axes.plot(*zip(*points, strict=True), marker=_cycle(FOLD_MARKERS, fold), markevery=[-1], **style)
+
+
+def _cycle(values: Sequence[Any], index: int) -> Any:
+    return values[index % len(values)]

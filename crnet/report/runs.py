@@ -1,0 +1,208 @@
+"""The index of a study: one row a run with everything that defines it, and all training logs in one table.
+
+Both files are made from what the jobs left (``train.json``, ``log.csv``, ``evaluation.json`` with
+``counts.csv``) and can be made again at any time; tables do not depend on them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from crnet.bootstrap import estimate, read_fold
+from crnet.errors import CrnetError
+from crnet.files import canonical, read_csv, read_json, write_csv
+
+Row = dict[str, Any]
+
+IDENTITY = [
+    "run",
+    "kind",
+    "status",
+    "failed",
+    "train_run",
+    "method",
+    "variant",
+    "dataset.name",
+    "fold",
+    "seed",
+    "shots",
+]
+METRICS = [
+    "miou_ignore",
+    "fbiou_ignore",
+    "miou_background",
+    "fbiou_background",
+]  # percent; the suffix: void pixels
+PROVENANCE = [
+    *("started", "seconds", "peak_memory_bytes", "images_per_second", "episodes_per_second", "parameters"),
+    *("device", "threads", "platform", "cpu", "gpu", "commit", "dirty"),
+    *("versions.python", "versions.torch", "versions.torchvision", "versions.numpy"),
+    *("dataset_digest", "encoder_digest", "weights_sha256", "episodes_digest"),
+]
+LOG_FIRST = ["epoch", "step", "loss"]
+LOG_LAST = ["lr", "images_per_second", "peak_memory_bytes", "base_miou", "support_iou", "seconds"]
+SETTINGS = ("dataset.", "encoder.", "episodes.", "evaluate.", "model.", "train.")
+
+# What a variant may differ in: all settings but those that name a cell of a table or follow from the code's
+# state.
+VARIANT_SECTIONS = ("model.", "encoder.", "train.", "evaluate.")
+NOT_A_VARIANT = {"evaluate.shots", "model.rev", "encoder.rev", "train.rev", "evaluate.rev"}
+
+
+def collect(
+    train_jsons: Sequence[Path],
+    log_csvs: Sequence[Path],
+    evaluation_jsons: Sequence[Path],
+    runs_csv: Path,
+    training_csv: Path,
+) -> None:
+    """Write the two index files of a study.
+
+    ``runs_csv``: one row a run, training before evaluation; the same columns in every row, empty where they
+    do not apply. Settings are named by their path (``train.lr``), values other than text are JSON. A failed
+    run stays, with its reason. ``training_csv``: every row of every log, preceded by the run, method,
+    variant, fold and seed it belongs to.
+
+    Args:
+        train_jsons: Every ``train.json`` of the study.
+        log_csvs: The ``log.csv`` beside each of them, where there is one.
+        evaluation_jsons: Every ``evaluation.json``; the counts are read from the ``counts.csv`` beside it.
+
+    Raises:
+        CrnetError: A run is given twice, a log has no ``train.json`` beside it, or a file is not what it
+        should be.
+    """
+    trained = {Path(path).parent: _row(Path(path), "train") for path in train_jsons}
+    names = {canonical(row.pop("spec")): row["run"] for row in trained.values()}
+    evaluated = [_row(Path(path), "evaluate") for path in evaluation_jsons]
+    for row in evaluated:
+        row["train_run"] = names.get(canonical(row.pop("spec")["train"]))
+    rows = [*trained.values(), *evaluated]
+    _refuse_duplicates(rows)
+    for kind in (list(trained.values()), evaluated):
+        for row, label in zip(kind, variants(kind), strict=True):
+            row["variant"] = label
+    write_csv(runs_csv, *_table(sorted(rows, key=_order)))
+    write_csv(training_csv, *_training(trained, log_csvs))
+
+
+def _row(path: Path, kind: str) -> Row:
+    """One run as a flat row, with its nested specification kept under "spec" for the caller to take out."""
+    report = read_json(path)
+    try:
+        run, spec = report.pop("run"), report.pop("spec")
+        training = spec if kind == "train" else spec["train"]
+        identity = {"run": run, "kind": kind, "method": training["method"], "fold": training["fold"]}
+        identity |= {"seed": training["seed"], "dataset.name": training["dataset"]["name"]}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CrnetError(
+            f"{path}: is not the report of a run ({error!r} is missing); delete it and run its job again."
+        ) from error
+    failed = report.pop("failed", None)
+    settings = (
+        flatten(training) if kind == "train" else flatten({**spec, **training, "train": training.get("train", {})})
+    )
+    if kind == "evaluate":
+        identity["shots"] = spec["evaluate"]["shots"]
+        if not failed:
+            report |= headline(path.with_name("counts.csv"))
+    status = {"status": "failed" if failed else "finished", "failed": failed}
+    versions = flatten({"versions": report.pop("versions", {})})
+    return {**report, **versions, **settings, **identity, **status, "spec": spec}
+
+
+def headline(counts_csv: Path) -> dict[str, float]:
+    """mIoU and FB-IoU in percent over all episodes, both void conventions, estimated as in the tables."""
+    fold = [read_fold(0, {0: counts_csv})]
+    scores = {
+        f"{metric}_{void}": estimate(fold, metric, void)
+        for metric in ("miou", "fbiou")
+        for void in ("ignore", "background")
+    }
+    return {name: round(100 * value, 4) for name, value in scores.items()}
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> Row:
+    """Nested mappings as one, keys joined by dots; anything else, lists too, is a value."""
+    flat: Row = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _refuse_duplicates(rows: Iterable[Row]) -> None:
+    seen: set[str] = set()
+    for row in rows:
+        if row["run"] in seen:
+            raise CrnetError(
+                f"run {row['run']!r} is reported twice; delete the folder that does not belong to this study."
+            )
+        seen.add(row["run"])
+
+
+def variants(rows: Sequence[Row]) -> list[str]:
+    """A readable name for each run: its method and in what it differs from the other runs of that method.
+
+    Switches that some runs have off read "without cross_reference", other settings "scales=[1.0]"; sections
+    are named only where a setting's name occurs in two of them. The label depends on the runs of the study,
+    so it names them for readers and is no key.
+    """
+    differing = {}
+    for method in {row["method"] for row in rows}:
+        same = [row for row in rows if row["method"] == method]
+        keys = {key for row in same for key in row if key.startswith(VARIANT_SECTIONS)} - NOT_A_VARIANT
+        differing[method] = sorted(key for key in keys if len({canonical(row.get(key)) for row in same}) > 1)
+    return [_label(row, differing[row["method"]]) for row in rows]
+
+
+def _label(row: Row, differing: Sequence[str]) -> str:
+    ends = [key.split(".", 1)[1] for key in differing]
+    shown = {key: end if ends.count(end) == 1 else key for key, end in zip(differing, ends, strict=True)}
+    off = [shown[key] for key in differing if row.get(key) is False]
+    others = [f"{shown[key]}={text(row[key])}" for key in differing if key in row and not isinstance(row[key], bool)]
+    parts = [f"without {', '.join(off)}"] if off else []
+    return " ".join([row["method"], *parts]) + "".join(f", {other}" for other in others)
+
+
+def text(value: Any) -> str:
+    """How a value stands in a cell: text as it is, nothing as an empty cell, anything else as JSON."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else canonical(value)
+
+
+def _order(row: Row) -> tuple:
+    place = (row["fold"], row["seed"], row.get("shots") or 0, row["run"])
+    return (row["kind"] != "train", row["dataset.name"], row["method"], row["variant"], *place)
+
+
+def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    fixed = {*IDENTITY, *METRICS, *PROVENANCE}
+    others = sorted(set(chain.from_iterable(rows)) - fixed)
+    settings = [key for key in others if key.startswith(SETTINGS)]
+    header = [*IDENTITY, *METRICS, *settings, *PROVENANCE, *(key for key in others if key not in settings)]
+    return header, [[text(row.get(key)) for key in header] for row in rows]
+
+
+def _training(trained: Mapping[Path, Row], log_csvs: Sequence[Path]) -> tuple[list[str], list[list[str]]]:
+    logs = []
+    for path in map(Path, log_csvs):
+        if path.parent not in trained:
+            raise CrnetError(
+                f"{path}: has no train.json beside it, so its run is unknown; delete it or run its job again."
+            )
+        logs.append((trained[path.parent], read_csv(path)))
+    logs.sort(key=lambda log: _order(log[0]))
+    found = {key for _, lines in logs for line in lines for key in line}
+    columns = [*LOG_FIRST, *sorted(found - {*LOG_FIRST, *LOG_LAST}), *LOG_LAST]
+    about = ["run", "method", "variant", "fold", "seed"]
+    rows = [
+        [*(text(row[key]) for key in about), *(line.get(key, "") for key in columns)]
+        for row, lines in logs
+        for line in lines
+    ]
+    return [*about, *columns], rows

@@ -1,0 +1,296 @@
+"""The training loop: one fold, one seed, one variant. Killed at any moment it goes on and ends with the same bits on CPU."""
+
+import math
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from crnet import methods, provenance
+from crnet.checkpoint import load_state, remove_state, save_state
+from crnet.data.index import Index
+from crnet.encoding import FrozenEncoder, autocast
+from crnet.errors import CrnetError
+from crnet.features import FeatureStore
+from crnet.files import atomic_write, canonical, sha256_file, write_csv, write_json
+from crnet.machine import configure
+from crnet.methods import Pairs
+from crnet.metrics import fg_counts, miou
+from crnet.seeding import derive
+from crnet.training.cache import ProbabilityCache
+from crnet.training.episodes import EpisodeSource
+from crnet.training.optimisation import learning_rate, optimiser
+from crnet.training.sources import Batch, CachedSource, LiveSource
+
+CHECKPOINT_SECONDS = 60.0
+LOG_COLUMNS = ("epoch", "step", "loss", "query", "support", "cooccurrence", "lr", "images_per_second",
+               "peak_memory_bytes", "base_miou", "support_iou", "seconds")  # fmt: skip
+
+
+class Preempted(Exception):
+    """SIGTERM arrived and the state is saved: start the same command again to go on."""
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Files of one training. ``state`` is the only one that a killed run leaves behind."""
+
+    data: Path
+    encoder: Path | None
+    features: Path | None
+    out: Path
+    state: Path
+
+
+@dataclass
+class _Progress:
+    step: int = 0
+    seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)  # of the epoch under way
+    log: list[dict[str, float]] = field(default_factory=list)
+
+
+def train(spec: dict, paths: Paths, device: str, threads: int, workers: int = 0) -> None:
+    """Train one variant and write ``model.safetensors``, ``log.csv`` and ``train.json`` into ``paths.out``.
+
+    Args:
+        spec: As ``crnet.config.resolve`` makes it: method, model, dataset, encoder, fold, seed, train.
+        workers: Loader processes for live features; any number gives the same result.
+
+    Raises:
+        CrnetError: Data, features or encoder do not fit the specification, or the loss is no longer finite.
+        Preempted: SIGTERM arrived; the state is saved.
+    """
+    configure(device, threads)
+    _Training(spec, paths, torch.device(device), threads, workers).run()
+
+
+class _Training:
+    def __init__(self, spec: dict, paths: Paths, device: torch.device, threads: int, workers: int):
+        self.spec, self.paths, self.device = spec, paths, device
+        self.provenance = provenance.record(device.type, threads)
+        self.settings = spec["train"]
+        self.index = Index.load(paths.data)
+        self.encoder = FrozenEncoder(spec["encoder"], paths.encoder, device, self.settings["precision"])
+        torch.manual_seed(derive("initial weights", spec["method"], spec["seed"]))
+        self.method = methods.build(spec["method"], self.encoder.channels, spec["model"])
+        self.method.to(device, memory_format=torch.channels_last)
+        fold, seed = spec["fold"], spec["seed"]
+        pairs = self.index.training_pairs(fold, self.settings["novel_pixels"])
+        self.episodes = EpisodeSource(self.index, pairs, fold, seed, self.settings["views"])
+        self.epoch_episodes = self.settings["epoch_episodes"] or len(pairs)
+        self.source = self._open_source(workers)
+        self.epoch_steps = math.ceil(self.epoch_episodes / self.settings["batch"])
+        self.steps = self.epoch_steps * self.settings["epochs"]
+        self.optimiser = optimiser(self.method, self.settings)
+        self.cache = ProbabilityCache(spec["model"].get("cache_reset", 0.0), fold, seed)
+        self.progress = _Progress()
+        self._terminated = False
+
+    def _open_source(self, workers: int) -> CachedSource | LiveSource:
+        novel = self.index.novel_classes(self.spec["fold"])
+        void_classes = novel if self.settings["novel_pixels"] == "void" else ()
+        if self.paths.features is None:
+            return LiveSource(self.index, self.encoder, self.method, self.settings, void_classes, workers)
+        store = FeatureStore(self.paths.features, self.index.digest, self.encoder.digest)
+        return CachedSource(store, self.method, void_classes)
+
+    def run(self) -> None:
+        self._restore()
+        previous = signal.signal(signal.SIGTERM, self._on_terminate)
+        try:
+            while self.progress.step < self.steps:
+                self._epoch(self.progress.step // self.epoch_steps)
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+        self._finish()
+
+    def _epoch(self, epoch: int) -> None:
+        batch_size = self.settings["batch"]
+        done = self.progress.step - epoch * self.epoch_steps
+        episodes = self.episodes.epoch(epoch, self.epoch_episodes)[done * batch_size :]
+        self.method.train()
+        started = saved = time.monotonic()
+        before = self.progress.seconds
+        for batch in self.source.batches(episodes, batch_size):
+            self._step(batch)
+            self.progress.seconds = before + time.monotonic() - started
+            if self._terminated:
+                self._save()
+                raise Preempted(
+                    f"stopped by SIGTERM after step {self.progress.step}; the state is in {self.paths.state}."
+                )
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                self._save()
+                saved = time.monotonic()
+        self._log_epoch(epoch)
+        self._save()
+
+    def _step(self, batch: Batch) -> None:
+        progress, settings = self.progress, self.settings
+        # Reseeding each step makes dropout a function of the step: a resumed run needs no random state.
+        torch.manual_seed(derive("step", self.spec["fold"], self.spec["seed"], progress.step))
+        rate = learning_rate(settings, progress.step, self.steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        with autocast(self.device, settings["precision"]):
+            pairs = self._pairs(batch)
+            result = self.method.losses(pairs)
+        if not torch.isfinite(result.loss):
+            raise CrnetError(
+                f"{self.paths.out.name}: the loss is {result.loss.item()} at step {progress.step} (lr {rate:.3g}); "
+                f"the last good state is {self.paths.state}. Lower train.lr or use precision float32."
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        result.loss.backward()
+        self.optimiser.step()
+        if self.method.stores_cache:
+            self.cache.write(_keys(batch, "query"), batch.query_flipped, result.query_probability)
+            self.cache.write(_keys(batch, "support"), batch.support_flipped, result.support_probability)
+        for name, value in {"loss": result.loss, **result.parts}.items():
+            progress.sums[name] = progress.sums.get(name, 0.0) + value.item() * len(batch.episodes)
+        progress.sums["episodes"] = progress.sums.get("episodes", 0.0) + len(batch.episodes)
+        progress.step += 1
+
+    def _pairs(self, batch: Batch, cached: bool = True) -> Pairs:
+        """Embed all photos of a batch at once, then take them apart again."""
+        n = len(batch.episodes)
+        groups = [batch.query, batch.support, *([batch.masked] if batch.masked else [])]
+        dtype = torch.float32 if self.settings["precision"] == "float32" else torch.bfloat16
+        maps = [torch.cat([m.to(self.device, dtype) for m in level]) for level in zip(*groups, strict=True)]
+        embedded = self.method.embed(maps)
+        query, support = embedded[:n], embedded[n : 2 * n]
+        pairs = Pairs(
+            query,
+            support,
+            embedded[2 * n :] if batch.masked else support,
+            batch.support_mask.to(self.device),
+            batch.query_mask.to(self.device),
+        )
+        if cached and self.method.stores_cache:
+            step = self.progress.step
+            pairs.query_cache = self.cache.read(_keys(batch, "query"), batch.query_flipped, step, "query", query)
+            pairs.support_cache = self.cache.read(
+                _keys(batch, "support"), batch.support_flipped, step, "support", support
+            )
+        return pairs
+
+    def _log_epoch(self, epoch: int) -> None:
+        progress = self.progress
+        seen = progress.sums.pop("episodes")
+        base, support = self._score_base()
+        row = {
+            "epoch": epoch + 1,
+            "step": progress.step,
+            "lr": learning_rate(self.settings, progress.step - 1, self.steps),
+        }
+        row |= {name: total / seen for name, total in progress.sums.items()}
+        images = (epoch + 1) * self.epoch_episodes * (3 if self.method.needs_masked else 2)
+        row |= {
+            "images_per_second": images / max(progress.seconds, 1e-9),
+            "peak_memory_bytes": provenance.peak_memory_bytes(self.device.type),
+            "base_miou": base,
+            "support_iou": support,
+            "seconds": progress.seconds,
+        }
+        progress.log.append(row)
+        progress.sums = {}
+        print(
+            f"epoch {epoch + 1}/{self.settings['epochs']}  step {progress.step}/{self.steps}  loss {row['loss']:.4f}  "
+            f"lr {row['lr']:.2e}  base mIoU {100 * base:.1f}  {row['images_per_second']:.0f} img/s",
+            flush=True,
+        )
+
+    @torch.no_grad()
+    def _score_base(self) -> tuple[float, float]:
+        """mIoU of fixed base-class episodes at input size, and foreground IoU of their supports; for the log only."""
+        count = self.settings["base_episodes"]
+        if not count:
+            return math.nan, math.nan
+        self.method.eval()
+        totals: dict[int, tuple[int, int]] = {}
+        support_total = (0, 0)
+        for batch in self.source.batches(self.episodes.base(count), self.settings["batch"], augment=False):
+            with autocast(self.device, self.settings["precision"]):
+                pairs = self._pairs(batch, cached=False)
+                query = self.method.predict(pairs, refinements=1)
+                support = self.method.predict_support(pairs, refinements=1)
+            for i, episode in enumerate(batch.episodes):
+                counts = fg_counts(_mask(query, i, batch), batch.query_mask[i].numpy())
+                totals[episode.class_id] = _plus(totals.get(episode.class_id, (0, 0)), counts)
+                if support is not None:
+                    support_total = _plus(
+                        support_total, fg_counts(_mask(support, i, batch), batch.support_mask[i].numpy())
+                    )
+        intersections, unions = zip(*totals.values(), strict=True)
+        return float(miou(intersections, unions)), support_total[0] / max(1, support_total[1])
+
+    def _on_terminate(self, signum, frame) -> None:
+        self._terminated = True
+
+    def _save(self) -> None:
+        progress = self.progress
+        state = {
+            "spec": canonical(self.spec),
+            "method": self.method.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "cache": self.cache.state(),
+            "progress": vars(progress),
+        }
+        save_state(self.paths.state, state)
+
+    def _restore(self) -> None:
+        state = load_state(self.paths.state)
+        if state is None:
+            return
+        if state["spec"] != canonical(self.spec):
+            raise CrnetError(f"{self.paths.state}: belongs to another training; move it away.")
+        self.method.load_state_dict(state["method"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.cache.restore(state["cache"])
+        self.progress = _Progress(**state["progress"])
+        print(f"resumed at step {self.progress.step} of {self.steps}", flush=True)
+
+    def _finish(self) -> None:
+        self.encoder.verify()
+        out = self.paths.out
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.method.state_dict().items()}
+        weights = out / "model.safetensors"
+        atomic_write(weights, save(tensors, metadata={"spec": canonical(self.spec)}))
+        rows = [[_cell(row.get(column, "")) for column in LOG_COLUMNS] for row in self.progress.log]
+        write_csv(out / "log.csv", LOG_COLUMNS, rows)
+        write_json(out / "train.json", {
+            "run": out.name,
+            "spec": self.spec,
+            **self.provenance,
+            "seconds": round(self.progress.seconds, 2),
+            "peak_memory_bytes": provenance.peak_memory_bytes(self.device.type),
+            "images_per_second": self.progress.log[-1]["images_per_second"],
+            "dataset_digest": self.index.digest,
+            "encoder_digest": self.encoder.digest,
+            "weights_sha256": sha256_file(weights),
+            "parameters": sum(t.numel() for t in tensors.values()),
+        })  # fmt: skip
+        remove_state(self.paths.state)
+
+
+def _keys(batch: Batch, branch: str) -> list[tuple[str, int]]:
+    return [(getattr(episode, branch), episode.class_id) for episode in batch.episodes]
+
+
+def _mask(logits: Tensor, number: int, batch: Batch):
+    size = batch.query_mask.shape[-2:]
+    upsampled = torch.nn.functional.interpolate(logits[number : number + 1].float(), size=size, mode="bilinear")
+    return (upsampled[0, 1] > upsampled[0, 0]).cpu().numpy()
+
+
+def _plus(total: tuple[int, int], counts: tuple[int, int]) -> tuple[int, int]:
+    return total[0] + counts[0], total[1] + counts[1]
+
+
+def _cell(value: float | str) -> float | str:
+    return f"{value:.6g}" if isinstance(value, float) else value

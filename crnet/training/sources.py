@@ -1,0 +1,150 @@
+"""From training episodes to batches of encoder maps: encoded on the fly, or read from the feature store."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from crnet.data import transforms
+from crnet.data.index import Index, binary_mask
+from crnet.encoding import FrozenEncoder, as_images
+from crnet.features import FeatureStore
+from crnet.methods import Method
+from crnet.training.episodes import TrainingEpisode
+
+
+@dataclass
+class Batch:
+    """N episodes as maps of the frozen encoder.
+
+    Attributes:
+        query, support, masked: Maps [(N, C_i, h, w)] that the method takes; ``masked`` is None if it needs none.
+        query_mask, support_mask: uint8 (N, S, S) of {0, 1, 255 void}.
+        query_flipped, support_flipped: Per episode, whether the map is mirrored; None if it is cropped or scaled, so
+            that predictions of two visits do not lie on each other.
+    """
+
+    episodes: list[TrainingEpisode]
+    query: list[Tensor]
+    support: list[Tensor]
+    masked: list[Tensor] | None
+    query_mask: Tensor
+    support_mask: Tensor
+    query_flipped: list[bool] | None
+    support_flipped: list[bool] | None
+
+
+class CachedSource:
+    """Batches from a feature store. No augmentation but the store's views."""
+
+    def __init__(self, store: FeatureStore, method: Method, void_classes: tuple[int, ...]):
+        self.store, self.method, self.void_classes = store, method, void_classes
+
+    def batches(self, episodes: list[TrainingEpisode], size: int, augment: bool = True) -> Iterator[Batch]:
+        for start in range(0, len(episodes), size):
+            yield self._batch(episodes[start : start + size])
+
+    def _batch(self, episodes: list[TrainingEpisode]) -> Batch:
+        store, maps = self.store, self.method.maps
+        masked = None
+        if self.method.needs_masked:
+            masked = store.masked([(e.support, e.class_id, e.support_view) for e in episodes], maps)
+        return Batch(
+            episodes,
+            store.photos([(e.query, e.query_view) for e in episodes], maps),
+            store.photos([(e.support, e.support_view) for e in episodes], maps),
+            masked,
+            self._masks([(e.query, e.query_view, e.class_id) for e in episodes]),
+            self._masks([(e.support, e.support_view, e.class_id) for e in episodes]),
+            [transforms.is_flipped(store.kind, e.query_view) for e in episodes],
+            [transforms.is_flipped(store.kind, e.support_view) for e in episodes],
+        )
+
+    def _masks(self, keys: list[tuple[str, int, int]]) -> Tensor:
+        masks = [binary_mask(self.store.mask(photo, view), c, self.void_classes) for photo, view, c in keys]
+        return torch.from_numpy(np.stack(masks))
+
+
+class LiveSource:
+    """Batches from photos: decoded and augmented by loader workers, encoded here.
+
+    Each episode carries its own seed, so the number of workers does not change a single bit.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        encoder: FrozenEncoder,
+        method: Method,
+        settings: dict,
+        void_classes: tuple[int, ...],
+        workers: int,
+    ):
+        self.index, self.encoder, self.method, self.settings = index, encoder, method, settings
+        self.void_classes, self.workers = void_classes, workers
+
+    def batches(self, episodes: list[TrainingEpisode], size: int, augment: bool = True) -> Iterator[Batch]:
+        how = self.settings["augment"] if augment else "none"
+        photos = _EpisodePhotos(
+            self.index, episodes, self.settings["size"], self.settings["views"], how, self.void_classes
+        )
+        loader = DataLoader(
+            photos,
+            size,
+            num_workers=self.workers,
+            collate_fn=list,
+            pin_memory=False,
+            multiprocessing_context="forkserver" if self.workers else None,
+        )
+        for start, rows in zip(range(0, len(episodes), size), loader, strict=True):
+            yield self._batch(episodes[start : start + size], rows, how)
+
+    def _batch(self, episodes: list[TrainingEpisode], rows: list, how: str) -> Batch:
+        queries, query_masks, supports, support_masks = zip(*rows, strict=True)
+        query_mask, support_mask = (torch.from_numpy(np.stack(m)) for m in (query_masks, support_masks))
+        n, keep_all = len(rows), torch.ones_like(query_mask, dtype=torch.bool)
+        images, keep = [*queries, *supports], [keep_all, keep_all]
+        if self.method.needs_masked:  # one pass for all three: query, support, support without background
+            images, keep = [*images, *supports], [*keep, support_mask == 1]
+        maps = self.encoder(as_images(images), torch.cat(keep))
+        chosen = [maps[i] for i in self.method.maps]
+        kind = self.settings["views"]
+        return Batch(
+            episodes,
+            [m[:n] for m in chosen],
+            [m[n : 2 * n] for m in chosen],
+            [m[2 * n :] for m in chosen] if self.method.needs_masked else None,
+            query_mask,
+            support_mask,
+            None if how == "both" else [transforms.is_flipped(kind, e.query_view) for e in episodes],
+            None if how != "none" else [transforms.is_flipped(kind, e.support_view) for e in episodes],
+        )
+
+
+class _EpisodePhotos(Dataset):
+    """Episode number -> (query (S, S, 3), its mask (S, S), support, its mask); a pure function of the episode."""
+
+    def __init__(self, index, episodes, size, views, augment, void_classes):
+        self.index, self.episodes, self.size, self.views = index, episodes, size, views
+        self.augment, self.void_classes = augment, void_classes
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray, ...]:
+        episode = self.episodes[number]
+        generator = np.random.default_rng(episode.seed)
+        support = self._photo(episode.support, episode.support_view, episode, generator, self.augment != "none")
+        query = self._photo(episode.query, episode.query_view, episode, generator, self.augment == "both")
+        return *query, *support
+
+    def _photo(self, photo, view, episode, generator, augment):
+        image = transforms.apply_view(self.views, view, transforms.squash(self.index.read_image(photo), self.size))
+        mask = transforms.squash_mask(self.index.read_mask(photo), self.size)
+        mask = transforms.apply_view_to_mask(self.views, view, mask)
+        if augment:
+            image, mask = transforms.scale_crop_flip(image, mask, episode.class_id, generator)
+        return image, binary_mask(mask, episode.class_id, self.void_classes)

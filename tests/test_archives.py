@@ -1,0 +1,620 @@
+"""Downloads against servers that misbehave, and archives that attack or are broken."""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import socket
+import stat
+import tarfile
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from crnet.data import archives, download, extract
+from crnet.data.archives import Archive
+from crnet.errors import CrnetError
+
+CONTENT = np.random.default_rng(7).bytes(3_000_000)  # larger than what sockets buffer on loopback
+OTHER = np.random.default_rng(8).bytes(2_500_000)
+
+
+def sha256(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+class Server:
+    """One file over HTTP. ``plan``: per request (the last one repeats) what to do, see ``Handler``."""
+
+    def __init__(self, *plan: dict):
+        self.plan, self.requests = list(plan), []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                number = len(outer.requests)
+                outer.requests.append((self.headers.get("Range"), self.headers.get("If-Range")))
+                outer.answer(self, **outer.plan[min(number, len(outer.plan) - 1)])
+                self.close_connection = True
+
+            def log_message(self, *_):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/file"
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    @staticmethod
+    def answer(
+        handler,
+        status=200,
+        content=CONTENT,
+        etag='"one"',
+        ranges=True,
+        honours_if_range=True,
+        drop_after=None,
+        length=True,
+        content_range=None,
+        headers=(),
+    ):
+        start, asked = 0, handler.headers.get("Range")
+        same = handler.headers.get("If-Range") in (None, etag) or not honours_if_range
+        if status == 200 and asked and ranges and same:
+            start, status = int(asked.removeprefix("bytes=").removesuffix("-")), 206
+            if start >= len(content):
+                handler.send_response(416)
+                handler.send_header("Content-Length", "0")
+                handler.end_headers()
+                return
+        body = content[start:] if status in (200, 206) else b""
+        handler.send_response(status)
+        if status == 206:
+            stated = content_range or f"bytes {start}-{len(content) - 1}/{len(content)}"
+            handler.send_header("Content-Range", stated)
+        if length:
+            handler.send_header("Content-Length", str(len(body)))
+        if etag:
+            handler.send_header("ETag", etag)
+        for key, value in headers:
+            handler.send_header(key, value)
+        handler.end_headers()
+        handler.wfile.write(body[:drop_after])
+        handler.wfile.flush()
+
+    def close(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    monkeypatch.setattr(download, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setenv("no_proxy", "*")
+    servers = []
+
+    def start(*plan):
+        servers.append(Server(*plan))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def archive_at(server: Server, content: bytes = CONTENT, **fields) -> Archive:
+    return Archive("file.bin", server.url, fields.pop("checksum", sha256(content)), **fields)
+
+
+def names(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# --- downloading -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["md5", "sha256", "sha256 prefix"])
+def test_download_is_verified_and_then_neither_fetched_nor_hashed_again(serve, tmp_path, monkeypatch, form):
+    server = serve({})
+    digest = hashlib.new(form.split()[0], CONTENT).hexdigest()
+    checksum = f"{form.split()[0]}:{digest[:8] if 'prefix' in form else digest}"
+    archive = archive_at(server, checksum=checksum, size=len(CONTENT))
+    assert not archives.is_verified(archive, tmp_path / "new")
+
+    path = archives.fetch(archive, tmp_path / "new")
+
+    assert path == tmp_path / "new" / "file.bin" and path.read_bytes() == CONTENT
+    assert names(path.parent) == {"file.bin", "file.bin.verified"}
+    assert archives.is_verified(archive, path.parent)
+    monkeypatch.setattr(archives, "file_digest", lambda *_: pytest.fail("hashed again"))
+    assert archives.fetch(archive, path.parent) == path
+    assert len(server.requests) == 1
+
+
+def test_dropped_connection_is_resumed_by_range(serve, tmp_path):
+    server = serve({"drop_after": 1_000_000}, {"drop_after": 700_000}, {})
+    path = archives.fetch(archive_at(server), tmp_path)
+    assert path.read_bytes() == CONTENT
+    assert server.requests == [(None, None), ("bytes=1000000-", '"one"'), ("bytes=1700000-", '"one"')]
+
+
+def test_download_is_resumed_by_a_later_call(serve, tmp_path):
+    server = serve({"drop_after": 1_000_000}, {"status": 404}, {})
+    archive = archive_at(server)
+    with pytest.raises(CrnetError, match="404"):
+        archives.fetch(archive, tmp_path)
+    assert names(tmp_path) == {"file.bin.part", "file.bin.part.json"}
+    state = json.loads((tmp_path / "file.bin.part.json").read_text())
+    assert (state["url"], state["etag"], state["size"]) == (server.url, '"one"', len(CONTENT))
+
+    assert archives.fetch(archive, tmp_path).read_bytes() == CONTENT
+    assert server.requests[-1] == ("bytes=1000000-", '"one"')
+    assert names(tmp_path) == {"file.bin", "file.bin.verified"}
+
+
+def test_interrupt_keeps_the_part(serve, tmp_path, monkeypatch):
+    server = serve({})
+    archive, add = archive_at(server), download.Progress.add
+
+    def interrupted(self, count):
+        add(self, count)
+        if self._done > 1_000_000:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(download.Progress, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        archives.fetch(archive, tmp_path)
+    assert not (tmp_path / "file.bin").exists()
+    got = (tmp_path / "file.bin.part").stat().st_size
+    assert 1_000_000 < got < len(CONTENT)
+    monkeypatch.undo()
+    monkeypatch.setenv("no_proxy", "*")
+    assert archives.fetch(archive, tmp_path).read_bytes() == CONTENT
+    assert server.requests[-1] == (f"bytes={got}-", '"one"')
+
+
+@pytest.mark.parametrize("honours_if_range", [True, False])
+@pytest.mark.parametrize("etag", ['"two"', None])
+def test_starts_over_if_the_file_changed_on_the_server(serve, tmp_path, capsys, honours_if_range, etag):
+    """Also if the server joins the two versions: another ETag or, without one, another size gives it away."""
+    changed = {"content": OTHER, "etag": etag, "honours_if_range": honours_if_range}
+    server = serve({"drop_after": 1_000_000}, changed)
+    assert archives.fetch(archive_at(server, OTHER), tmp_path).read_bytes() == OTHER
+    assert server.requests[1] == ("bytes=1000000-", '"one"')
+    assert "once more" not in capsys.readouterr().err  # seen before the whole file was fetched
+
+
+def test_another_range_than_asked_for_is_not_joined(serve, tmp_path, capsys):
+    """A server may answer from an earlier byte (RFC 9110, 15.3.7), as block-wise caches do."""
+    earlier = {"status": 206, "content_range": "bytes 999424-2999999/3000000"}
+    server = serve({"drop_after": 1_000_000}, earlier | {"content": CONTENT[999_424:]}, {})
+    assert archives.fetch(archive_at(server), tmp_path).read_bytes() == CONTENT
+    assert [asked for asked, _ in server.requests] == [None, "bytes=1000000-", None]
+    assert "once more" not in capsys.readouterr().err
+
+
+def test_change_that_only_the_checksum_sees_is_fetched_once_more(serve, tmp_path, capsys):
+    """Same size, no ETag, no date: the halves of two versions join, and the checksum says so."""
+    old = bytes(len(CONTENT))
+    server = serve({"content": old, "etag": None, "drop_after": 1_000_000}, {"etag": None})
+    assert archives.fetch(archive_at(server), tmp_path).read_bytes() == CONTENT
+    assert [asked for asked, _ in server.requests] == [None, "bytes=1000000-", None]
+    assert "once more" in capsys.readouterr().err
+
+
+def test_weak_etag_gives_way_to_the_date(serve, tmp_path):
+    """A weak ETag is not allowed in If-Range (RFC 9110, 13.1.5)."""
+    date = "Fri, 11 May 2012 00:00:00 GMT"
+    weak = {"etag": 'W/"one"', "headers": [("Last-Modified", date)], "honours_if_range": False}
+    server = serve(weak | {"drop_after": 1_000_000}, weak)
+    assert archives.fetch(archive_at(server), tmp_path).read_bytes() == CONTENT
+    assert server.requests[1] == ("bytes=1000000-", date)
+
+
+def test_server_without_ranges_sends_the_whole_file(serve, tmp_path):
+    server = serve({"ranges": False, "drop_after": 2_000_000}, {"ranges": False})
+    assert archives.fetch(archive_at(server), tmp_path).read_bytes() == CONTENT
+
+
+def test_server_that_always_drops_at_the_same_byte_is_given_up(serve, tmp_path):
+    server = serve({"ranges": False, "drop_after": 500_000})
+    with pytest.raises(CrnetError, match="closed after 500000 of 3000000 bytes"):
+        archives.fetch(archive_at(server), tmp_path, retries=3)
+    assert len(server.requests) == 4
+
+
+def test_range_beyond_the_end_starts_over(serve, tmp_path):
+    """416: the part is longer than the file that is there now, and its own size was never known."""
+    server = serve({})
+    (tmp_path / "file.bin.part").write_bytes(bytes(len(CONTENT) + 5))
+    (tmp_path / "file.bin.part.json").write_text(json.dumps({"url": server.url}))
+    assert archives.fetch(archive_at(server), tmp_path).read_bytes() == CONTENT
+    assert [asked for asked, _ in server.requests] == [f"bytes={len(CONTENT) + 5}-", None]
+
+
+def test_part_of_another_mirror_is_not_continued(serve, tmp_path):
+    server = serve({})
+    (tmp_path / "file.bin.part").write_bytes(b"x" * 1000)
+    (tmp_path / "file.bin.part.json").write_text(json.dumps({"url": "http://elsewhere.invalid/file"}))
+    assert archives.fetch(archive_at(server), tmp_path).read_bytes() == CONTENT
+    assert server.requests == [(None, None)]
+
+
+def test_whole_part_needs_no_server(serve, tmp_path):
+    server = serve({"status": 500})
+    (tmp_path / "file.bin.part").write_bytes(CONTENT)
+    state = {"url": server.url, "etag": '"one"', "size": len(CONTENT)}
+    (tmp_path / "file.bin.part.json").write_text(json.dumps(state))
+    assert archives.fetch(archive_at(server), tmp_path).read_bytes() == CONTENT
+    assert server.requests == []
+
+
+def test_busy_server_is_retried_after_the_time_that_it_asks_for(serve, tmp_path, monkeypatch):
+    waits = []
+    monkeypatch.setattr(download.time, "sleep", waits.append)
+    server = serve({"status": 503}, {"status": 503}, {"status": 429, "headers": [("Retry-After", "7")]}, {})
+    assert archives.fetch(archive_at(server), tmp_path).read_bytes() == CONTENT
+    assert waits == [0.01, 0.02, 7]
+
+
+def test_missing_file_is_not_retried_and_says_what_to_put_where(serve, tmp_path):
+    server = serve({"status": 404})
+    archive = archive_at(server)
+    with pytest.raises(CrnetError) as caught:
+        archives.fetch(archive, tmp_path)
+    text = str(caught.value)
+    for part in ("404", server.url, archive.checksum, str(tmp_path / "file.bin")):
+        assert part in text
+    assert "\n" not in text and len(server.requests) == 1
+    assert names(tmp_path) == set()
+
+
+def test_no_network_says_what_to_put_where(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "BACKOFF_SECONDS", 0.01)
+    calls = []
+
+    def no_network(*args, **_):
+        calls.append(args)
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "create_connection", no_network)
+    monkeypatch.setenv("no_proxy", "*")
+    archive = archives.resolve("benchmark.tgz")
+    with pytest.raises(CrnetError, match="no connection .*Temporary failure") as caught:
+        archives.fetch(archive, tmp_path)
+    for part in (archive.url, archive.checksum, str(tmp_path / "benchmark.tgz")):
+        assert part in str(caught.value)
+    assert len(calls) == 2
+
+
+def test_download_with_a_wrong_checksum_is_tried_once_more_and_removed(serve, tmp_path):
+    server = serve({"content": OTHER})
+    with pytest.raises(CrnetError, match=sha256(OTHER)):
+        archives.fetch(archive_at(server), tmp_path)
+    assert len(server.requests) == 2
+    assert names(tmp_path) == set()
+
+
+def test_wrong_size_is_seen_before_the_download(serve, tmp_path):
+    server = serve({"content": OTHER})
+    with pytest.raises(CrnetError, match="offers 2500000 bytes where the file has 3000000"):
+        archives.fetch(archive_at(server, size=len(CONTENT)), tmp_path)
+    assert names(tmp_path) == set()
+
+
+def test_stream_without_a_length_is_accepted(serve, tmp_path):
+    server = serve({"length": False})
+    assert archives.fetch(archive_at(server), tmp_path).read_bytes() == CONTENT
+
+
+def test_full_disk_is_said_before_the_download(serve, tmp_path, monkeypatch):
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: _Usage())
+    server = serve({})
+    with pytest.raises(CrnetError, match="GiB free: make room"):
+        archives.fetch(archive_at(server), tmp_path)
+    assert names(tmp_path) == set()
+
+
+class _Usage:
+    free = 1000
+
+
+def test_local_mirror(tmp_path):
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    (mirror / "file.bin").write_bytes(CONTENT)
+    archive = Archive("file.bin", (mirror / "file.bin").as_uri(), sha256(CONTENT))
+    assert archives.fetch(archive, tmp_path / "here").read_bytes() == CONTENT
+    (mirror / "file.bin").unlink()
+    with pytest.raises(CrnetError, match="no such local file"):
+        archives.fetch(archive, tmp_path / "there")
+
+
+def test_second_download_of_the_same_file_is_refused(serve, tmp_path):
+    with open(tmp_path / "file.bin.part", "ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(CrnetError, match="Another process"):
+            archives.fetch(archive_at(serve({})), tmp_path)
+
+
+def test_progress_off_a_terminal_is_a_line_per_tenth(capsys):
+    with download.Progress("file", 100 << 20) as progress:
+        for _ in range(100):
+            progress.add(1 << 20)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10 and lines[0] == "file: 10 of 100 MiB, 10 %"
+
+
+# --- files that were placed by hand ----------------------------------------------------------------
+
+
+def test_placed_file_is_verified_once_and_used(tmp_path, monkeypatch):
+    hashed, digest = [], archives.file_digest
+    monkeypatch.setattr(archives, "file_digest", lambda *args: hashed.append(args) or digest(*args))
+    archive = Archive("file.bin", "http://nowhere.invalid/file.bin", sha256(CONTENT))
+    path = tmp_path / "file.bin"
+    path.write_bytes(CONTENT)
+    assert not archives.is_verified(archive, tmp_path)
+    for _ in range(3):
+        assert archives.fetch(archive, tmp_path) == path
+    assert len(hashed) == 1
+
+    os.utime(path, ns=(0, 0))  # touched: it could have changed
+    assert not archives.is_verified(archive, tmp_path)
+    archives.fetch(archive, tmp_path)
+    assert len(hashed) == 2
+
+
+def test_wrong_placed_file_is_reported_and_kept(tmp_path):
+    path = tmp_path / "file.bin"
+    path.write_bytes(OTHER)
+    archive = Archive("file.bin", "http://nowhere.invalid/file.bin", sha256(CONTENT))
+    with pytest.raises(CrnetError) as caught:
+        archives.fetch(archive, tmp_path)
+    for part in (str(path), sha256(OTHER), sha256(CONTENT), archive.url):
+        assert part in str(caught.value)
+    assert path.read_bytes() == OTHER and names(tmp_path) == {"file.bin"}
+
+
+def test_another_checksum_in_the_settings_is_checked_anew(tmp_path):
+    (tmp_path / "file.bin").write_bytes(CONTENT)
+    archive = Archive("file.bin", "http://nowhere.invalid/file.bin", sha256(CONTENT))
+    archives.fetch(archive, tmp_path)
+    with pytest.raises(CrnetError, match="instead of"):
+        archives.fetch(Archive("file.bin", archive.url, sha256(OTHER)), tmp_path)
+
+
+# --- settings --------------------------------------------------------------------------------------
+
+
+def test_resolve_applies_mirror_and_checksum():
+    official = archives.resolve("benchmark.tgz")
+    assert official == archives.OFFICIAL["benchmark.tgz"]
+    mirrored = archives.resolve("benchmark.tgz", {"benchmark.tgz": {"url": "https://mirror.example/sbd/"}})
+    assert mirrored.url == "https://mirror.example/sbd/benchmark.tgz"
+    assert (mirrored.checksum, mirrored.size) == (official.checksum, official.size)
+    own = archives.resolve("benchmark.tgz", {"benchmark.tgz": {"checksum": "sha256:" + "AB" * 32}})
+    assert (own.checksum, own.size, own.url) == ("sha256:" + "ab" * 32, None, official.url)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("voc.tar", {}, "'voc.tar'.*VOCtrainval_11-May-2012.tar, benchmark.tgz"),
+        ("benchmark.tgz", {"bench.tgz": {}}, "'bench.tgz'.*benchmark.tgz"),
+        ("benchmark.tgz", {"benchmark.tgz": {"mirror": "x"}}, "mirror.*known ones: checksum, url"),
+        ("benchmark.tgz", {"benchmark.tgz": {"url": "/data/benchmark.tgz"}}, "http://, https:// or file://"),
+        ("benchmark.tgz", {"benchmark.tgz": {"checksum": "md5:12"}}, "md5:12.*32"),
+        ("benchmark.tgz", {"benchmark.tgz": {"checksum": "sha256:1234567"}}, "8 to 64"),
+    ],
+)
+def test_resolve_refuses_what_it_does_not_know(name, overrides, message):
+    with pytest.raises(CrnetError, match=message):
+        archives.resolve(name, overrides)
+
+
+def test_official_weights_carry_their_checksum_in_their_name():
+    for name, archive in archives.OFFICIAL.items():
+        assert archive.name == name and archive.url.endswith("/" + name)
+        if name.endswith(".pth"):
+            assert archive.checksum == "sha256:" + name.removesuffix(".pth").split("-")[1]
+
+
+# --- extraction ------------------------------------------------------------------------------------
+
+
+FILES = {"data/img/a.jpg": b"a" * 5000, "data/train.txt": b"a\n", "code/run.m": b"x"}
+
+
+def make(path, files=FILES, tar_extra=(), zip_extra=()):
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+            for name, content in files.items():
+                target.writestr(name, content)
+            for info, content in zip_extra:
+                target.writestr(info, content)
+    else:
+        with tarfile.open(path, "w" if path.suffix == ".tar" else "w:gz") as target:
+            for name, content in files.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                target.addfile(info, io.BytesIO(content))
+            for info in tar_extra:
+                target.addfile(info, io.BytesIO(bytes(info.size)))
+    return path
+
+
+def tree(folder) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != extract.STAMP]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz", "a.zip"])
+def test_extract_takes_all_or_what_is_expected(tmp_path, name):
+    archive = make(tmp_path / name)
+    archives.extract(archive, tmp_path / "all")
+    assert tree(tmp_path / "all") == FILES
+    archives.extract(archive, tmp_path / "some", expect=("data/img", "data/train.txt"))
+    assert tree(tmp_path / "some") == {key: FILES[key] for key in FILES if key.startswith("data")}
+    with pytest.raises(CrnetError, match="does not hold dat: "):  # a path, not the beginning of a name
+        archives.extract(archive, tmp_path / "none", expect=("data", "dat"))
+    assert names(tmp_path) == {name, "all", "some"}
+
+
+def test_extract_is_skipped_for_the_same_archive_only(tmp_path, monkeypatch):
+    archive, folder = make(tmp_path / "a.tar"), tmp_path / "out"
+    archives.fetch(Archive("a.tar", "http://nowhere.invalid/a.tar", sha256(archive.read_bytes())), tmp_path)
+    monkeypatch.setattr(archives, "file_digest", lambda *_: pytest.fail("hashed again"))
+    archives.extract(archive, folder)
+    inode = folder.stat().st_ino
+    archives.extract(archive, folder)
+    assert folder.stat().st_ino == inode
+    archives.extract(archive, folder, expect=("data",))
+    assert set(tree(folder)) == {"data/img/a.jpg", "data/train.txt"}
+    monkeypatch.undo()
+    make(archive, {"new.txt": b"new"})
+    archives.extract(archive, folder)
+    assert tree(folder) == {"new.txt": b"new"}
+
+
+def test_extract_leaves_a_folder_alone_that_it_did_not_make(tmp_path):
+    archive, folder = make(tmp_path / "a.tar"), tmp_path / "out"
+    folder.mkdir()
+    archives.extract(archive, folder)  # empty: as a workflow makes it
+    with pytest.raises(CrnetError, match=r"not unpacked from b\.zip"):
+        archives.extract(make(tmp_path / "b.zip"), folder)
+    assert tree(folder) == FILES
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("mine")
+    with pytest.raises(CrnetError, match="not empty"):
+        archives.extract(archive, mine)
+    assert tree(mine) == {"thesis.txt": b"mine"}
+
+
+def test_extract_starts_over_after_a_kill(tmp_path):
+    archive = make(tmp_path / "a.tar")
+    left = tmp_path / ".out.extracting"
+    left.mkdir()
+    (left / "half.jpg").write_bytes(b"half")
+    archives.extract(archive, tmp_path / "out")
+    assert tree(tmp_path / "out") == FILES
+    assert not left.exists()
+
+
+def tar_member(name, kind=tarfile.REGTYPE, target="", size=0):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, target, size
+    return info
+
+
+def zip_link(name):
+    info = zipfile.ZipInfo(name)
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return info
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        (tar_member("../evil.txt", size=3), "leads out"),
+        (tar_member("data/../../evil.txt", size=3), "leads out"),
+        (tar_member("/tmp/evil.txt", size=3), "absolute"),
+        (tar_member("C:evil.txt", size=3), "absolute"),
+        (tar_member("data\\..\\evil.txt", size=3), "backslash"),
+        (tar_member("data/link", tarfile.SYMTYPE, "/etc"), "link"),
+        (tar_member("data/hard", tarfile.LNKTYPE, "data/train.txt"), "link"),
+        (tar_member("data/fifo", tarfile.FIFOTYPE), "device"),
+        (tar_member("data/disk", tarfile.BLKTYPE), "device"),
+        (("../evil.txt", b"evil"), "leads out"),
+        (("/tmp/evil.txt", b"evil"), "absolute"),
+        ((zip_link("data/link"), b"/etc"), "link"),
+    ],
+)
+def test_unsafe_member_is_named_and_nothing_is_written(tmp_path, extra, reason):
+    box = tmp_path / "box"
+    box.mkdir()
+    if isinstance(extra, tarfile.TarInfo):
+        archive, name = make(box / "a.tgz", tar_extra=[extra]), extra.name
+    else:
+        archive, name = make(box / "a.zip", zip_extra=[extra]), getattr(extra[0], "filename", extra[0])
+    with pytest.raises(CrnetError, match=reason) as caught:
+        archives.extract(archive, box / "out")
+    assert repr(name) in str(caught.value)
+    assert names(box) == {archive.name} and names(tmp_path) == {"box"}
+
+
+def test_unsafe_member_outside_what_is_expected_does_no_harm(tmp_path):
+    archive = make(tmp_path / "a.tgz", tar_extra=[tar_member("code/link", tarfile.SYMTYPE, "/etc")])
+    archives.extract(archive, tmp_path / "out", expect=("data",))
+    assert set(tree(tmp_path / "out")) == {"data/img/a.jpg", "data/train.txt"}
+
+
+@pytest.mark.parametrize("name", ["bomb.zip", "bomb.tgz"])
+def test_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(extract, "ALWAYS_ALLOWED_BYTES", 1 << 20)
+    archive = make(tmp_path / name, {"zeros": bytes(8 << 20)})
+    with pytest.raises(CrnetError, match="'zeros'"):
+        archives.extract(archive, tmp_path / "out")
+    assert names(tmp_path) == {name}
+
+
+def test_millions_of_empty_files_are_a_bomb(tmp_path, monkeypatch):
+    monkeypatch.setattr(extract, "ALWAYS_ALLOWED_BYTES", 1 << 20)
+    archive = make(tmp_path / "a.tgz", {f"empty/{number:04}": b"" for number in range(2000)})
+    with pytest.raises(CrnetError, match="would unpack to more than"):
+        archives.extract(archive, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz", "a.zip"])
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.9])
+def test_truncated_archive_is_one_sentence(tmp_path, name, kept):
+    noise = {f"data/{number}.jpg": CONTENT[number * 20_000 :][:20_000] for number in range(10)}
+    archive = make(tmp_path / name, noise)
+    archive.write_bytes(archive.read_bytes()[: int(kept * archive.stat().st_size)])
+    with pytest.raises(CrnetError, match="damaged or cut short") as caught:
+        archives.extract(archive, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert names(tmp_path) == {name}
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"<html>404</html>", CONTENT[:1000]])
+def test_no_archive_at_all_is_one_sentence(tmp_path, content):
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(CrnetError, match="damaged or cut short") as caught:
+        archives.extract(tmp_path / "a.tar", tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+def test_flipped_bit_in_a_zip_is_seen(tmp_path):
+    archive = make(tmp_path / "a.zip", {"noise": CONTENT[:100_000]})
+    data = bytearray(archive.read_bytes())
+    data[50_000] ^= 1
+    archive.write_bytes(data)
+    with pytest.raises(CrnetError, match="damaged"):
+        archives.extract(archive, tmp_path / "out")
+    assert names(tmp_path) == {"a.zip"}
+
+
+def test_extract_without_room_or_archive(tmp_path, monkeypatch):
+    with pytest.raises(CrnetError, match="fetch it first"):
+        archives.extract(tmp_path / "none.tar", tmp_path / "out")
+    archive = make(tmp_path / "a.tar")
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: _Usage())
+    with pytest.raises(CrnetError, match=r"Unpacking a\.tar needs"):
+        archives.extract(archive, tmp_path / "out")
+    assert names(tmp_path) == {"a.tar"}
+
+
+def test_practice_archives_unpack(shared, tmp_path):
+    archives.extract(
+        shared / "real/voc/VOCtrainval_11-May-2012.tar",
+        tmp_path / "voc",
+        expect=("VOCdevkit/VOC2012/SegmentationClass", "VOCdevkit/VOC2012/ImageSets/Segmentation"),
+    )
+    assert len(list((tmp_path / "voc/VOCdevkit/VOC2012/SegmentationClass").iterdir())) == 500

@@ -1,0 +1,157 @@
+"""Pictures: what a reader must find in them is read back from the SVG or the pixels."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from crnet.errors import CrnetError
+from crnet.files import write_csv
+from crnet.report.figures import COLOURS, plot_losses, plot_table
+from crnet.report.sheet import draw_sheet, overlay
+from crnet.report.tables import HEADER, VOIDS
+
+FOLDS = (0, 1)
+
+
+def make_table(path: Path, missing: bool = False) -> dict:
+    """A job of one trained row and one control, and its long CSV at ``path``."""
+    rows = [("full", "Full CRNet", False, 50.0, 55.2), ("all-fg", "All foreground", True, 20.0, None)]
+    job = {"table": "table3", "title": "Ablation", "folds": list(FOLDS), "shots": [1], "metrics": ["miou"]}
+    job |= {"orientation_only": True, "rows": []}
+    lines = []
+    for name, label, control, value, paper in rows:
+        job["rows"].append({"id": name, "label": label, "control": control})
+        for void in VOIDS:
+            for fold in (*FOLDS, "mean"):
+                gone = missing and not control and fold in (1, "mean")
+                numbers = ("", "", "") if gone else (value, value - 2, value + 2)
+                note = "missing (fold 1, seed 0)" if gone else ""
+                quoted = paper if paper and fold == "mean" else ""
+                lines.append(("table3", name, label, 1, fold, "miou", void, *numbers, 1, 9, quoted, "", note))
+    write_csv(path, HEADER, lines)
+    return job
+
+
+def texts(svg: Path) -> str:
+    """What the SVG says: matplotlib keeps each text as a comment above its outlines."""
+    return "\n".join(re.findall(r"<!-- (.*?) -->", svg.read_text(), flags=re.DOTALL))
+
+
+def size(png: Path) -> tuple[int, int]:
+    with Image.open(png) as image:
+        return image.size
+
+
+def test_table_plot_names_its_parts_and_is_reproducible(tmp_path: Path) -> None:
+    job = make_table(tmp_path / "table3.csv")
+    for name in ("a", "b"):
+        plot_table(job, tmp_path / "table3.csv", tmp_path / name)
+    words = texts(tmp_path / "a.svg")
+    for expected in (
+        "Full CRNet",
+        "All foreground",
+        "mIoU, void ignored",
+        "paper (other data)",
+        "control",
+        "fold 1",
+    ):
+        assert expected in words
+    assert "missing" not in words
+    for suffix in (".png", ".svg"):
+        assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+    assert size(tmp_path / "a.png")[0] == 1350
+
+
+def test_table_plot_says_what_is_missing(tmp_path: Path) -> None:
+    job = make_table(tmp_path / "table3.csv", missing=True)
+    plot_table(job, tmp_path / "table3.csv", tmp_path / "plot")
+    assert texts(tmp_path / "plot.svg").count("missing (fold 1, seed 0)") == len(VOIDS)
+
+
+def test_table_plot_refuses_another_tables_csv(tmp_path: Path) -> None:
+    job = make_table(tmp_path / "table3.csv")
+    with pytest.raises(CrnetError, match="does not hold table2"):
+        plot_table(job | {"table": "table2"}, tmp_path / "table3.csv", tmp_path / "plot")
+
+
+def write_training(path: Path, base_miou: float = 0.6) -> None:
+    rows = [
+        (
+            f"{label}-{fold}-{seed}",
+            label,
+            "crnet",
+            fold,
+            seed,
+            e,
+            50 * e,
+            1 / (e + 1),
+            base_miou if e % 2 else "",
+        )
+        for label in ("Condition only", "Full CRNet")
+        for fold in FOLDS
+        for seed in (0, 1)
+        for e in range(4)
+    ]
+    write_csv(path, ("run", "label", "method", "fold", "seed", "epoch", "step", "loss", "base_miou"), rows)
+
+
+def test_losses_show_every_variant_fold_and_seed(tmp_path: Path) -> None:
+    write_training(tmp_path / "training.csv")
+    plot_losses(tmp_path / "training.csv", tmp_path / "losses", "Demo")
+    words = texts(tmp_path / "losses.svg")
+    for expected in ("Condition only", "Full CRNet", "base-class mIoU", "fold 0", "fold 1", "seed 1", "Demo"):
+        assert expected in words
+    curves = re.findall(rf"stroke: ({'|'.join(COLOURS[:2])})".lower(), (tmp_path / "losses.svg").read_text().lower())
+    assert len(curves) >= 2 * 2 * 2 * 2  # variants x panels x folds x seeds
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("run,loss\n", "no line with the column"), (None, r"outside \[0, 1\]")]
+)
+def test_losses_refuse_other_files(tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "training.csv"
+    if content is None:
+        write_training(path, base_miou=60.0)
+    else:
+        path.write_text(content)
+    with pytest.raises(CrnetError, match=message):
+        plot_losses(path, tmp_path / "losses")
+
+
+def make_episode(height: int = 40, width: int = 60) -> dict:
+    mask = np.zeros((height, width), np.uint8)
+    mask[10:20, 10:30], mask[20:24, 10:30] = 1, 255
+    image = np.full((height, width, 3), 100, np.uint8)
+    episode = {"support": image, "support_mask": mask, "query": image, "truth": mask, "prediction": mask == 1}
+    return episode | {"class_name": "tv/monitor", "fold": 3, "iou": 0.876}
+
+
+def test_sheet_shows_class_fold_and_score(tmp_path: Path) -> None:
+    empty = make_episode(70, 30) | {"prediction": np.zeros((70, 30), bool), "iou": None}
+    draw_sheet([make_episode(), empty], tmp_path / "sheet", "Episodes")
+    words = texts(tmp_path / "sheet.svg")
+    for expected in ("Episodes", "tv/monitor", "fold 3", "IoU 88 %", "Query", "Prediction", "Truth"):
+        assert expected in words
+    assert words.count("IoU") == 1
+    assert size(tmp_path / "sheet.png")[0] == 900
+
+
+def test_sheet_needs_episodes(tmp_path: Path) -> None:
+    for episodes in ([], [make_episode()] * 9):
+        with pytest.raises(CrnetError, match="1 to 8 episodes"):
+            draw_sheet(episodes, tmp_path / "sheet", "Episodes")
+
+
+def test_overlay_tints_foreground_and_hatches_void_only() -> None:
+    episode = make_episode()
+    image, mask = episode["query"], episode["truth"]
+    changed = (overlay(image, mask, "#FF0000") != image).any(-1)
+    assert changed[mask == 1].all()
+    assert not changed[mask == 0].any()
+    assert 0 < changed[mask == 255].sum() < (mask == 255).sum()
+    assert (image == 100).all()  # the input is left alone
+    with pytest.raises(CrnetError, match="does not lie on"):
+        overlay(image, mask[:5], "#FF0000")

@@ -1,0 +1,200 @@
+"""The index of runs: every run is in it once, with its settings, its scores and the reason if it failed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from crnet.bootstrap import read_fold
+from crnet.errors import CrnetError
+from crnet.files import read_csv, write_csv, write_json
+from crnet.metrics import QUERY_COLUMNS, SUPPORT_COLUMNS
+from crnet.report.runs import collect, variants
+
+LOG = ("epoch", "step", "loss", "query", "support", "lr", "images_per_second", "peak_memory_bytes")
+ORIGIN = {
+    "commit": "c0ffee",
+    "dirty": False,
+    "device": "cpu",
+    "threads": 1,
+    "dataset_digest": "d1",
+    "encoder_digest": "e1",
+}
+ORIGIN |= {"versions": {"python": "3.11.9", "torch": "2.11.0"}, "seconds": 12.5, "peak_memory_bytes": 1000}
+
+
+def training_spec(fold: int = 0, method: str = "crnet", **model) -> dict:
+    spec = {"method": method, "dataset": {"name": "shapes5i", "size": 128}, "fold": fold, "seed": 0}
+    spec["encoder"] = {"name": "small", "layers": ["layer2", "layer3"]}
+    return spec | {
+        "model": {"condition": True, "cross_reference": True, **model},
+        "train": {"lr": 0.0025, "rev": 1},
+    }
+
+
+def control_spec(method: str) -> dict:
+    spec = training_spec(method=method) | {"model": {}}
+    del spec["train"]
+    return spec
+
+
+def write_training(folder: Path, run: str, spec: dict, log: bool = True, **more) -> None:
+    write_json(folder / "train" / run / "train.json", {"run": run, "spec": spec, **ORIGIN, **more})
+    if log:
+        lines = [[epoch, 10 * epoch, 1 / (1 + epoch), 0.5, 0.25, 0.0025, 100, 1000] for epoch in range(2)]
+        write_csv(folder / "train" / run / "log.csv", LOG, lines)
+
+
+def write_evaluation(folder: Path, run: str, spec: dict, scales: tuple[float, ...] = (1.0,)) -> None:
+    place = folder / "evaluate" / run
+    spec = {"train": spec, "evaluate": {"shots": 1, "scales": list(scales)}, "episodes": {"count": 2}}
+    report = {
+        "run": run,
+        "spec": spec,
+        **ORIGIN,
+        "episodes_per_second": 3.5,
+        "left_out": {"potted plant 1.5": 1},
+    }
+    write_json(place / "evaluation.json", report)
+    header = ("episode_seed", "episode", "class", "query", *QUERY_COLUMNS, *SUPPORT_COLUMNS)
+    first = [0, 0, 1, "a", *(10, 20, 60, 80), *(10, 40, 60, 100), 1, 2]
+    second = [0, 1, 2, "b", *(30, 30, 20, 20), *(30, 30, 40, 50), 1, 2]
+    write_csv(place / "counts.csv", header, [first, second])
+
+
+def index(folder: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    jsons, logs = sorted(folder.glob("train/*/train.json")), sorted(folder.glob("train/*/log.csv"))
+    evaluations = sorted(folder.glob("evaluate/*/evaluation.json"))
+    collect(jsons, logs, evaluations, folder / "runs.csv", folder / "training.csv")
+    return read_csv(folder / "runs.csv"), read_csv(folder / "training.csv")
+
+
+def test_rows_hold_settings_scores_and_origin(tmp_path: Path) -> None:
+    write_training(tmp_path, "a", training_spec(), images_per_second=80.0)
+    write_evaluation(tmp_path, "a-1shot", training_spec(), (0.75, 1.0))
+    write_evaluation(tmp_path, "p-1shot", control_spec("prototype"))
+    rows, _ = index(tmp_path)
+    runs = {row["run"]: row for row in rows}
+    train, evaluation, control = runs["a"], runs["a-1shot"], runs["p-1shot"]
+
+    assert (train["kind"], train["status"], train["shots"], train["miou_ignore"]) == (
+        "train",
+        "finished",
+        "",
+        "",
+    )
+    assert (train["train.lr"], train["model.condition"], train["evaluate.scales"]) == ("0.0025", "true", "")
+    assert train["images_per_second"] == "80.0"
+    assert train["versions.torch"] == "2.11.0"
+    assert train["dirty"] == "false"
+    assert (evaluation["train_run"], evaluation["shots"], evaluation["train.lr"]) == ("a", "1", "0.0025")
+    assert evaluation["evaluate.scales"] == "[0.75,1.0]"
+    assert (control["train_run"], control["train.lr"], control["method"]) == ("", "", "prototype")
+    # By hand: classes 10/20 and 30/30; pooled foreground 40/50, background 80/100. With void: 10/40, 30/30;
+    # 40/70, 100/150.
+    assert float(evaluation["miou_ignore"]) == pytest.approx(75.0)
+    assert float(evaluation["fbiou_ignore"]) == pytest.approx(80.0)
+    assert float(evaluation["miou_background"]) == pytest.approx(62.5)
+    assert float(evaluation["fbiou_background"]) == pytest.approx(100 * (40 / 70 + 100 / 150) / 2, abs=1e-3)
+    assert read_fold(0, {0: tmp_path / "evaluate/a-1shot/counts.csv"}).counts.shape == (1, 2, 8)
+
+
+def test_class_names_never_become_columns(tmp_path: Path) -> None:
+    write_evaluation(tmp_path, "p-1shot", control_spec("prototype"))
+    (row,), _ = index(tmp_path)
+    assert json.loads(row["left_out"]) == {"potted plant 1.5": 1}
+    assert not any("potted" in name for name in row)
+
+
+def test_order_of_reports_changes_no_byte(tmp_path: Path) -> None:
+    for fold in (1, 0):
+        write_training(tmp_path, f"run-{fold}", training_spec(fold))
+        write_evaluation(tmp_path, f"run-{fold}-1shot", training_spec(fold))
+    index(tmp_path)
+    first = [(tmp_path / name).read_bytes() for name in ("runs.csv", "training.csv")]
+    trains, logs = (sorted(tmp_path.glob(f"train/*/{name}"), reverse=True) for name in ("train.json", "log.csv"))
+    evaluations = sorted(tmp_path.glob("evaluate/*/evaluation.json"), reverse=True)
+    collect(trains, logs, evaluations, tmp_path / "runs.csv", tmp_path / "training.csv")
+    assert [(tmp_path / name).read_bytes() for name in ("runs.csv", "training.csv")] == first
+    assert [row["run"] for row in read_csv(tmp_path / "runs.csv")] == [
+        "run-0",
+        "run-1",
+        "run-0-1shot",
+        "run-1-1shot",
+    ]
+
+
+def test_a_failed_run_stays_with_its_reason(tmp_path: Path) -> None:
+    write_training(tmp_path, "good", training_spec(0))
+    write_training(tmp_path, "bad", training_spec(1), log=False, failed="loss is NaN at step 40, lr 0.0025")
+    rows, curve = index(tmp_path)
+    assert {row["run"]: (row["status"], row["failed"]) for row in rows} == {
+        "good": ("finished", ""),
+        "bad": ("failed", "loss is NaN at step 40, lr 0.0025"),
+    }
+    assert {line["run"] for line in curve} == {"good"}
+
+
+def test_training_logs_are_joined_with_their_runs(tmp_path: Path) -> None:
+    write_training(tmp_path, "full", training_spec())
+    write_training(tmp_path, "ablated", training_spec(cross_reference=False))
+    _, curve = index(tmp_path)
+    assert [(line["variant"], line["epoch"], line["loss"]) for line in curve] == [
+        ("crnet", "0", "1.0"),
+        ("crnet", "1", "0.5"),
+        ("crnet without cross_reference", "0", "1.0"),
+        ("crnet without cross_reference", "1", "0.5"),
+    ]
+    assert curve[0]["base_miou"] == ""
+    assert curve[0]["query"] == "0.5"
+
+
+def test_variants_name_what_differs() -> None:
+    rows = [
+        {
+            "method": "crnet",
+            "model.a": True,
+            "model.b": True,
+            "train.size": 1,
+            "encoder.size": 3,
+            "evaluate.scales": [1.0],
+        },
+        {
+            "method": "crnet",
+            "model.a": False,
+            "model.b": False,
+            "train.size": 1,
+            "encoder.size": 3,
+            "evaluate.scales": [1.0],
+        },
+        {
+            "method": "crnet",
+            "model.a": True,
+            "model.b": True,
+            "train.size": 2,
+            "encoder.size": 4,
+            "evaluate.scales": [0.5],
+        },
+        {"method": "prototype", "encoder.size": 3, "evaluate.scales": [1.0]},
+    ]
+    assert variants(rows) == [
+        "crnet, encoder.size=3, scales=[1.0], train.size=1",
+        "crnet without a, b, encoder.size=3, scales=[1.0], train.size=1",
+        "crnet, encoder.size=4, scales=[0.5], train.size=2",
+        "prototype",
+    ]
+
+
+def test_faulty_reports_are_refused_by_name(tmp_path: Path) -> None:
+    write_training(tmp_path, "a", training_spec())
+    report, log = tmp_path / "train/a/train.json", tmp_path / "train/a/log.csv"
+    outputs = (tmp_path / "runs.csv", tmp_path / "training.csv")
+    with pytest.raises(CrnetError, match=r"log.csv: has no train.json beside it"):
+        collect([], [log], [], *outputs)
+    copy = tmp_path / "copy/train.json"
+    write_json(copy, json.loads(report.read_text()))
+    with pytest.raises(CrnetError, match="run 'a' is reported twice"):
+        collect([report, copy], [], [], *outputs)
+    write_json(copy, {"run": "b"})
+    with pytest.raises(CrnetError, match=r"copy/train.json: is not the report of a run .*spec"):
+        collect([copy], [], [], *outputs)

@@ -1,0 +1,307 @@
+"""MLflow shows what the files say, once; and whatever is wrong with it is a warning."""
+
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from crnet import tracking
+from crnet.files import read_csv, write_csv
+
+pytest.importorskip("mlflow", reason="needs MLflow, which training and evaluation do without")
+
+RUNS = ("run", "kind", "status", "failed", "train_run", "method", "variant", "dataset.name", "fold", "seed",
+        "shots", "miou_ignore", "fbiou_ignore", "evaluate.scales", "model.condition", "train.lr", "started",
+        "seconds", "commit", "dirty", "dataset_digest")  # fmt: skip
+LINES = ("run", "method", "variant", "fold", "seed", "epoch", "step", "loss", "lr", "base_miou",
+         "support_iou", "seconds")  # fmt: skip
+ORIGIN = ("2026-01-02T03:04:05Z", "60.0", "c0ffee", "false", "ab" * 32)
+EXPERIMENT = "demo · shapes5i"
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new store; tests work on copies, since making one takes seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    assert tracking.create_store(f"sqlite:///{path}")
+    assert sorted(file.name for file in path.parent.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
+    return path
+
+
+@pytest.fixture
+def store(empty_store: Path, tmp_path: Path) -> str:
+    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def write_index(
+    root: Path,
+    study: str = "demo",
+    folds: int = 2,
+    variant: str = "crnet",
+    failed: str = "",
+    loss: float = 1.0,
+) -> Path:
+    """Index files of a study: a training and an evaluation for each fold."""
+    results, runs, lines = root / "results" / study, [], []
+    for fold in range(folds):
+        train, place = f"crnet-f{fold}", ("crnet", variant, "shapes5i", fold, 0)
+        status = ("failed", failed) if failed and fold == 0 else ("finished", "")
+        runs.append([train, "train", *status, "", *place, "", "", "", "", "true", "0.1", *ORIGIN])
+        runs.append(
+            [
+                f"{train}-1shot",
+                "evaluate",
+                "finished",
+                "",
+                train,
+                *place,
+                1,
+                50 + fold,
+                60,
+                "[1.0]",
+                "true",
+                "0.1",
+                *ORIGIN,
+            ]
+        )
+        lines += [
+            [train, "crnet", variant, fold, 0, e, 10 * e, loss / (e + 1), 0.1, 0.3 + e / 10, "", 20 * e + 5]
+            for e in range(3)
+        ]
+    write_csv(results / "runs.csv", RUNS, runs)
+    write_csv(results / "training.csv", LINES, lines)
+    return results
+
+
+def sync(results: Path, uri: str) -> bool:
+    return tracking.sync(results, results / "runs.csv", results / "training.csv", uri)
+
+
+def client(uri: str):
+    return tracking._mlflow().MlflowClient(tracking_uri=uri)
+
+
+def runs_of(uri: str, name: str = EXPERIMENT) -> dict:
+    found = client(uri).search_runs([client(uri).get_experiment_by_name(name).experiment_id], max_results=1000)
+    assert len({run.data.tags["crnet.key"] for run in found}) == len(found)
+    return {run.data.tags["crnet.key"]: run for run in found}
+
+
+def dump(uri: str) -> list[str]:
+    with sqlite3.connect(uri.removeprefix("sqlite:///")) as connection:
+        return list(connection.iterdump())
+
+
+def test_uri(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking.store_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://example.org:5000")
+    assert tracking.store_uri(tmp_path) == "http://example.org:5000"
+
+
+def test_runs_read_as_the_files_say(store: str, tmp_path: Path) -> None:
+    assert sync(write_index(tmp_path), store)
+    runs = runs_of(store)
+    train, evaluation = runs["crnet-f1"], runs["crnet-f1-1shot"]
+    assert (train.info.run_name, evaluation.info.run_name) == ("crnet f1 s0 train", "crnet f1 s0 1shot")
+    assert train.info.status == "FINISHED"
+    assert train.info.end_time - train.info.start_time == 60_000
+    assert train.info.start_time == 1767323045000
+    assert train.data.metrics["train/loss"] == pytest.approx(1 / 3)
+    assert train.data.metrics["base/miou"] == pytest.approx(0.5)
+    assert "base/support_iou" not in train.data.metrics  # empty in the log
+    history = client(store).get_metric_history(train.info.run_id, "train/loss")
+    assert [(point.step, point.value) for point in history] == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
+    assert (evaluation.data.metrics["test/miou"], evaluation.data.metrics["test/fbiou"]) == (51.0, 60.0)
+    assert evaluation.data.tags["train_run"] == "crnet-f1"
+    assert evaluation.data.tags["mlflow.source.git.commit"] == "c0ffee"
+    assert evaluation.data.tags["git.dirty"] == "false"
+    assert evaluation.inputs.dataset_inputs[0].dataset.name == "shapes5i"
+
+
+def test_all_runs_have_the_same_params_and_a_parent_per_variant_and_shot(store: str, tmp_path: Path) -> None:
+    assert sync(write_index(tmp_path), store)
+    runs = runs_of(store)
+    names = {
+        "method",
+        "dataset.name",
+        "fold",
+        "seed",
+        "shots",
+        "evaluate.scales",
+        "model.condition",
+        "train.lr",
+    }
+    assert all(set(run.data.params) == names for run in runs.values())
+    assert runs["crnet-f0"].data.params["evaluate.scales"] == "-"
+    parents = {run.info.run_id: run for run in runs.values() if run.data.tags["kind"] == "variant"}
+    assert sorted(run.info.run_name for run in parents.values()) == ["crnet 1shot", "crnet train"]
+    parent = parents[runs["crnet-f0-1shot"].data.tags["mlflow.parentRunId"]]
+    assert parent.info.run_name == "crnet 1shot"
+    assert parent.data.params["fold"] == "0,1"
+    assert parent.data.params["train.lr"] == "0.1"
+    assert runs["crnet-f1-1shot"].data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert (parent.data.metrics["test/miou"], parent.data.metrics["cost/seconds"]) == (50.5, 60.0)
+
+
+def test_no_mean_over_what_is_not_complete(store: str, tmp_path: Path) -> None:
+    results = write_index(tmp_path, folds=3)
+    rows = read_csv(results / "runs.csv")
+    write_csv(results / "runs.csv", RUNS, [row.values() for row in rows if row["run"] != "crnet-f1-1shot"])
+    assert sync(results, store)
+    parents = {run.info.run_name: run for run in runs_of(store).values() if run.data.tags["kind"] == "variant"}
+    assert not parents["crnet 1shot"].data.metrics
+    assert parents["crnet 1shot"].data.params["fold"] == "0,2"
+    assert parents["crnet train"].data.metrics["cost/seconds"] == 60.0
+    write_csv(results / "runs.csv", RUNS, [row.values() for row in rows])
+    assert sync(results, store)
+    runs = runs_of(store)
+    parents = {run.info.run_name: run for run in runs.values() if run.data.tags["kind"] == "variant"}
+    assert parents["crnet 1shot"].data.metrics["test/miou"] == 51.0
+    assert runs["crnet-f0-1shot"].data.tags["mlflow.parentRunId"] == parents["crnet 1shot"].info.run_id
+
+
+def test_a_second_sync_changes_nothing(store: str, tmp_path: Path) -> None:
+    results = write_index(tmp_path)
+    assert sync(results, store)
+    before, started = dump(store), time.monotonic()
+    assert sync(results, store)
+    assert time.monotonic() - started < 10
+    assert dump(store) == before
+
+
+def test_a_growing_study_keeps_its_runs(store: str, tmp_path: Path) -> None:
+    assert sync(write_index(tmp_path), store)
+    before = {key: run.info.run_id for key, run in runs_of(store).items()}
+    results = write_index(tmp_path, folds=3, variant="crnet, rate=0.1")
+    rows = read_csv(results / "runs.csv")
+    write_csv(results / "runs.csv", [*RUNS, "model.width"], [[*row.values(), ""] for row in rows])
+    assert sync(results, store)
+    after = runs_of(store)
+    kept = {key: run for key, run in before.items() if key.startswith("crnet-f")}
+    assert {key: after[key].info.run_id for key in kept} == kept
+    assert len(after) == len(before) + 2
+    assert after["crnet-f0"].info.run_name == "crnet, rate=0.1 f0 s0 train"
+    assert {run.data.params["model.width"] for run in after.values()} == {"-"}
+
+
+def test_an_interrupted_sync_is_completed_without_doubles(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    results = write_index(tmp_path)
+
+    def killed(*_: object) -> None:
+        raise RuntimeError("killed after the metrics")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking._Experiment, "_add_params", killed)
+        assert not sync(results, store)
+    assert "killed after the metrics" in capsys.readouterr().err
+    assert {run.info.status for run in runs_of(store).values()} == {"RUNNING"}
+    assert sync(results, store)
+    runs = runs_of(store)
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert len(runs) == 6
+    assert len(client(store).get_metric_history(runs["crnet-f0"].info.run_id, "train/loss")) == 3
+
+
+def test_a_run_that_was_made_again_replaces_the_former_one(store: str, tmp_path: Path) -> None:
+    assert sync(write_index(tmp_path, failed="loss is NaN at step 40"), store)
+    former = runs_of(store)
+    assert former["crnet-f0"].info.status == "FAILED"
+    assert former["crnet-f0"].data.tags["failed"] == "loss is NaN at step 40"
+    assert sync(write_index(tmp_path, loss=2.0), store)
+    runs = runs_of(store)
+    assert runs["crnet-f0"].info.status == "FINISHED"
+    assert "failed" not in runs["crnet-f0"].data.tags
+    history = client(store).get_metric_history(runs["crnet-f0"].info.run_id, "train/loss")
+    assert [point.value for point in history] == [2.0, 1.0, pytest.approx(2 / 3)]
+    assert runs["crnet-f0-1shot"].info.run_id == former["crnet-f0-1shot"].info.run_id
+
+
+def assert_one_warning(err: str, uri: str, results: Path, reason: str) -> None:
+    lines = [line for line in err.splitlines() if line]
+    assert len(lines) == 1
+    assert lines[0].startswith("warning: ")
+    assert lines[0].endswith(".")
+    assert uri in lines[0]
+    assert f"`crnet track {results}`" in lines[0]
+    assert reason in lines[0]
+
+
+def test_a_read_only_store_is_a_warning(store: str, tmp_path: Path, capsys) -> None:
+    results = write_index(tmp_path)
+    # By its address and not by file mode, which does not bind the superuser that tests may run as.
+    read_only = store.replace("sqlite:///", "sqlite:///file:") + "?mode=ro&uri=true"
+    assert not sync(results, read_only)
+    assert_one_warning(capsys.readouterr().err, read_only, results, "readonly")
+
+
+def test_a_locked_store_is_a_warning(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    results = write_index(tmp_path)
+    monkeypatch.setattr(tracking, "BUSY_SECONDS", 0.5)
+    with sqlite3.connect(store.removeprefix("sqlite:///")) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        started = time.monotonic()
+        assert not sync(results, store)
+        assert time.monotonic() - started < 5
+    assert_one_warning(capsys.readouterr().err, store, results, "locked")
+    assert sync(results, store)
+
+
+@pytest.mark.parametrize("content", [b"not a database, but long enough to be read as one" * 50, None])
+def test_a_file_that_is_no_store_is_left_alone(tmp_path: Path, capsys, content: bytes | None) -> None:
+    path = tmp_path / "mlflow.db"
+    if content is None:
+        with sqlite3.connect(path) as other:
+            other.execute("CREATE TABLE precious (x)")
+        content = path.read_bytes()
+    path.write_bytes(content)
+    results = write_index(tmp_path)
+    assert not sync(results, f"sqlite:///{path}")
+    assert_one_warning(capsys.readouterr().err, str(path), results, "database")
+    assert path.read_bytes() == content
+
+
+def test_a_server_that_is_gone_is_a_warning_without_its_password(tmp_path: Path, capsys) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    results, started = write_index(tmp_path), time.monotonic()
+    assert not sync(results, f"http://me:secret@127.0.0.1:{port}")
+    assert time.monotonic() - started < 20
+    err = capsys.readouterr().err
+    assert_one_warning(err, f"http://127.0.0.1:{port}", results, "failed")
+    assert "secret" not in err
+
+
+def test_a_missing_store_is_made_first(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results, path = write_index(tmp_path), tmp_path / "mlflow.db"
+    made = path.read_bytes()
+    path.unlink()
+    monkeypatch.setattr(tracking, "_create", lambda target: target.write_bytes(made))
+    assert sync(results, store)
+    assert len(runs_of(store)) == 6
+
+
+def test_processes_side_by_side_each_see_their_runs_logged(store: str, tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from crnet.tracking import sync; r = Path(sys.argv[1]); "
+    code += "sys.exit(not sync(r, r / 'runs.csv', r / 'training.csv', sys.argv[2]))"
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
+    studies = [write_index(tmp_path, study=f"study-{number}") for number in range(2)]
+    # The first twice at once: the same runs, and still each of them once.
+    jobs = [
+        subprocess.Popen([sys.executable, "-c", code, str(results), store], env=environment, cwd=tmp_path)
+        for results in [*studies, studies[0]]
+    ]
+    assert [job.wait(timeout=120) for job in jobs] == [0] * 3
+    assert all(len(runs_of(store, f"{results.name} · shapes5i")) == 6 for results in studies)
