@@ -145,6 +145,7 @@ def episodes(spec: dict, data: Path, out: Path) -> None:
 @click.option("--out", type=PATH, required=True)
 @click.option("--state", type=PATH, required=True, help="Where a killed run leaves its state, and goes on from.")
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Photo loaders.")
+@click.option("--checkpoint-seconds", type=click.FloatRange(0), default=60.0, show_default=True)
 @device_option
 @threads_option
 def train(
@@ -155,6 +156,7 @@ def train(
     out: Path,
     state: Path,
     workers: int,
+    checkpoint_seconds: float,
     device: str,
     threads: int,
 ) -> None:
@@ -163,7 +165,7 @@ def train(
     from crnet.training.loop import train as run
 
     try:
-        run(spec, Paths(data, encoder, features, out, state), device, threads, workers)
+        run(spec, Paths(data, encoder, features, out, state), device, threads, workers, checkpoint_seconds)
     except Preempted as notice:
         click.echo(f"crnet: {notice}", err=True)
         sys.exit(143)

@@ -1,6 +1,8 @@
-"""Pre-training of the small encoder on generated kinds of object that are in no fold; the stand-in for ImageNet.
+"""Pre-training of the small encoder on generated kinds of object that are in no fold: the stand-in for ImageNet.
 
-Task: name the kind of object of every stride-8 cell (or background), by a 1x1 classifier on each map of the encoder.
+Task: at every stride-8 cell of a generated scene name the kind of object, or the background, by a 1x1 classifier on
+layer3 and another on layer4. Scenes are turned and mirrored but not recoloured: a kind is a shape, a texture *and*
+colours, and an encoder that was taught to overlook colour made much worse features (README of the demo study's data).
 """
 
 import time
@@ -13,83 +15,141 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crnet.checkpoint import load_state, remove_state, save_state
 from crnet.data.shapes5i import PRETRAINING_LOOKS, pretraining_batch
-from crnet.data.views import VIEWS, recolour
-from crnet.encoders import small
+from crnet.encoders import normalise, small
+from crnet.errors import CrnetError
 from crnet.files import atomic_write, canonical
 from crnet.seeding import derive
 
+LAYERS = ("layer3", "layer4")  # maps that the loss reaches
 LOG_EVERY = 100  # steps
-SAVE_EVERY = 200  # steps
-MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB in 0..1
-STD = (0.229, 0.224, 0.225)
-HEADS = ("layer3", "layer4")  # maps that the loss reaches, each by its own classifier
+SAVE_EVERY = 200  # steps; a kill costs at most these
+_RISE = 0.2  # share of the steps in which the learning rate climbs to its peak
+_START, _END = 1 / 25, 1e-4  # of the peak: learning rate at the first and at the last step
 
 
 class Pretraining(nn.Module):
-    """The encoder and a 1x1 classifier (kinds + background) on each of its last maps."""
+    """The encoder with a 1x1 classifier, of background and every kind of object, on each of its last two maps."""
 
-    def __init__(self) -> None:
+    def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
-        self.encoder = small.SmallEncoder(HEADS)
-        self.heads = nn.ModuleList(
-            nn.Conv2d(channels, len(PRETRAINING_LOOKS) + 1, 1) for channels in self.encoder.channels
-        )
+        self.encoder = small.SmallEncoder(LAYERS)
+        kinds = len(PRETRAINING_LOOKS) + 1
+        self.classifiers = nn.ModuleList(nn.Conv2d(channels, kinds, 1) for channels in self.encoder.channels)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def loss(self, images: Tensor, cells: Tensor) -> Tensor:
-        """Mean cross-entropy over heads and cells; images (N, 3, H, W), cells int64 (N, H/8, W/8)."""
+        """Cross-entropy, mean over classifiers and cells.
+
+        Args:
+            images: (N, 3, H, W), normalised.
+            cells: int64 (N, ceil(H/8), ceil(W/8)), kind of object at each cell, 0 for background.
+        """
         maps = self.encoder(images)
-        losses = [F.cross_entropy(head(x), cells) for head, x in zip(self.heads, maps, strict=True)]
+        losses = [F.cross_entropy(head(x), cells) for head, x in zip(self.classifiers, maps, strict=True)]
         return torch.stack(losses).mean()
 
 
-def _cells(masks: np.ndarray) -> np.ndarray:
-    """The label at the centre of each 8 x 8 cell, where a stride-8 map with padding has its samples."""
-    return masks[:, ::8, ::8].astype(np.int64)
+def pretrain(settings: dict, out: Path, threads: int) -> list[dict[str, Any]]:
+    """Train the small encoder and write its weights and batch-norm statistics to ``out`` (safetensors).
 
+    Bit-identical for equal settings and threads on one machine, also when it was killed and called again: the state
+    is kept in ``out`` with the suffix ``.state`` and removed at the end.
 
-def _batch(images: np.ndarray, masks: np.ndarray, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
-    """``count`` scenes, each turned by a multiple of 90 degrees, mirrored or not, and recoloured."""
-    pictures, targets = [], []
-    for index in rng.integers(len(images), size=count):
-        turn, mirror, view = (int(rng.integers(high)) for high in (4, 2, VIEWS))
-        image, mask = np.rot90(images[index], turn), np.rot90(masks[index], turn)
-        if mirror:
-            image, mask = image[:, ::-1], mask[:, ::-1]
-        pictures.append(recolour(image, view))
-        targets.append(mask)
-    x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().div(255)
-    x = (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-    return x.contiguous(memory_format=torch.channels_last), torch.from_numpy(_cells(np.stack(targets)))
+    Args:
+        settings: Overrides of ``crnet.encoders.small.SETTINGS``.
+        out: Weights file; its metadata hold the settings.
+        threads: Of torch.
 
+    Returns:
+        One row per ``LOG_EVERY`` steps: ``step``, ``loss`` (mean since the row before), ``lr``.
 
-def pretrain(settings: dict, out: Path, threads: int, stop_after: int | None = None) -> list[dict[str, Any]]:
-    """x"""
+    Raises:
+        CrnetError: The state beside ``out`` is of other settings.
+    """
+    settings = {**small.SETTINGS, **settings}
+    state_path = out.with_suffix(".state")
     torch.set_num_threads(threads)
-    t0 = time.time()
-    images, masks = pretraining_batch(
-        np.random.default_rng(derive("pretraining scenes", settings["seed"])), settings["images"], settings["size"]
-    )
-    print("gen", time.time() - t0)
-    model = Pretraining()
-    small.initialise(model, torch.Generator().manual_seed(derive("pretraining weights", settings["seed"])))
+    start = time.monotonic()
+
+    model = Pretraining(torch.Generator().manual_seed(derive("pretraining weights", settings["seed"])))
     model = model.to(memory_format=torch.channels_last)
-    opt = torch.optim.AdamW(model.parameters(), lr=settings["learning_rate"], weight_decay=settings["weight_decay"])
-    sched = torch.optim.lr_scheduler.OneCycleLR(
-        opt, settings["learning_rate"], total_steps=settings["steps"], pct_start=0.2
-    )
-    rng = np.random.default_rng(derive("pretraining batches", settings["seed"]))
-    total = 0
-    for step in range(settings["steps"]):
-        x, y = _batch(images, masks, rng, settings["batch"])
-        loss = model.loss(x, y)
-        opt.zero_grad()
-        loss.backward()
-        opt.step()
-        sched.step()
-        total += loss.item()
-        if (step + 1) % 100 == 0:
-            print(step + 1, round(total / 100, 4), round(time.time() - t0, 1), flush=True)
-            total = 0
-    state = {name: tensor.contiguous() for name, tensor in model.encoder.state_dict().items()}
-    atomic_write(out, save(state, {"settings": canonical(settings)}))
+    optimiser = torch.optim.AdamW(model.parameters(), weight_decay=settings["weight_decay"])
+    done, total, log = _restore(state_path, settings, model, optimiser)
+
+    scene_generator = np.random.default_rng(derive("pretraining scenes", settings["seed"]))
+    images, masks = pretraining_batch(scene_generator, settings["images"], settings["size"])
+    for step in range(done, settings["steps"]):
+        lr = learning_rate(step, settings["steps"], settings["lr"])
+        generator = np.random.default_rng(derive("pretraining batch", settings["seed"], step))
+        total += _step(model, optimiser, lr, *_draw(images, masks, generator, settings["batch"]))
+        done = step + 1
+        if done % LOG_EVERY == 0:
+            log.append({"step": done, "loss": total / LOG_EVERY, "lr": lr})
+            print(f"step {done}: loss {total / LOG_EVERY:.3f}, {time.monotonic() - start:.0f} s", flush=True)
+            total = 0.0
+        if done % SAVE_EVERY == 0 and done < settings["steps"]:
+            state = {"settings": canonical(settings), "step": done, "total": total, "log": log}
+            save_state(state_path, state | {"model": model.state_dict(), "optimiser": optimiser.state_dict()})
+
+    tensors = {name: tensor.contiguous() for name, tensor in model.encoder.state_dict().items()}
+    atomic_write(out, save(tensors, {"settings": canonical(settings)}))
+    remove_state(state_path)
+    return log
+
+
+def _restore(
+    path: Path, settings: dict, model: nn.Module, optimiser: torch.optim.Optimizer
+) -> tuple[int, float, list[dict[str, Any]]]:
+    """Steps done, loss since the last row and the rows so far; model and optimiser are set to that point."""
+    state = load_state(path)
+    if state is None:
+        return 0, 0.0, []
+    if state["settings"] != canonical(settings):
+        raise CrnetError(f"{path}: is the state of a pre-training with other settings; remove it to start anew.")
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    return state["step"], state["total"], state["log"]
+
+
+def _step(model: Pretraining, optimiser: torch.optim.Optimizer, lr: float, images: Tensor, cells: Tensor) -> float:
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+    optimiser.zero_grad()
+    loss = model.loss(images, cells)
+    loss.backward()
+    optimiser.step()
+    return loss.item()
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """One cycle: half a cosine up to ``peak`` over the first fifth of the steps, half a cosine down over the rest."""
+    rise = max(1.0, _RISE * steps)
+    low, along = (_START, step / rise) if step < rise else (_END, 1 - (step - rise) / max(1.0, steps - 1 - rise))
+    return peak * (low + (1 - low) * (1 - float(np.cos(np.pi * along))) / 2)
+
+
+def _draw(images: np.ndarray, masks: np.ndarray, generator: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
+    """``count`` scenes with replacement, each turned by a multiple of 90 degrees and mirrored or not.
+
+    Args:
+        images: uint8 (M, S, S, 3).
+        masks: uint8 (M, S, S).
+
+    Returns:
+        Normalised images (count, 3, S, S) and cells int64 (count, ceil(S/8), ceil(S/8)).
+    """
+    pictures, targets = [], []
+    for index in generator.integers(len(images), size=count):
+        turn, side = int(generator.integers(4)), 1 - 2 * int(generator.integers(2))
+        pictures.append(np.rot90(images[index], turn)[:, ::side])
+        targets.append(np.rot90(masks[index], turn)[:, ::side])
+    x = normalise(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2))
+    # With padding, cell (i, j) of a stride-8 map is centred on pixel (8i, 8j).
+    cells = torch.from_numpy(np.stack(targets)[:, ::8, ::8].astype(np.int64))
+    return x.contiguous(memory_format=torch.channels_last), cells

@@ -6,7 +6,7 @@ from crnet.files import canonical
 
 
 def derive(*parts: str | int) -> int:
-    """A seed in [0, 2**63) that is a pure function of its named parts, e.g. ``derive("episodes", "pascal5i", fold, 0)``.
+    """A seed in [0, 2**63), a pure function of its named parts, e.g. ``derive("episodes", "pascal5i", fold, 0)``.
 
     Hashing keeps neighbouring parts (fold 0 and fold 1) from giving related streams, which adding numbers would not.
     """

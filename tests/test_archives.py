@@ -285,7 +285,7 @@ def test_no_network_says_what_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "create_connection", no_network)
     monkeypatch.setenv("no_proxy", "*")
     archive = archives.resolve("benchmark.tgz")
-    with pytest.raises(CrnetError, match="no connection .*Temporary failure") as caught:
+    with pytest.raises(CrnetError, match=r"no connection .*Temporary failure") as caught:
         archives.fetch(archive, tmp_path)
     for part in (archive.url, archive.checksum, str(tmp_path / "benchmark.tgz")):
         assert part in str(caught.value)

@@ -178,7 +178,7 @@ def test_subset(roots):
     description, out = prepare(roots, subset_ids=["t1", "v1"])
     assert description["subset"] == "a subset: 2 of 4 photos"
     assert list(Index.load(out).photos) == ["t1", "v1"]
-    with pytest.raises(CrnetError, match="1 photos .* among them x9"):
+    with pytest.raises(CrnetError, match=r"1 photos .* among them x9"):
         prepare(roots, subset_ids=["t1", "x9"])
 
 

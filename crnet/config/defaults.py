@@ -1,6 +1,6 @@
 """Settings of training, evaluation and episodes, with the paper's or its group's values as defaults.
 
-Sources: [P] the paper; [CANet] icoz69/CaNet@fdce946, the public code of the paper's own group; [ours] where neither says.
+Sources: [P] the paper; [CANet] icoz69/CaNet@fdce946, public code of the same group; [ours] where neither says.
 A behaviour change of the code that should make finished runs stale raises ``rev`` by one.
 """
 

@@ -200,7 +200,7 @@ def background(rng: np.random.Generator, height: int, width: int) -> Scene:
 
 
 def _local(height: int, width: int, row: int, column: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Rotated, mirrored, slightly stretched coordinates around (row, column), in 1/4096 pixel, int32 (height, width)."""
+    """Turned, mirrored, slightly stretched coordinates about (row, column), in 1/4096 pixel, int32 (height, width)."""
     angle, mirror = int(rng.integers(TURN)), 1 - 2 * int(rng.integers(2))
     cos, sin = _COS[angle], _COS[(angle - TURN // 4) % TURN]
     y = np.arange(height, dtype=np.int32)[:, None] - row

@@ -15,17 +15,26 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from crnet.data import voc
 from crnet.data.scenes import PALETTE, SHAPES, TEXTURES, Look, Scene, background, paint, void_border
 from crnet.files import atomic_write
 from crnet.seeding import derive
 
 SETTINGS = {
+    "rev": 1,
     "images_train": 480,  # ours: 24 scenes led by each class
-    "images_val": 480,  # ours: at least 25 scenes a class hold it large enough for the rule of the lists
-    "size": 160,  # ours: mean side in pixels; sides vary by an eighth, so that original size differs from input size
+    "images_val": 480,  # ours: 24 scenes led by each class; with the others each class has 30 or more that count
+    "size": 160,  # ours: mean side in pixels; sides vary by an eighth, so original size is not input size
     "seed": 0,  # ours
+    "rule_grid": 32,  # step of the small-object rule in pixels: OSLSM code/ss_datalayer.py@d5312de
 }
-LIMITS = {"images_train": (20, 100000), "images_val": (20, 100000), "size": (48, 512), "seed": (0, 2147483647)}
+LIMITS = {
+    "images_train": (1, 100_000),
+    "images_val": (1, 100_000),
+    "size": (48, 512),
+    "seed": (0, 2_147_483_647),
+    "rule_grid": (1, 128),
+}
 
 # Each class: texture-shape and its two colours. Fold f holds ids 5f+1 to 5f+5.
 _LOOKS = {
@@ -71,14 +80,14 @@ def _draw_area(rng: np.random.Generator, low: int, high: int) -> int:
 def _clutter(scene: Scene, rng: np.random.Generator, count: int) -> None:
     for _ in range(count):
         look = PRETRAINING_LOOKS[rng.integers(len(PRETRAINING_LOOKS))]
-        paint(scene, rng, look, 0, _draw_area(rng, 50, 199))
+        paint(scene, rng, look, 0, _draw_area(rng, 50, 134))
 
 
 def scene(rng: np.random.Generator, leading: int, height: int, width: int) -> Scene:
     """A scene led by an object of class ``leading`` (1 to 20), with up to three more class objects, and clutter."""
     canvas = background(rng, height, width)
-    _clutter(canvas, rng, int(rng.integers(1, 4)))
-    others = (0, 1, 1, 1, 2, 2, 2, 3)[rng.integers(8)]
+    _clutter(canvas, rng, int(rng.integers(0, 3)))
+    others = (0, 0, 1, 1, 1, 2, 2, 3)[rng.integers(8)]
     labels = [leading] + [int(label) for label in rng.integers(1, len(CLASSES) + 1, others)]
     high = (600, 438, 295, 242)[others]
     for position in rng.permutation(len(labels)):
@@ -89,6 +98,29 @@ def scene(rng: np.random.Generator, leading: int, height: int, width: int) -> Sc
     return canvas
 
 
+def prepare(extracted: Path, out: Path, settings: dict) -> dict:
+    """Generate the scenes into ``out`` and prepare them as any data in VOC's layout; see ``crnet.data.voc.prepare``.
+
+    Args:
+        extracted: unused, the data set needs no archive.
+        out: folder of the prepared data set.
+        settings: overrides of ``SETTINGS``.
+    """
+    settings = {**SETTINGS, **settings}
+    write_voc(out, settings)
+    return voc.prepare(
+        out / "VOCdevkit" / "VOC2012",
+        None,
+        out,
+        name="shapes5i",
+        classes=CLASSES,
+        folds=FOLDS,
+        pairs="rule",
+        subset_ids=None,
+        settings=settings,
+    )
+
+
 def write_voc(root: Path, settings: dict) -> str:
     """Generate the data set below ``root`` in the layout of VOCtrainval_11-May-2012.tar.
 
@@ -97,7 +129,7 @@ def write_voc(root: Path, settings: dict) -> str:
 
     Args:
         root: folder, made if absent.
-        settings: see ``SETTINGS``.
+        settings: all of ``SETTINGS``.
 
     Returns:
         sha256 over ids, sizes, images and masks in order, before JPEG: the same on every machine.

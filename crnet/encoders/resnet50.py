@@ -1,4 +1,4 @@
-"""ResNet-50 with torchvision's ImageNet weights, dilated so that layer3 and layer4 stay at 1/8 of the input (paper 5.1)."""
+"""ResNet-50 with torchvision's ImageNet weights; layer3 and layer4 dilated, at 1/8 of the input (paper 5.1)."""
 
 from pathlib import Path
 

@@ -34,7 +34,7 @@ class Pairs:
 
 @dataclass
 class Step:
-    """Result of ``Method.losses``: the scalar to minimise, its named parts for the log, and what to keep in the cache."""
+    """Result of ``Method.losses``: the scalar to minimise, its parts for the log, and what the cache keeps."""
 
     loss: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)

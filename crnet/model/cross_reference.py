@@ -38,7 +38,7 @@ class CrossReference(nn.Module):
 
 
 class CooccurrenceHead(nn.Module):
-    """Reinforced map (N, W, h, w) -> logits (N, 2, h, w) of the co-occurring object: conv, ASPP, conv. Training only."""
+    """Reinforced map (N, W, h, w) -> logits (N, 2, h, w) of the common object: conv, ASPP, conv. Training only."""
 
     def __init__(self, width: int, dropout: float):
         super().__init__()

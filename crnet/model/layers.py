@@ -45,7 +45,7 @@ class ASPP(nn.Module):
 
 
 def initialise(module: nn.Module, how: str) -> None:
-    """Weights of all convolutions and linear layers: ``normal``: N(0, 0.01) as CaNet@fdce946; ``kaiming``: He et al. 2015."""
+    """Draw all weights: ``normal``, N(0, 0.01) as CaNet@fdce946, or ``kaiming`` (He et al. 2015); biases are zero."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             if how == "normal":

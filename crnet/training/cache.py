@@ -1,4 +1,4 @@
-"""The confidence cache of training: each photo's last prediction for a class, kept for the next visit (CaNet@fdce946)."""
+"""The confidence cache of training: a photo's last prediction for a class, kept for its next visit (CaNet@fdce946)."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The training loop: one fold, one seed, one variant. Killed at any moment it goes on and ends with the same bits on CPU."""
+"""The training loop: one fold, one seed, one variant. A killed run goes on and ends with the same bits on CPU."""
 
 import math
 import signal
@@ -26,7 +26,6 @@ from crnet.training.episodes import EpisodeSource
 from crnet.training.optimisation import learning_rate, optimiser
 from crnet.training.sources import Batch, CachedSource, LiveSource
 
-CHECKPOINT_SECONDS = 60.0
 LOG_COLUMNS = ("epoch", "step", "loss", "query", "support", "cooccurrence", "lr", "images_per_second",
                "peak_memory_bytes", "base_miou", "support_iou", "seconds")  # fmt: skip
 
@@ -54,24 +53,30 @@ class _Progress:
     log: list[dict[str, float]] = field(default_factory=list)
 
 
-def train(spec: dict, paths: Paths, device: str, threads: int, workers: int = 0) -> None:
+def train(
+    spec: dict, paths: Paths, device: str, threads: int, workers: int = 0, checkpoint_seconds: float = 60.0
+) -> None:
     """Train one variant and write ``model.safetensors``, ``log.csv`` and ``train.json`` into ``paths.out``.
 
     Args:
         spec: As ``crnet.config.resolve`` makes it: method, model, dataset, encoder, fold, seed, train.
         workers: Loader processes for live features; any number gives the same result.
+        checkpoint_seconds: A kill loses at most this much; the state is also saved after each epoch.
 
     Raises:
         CrnetError: Data, features or encoder do not fit the specification, or the loss is no longer finite.
         Preempted: SIGTERM arrived; the state is saved.
     """
     configure(device, threads)
-    _Training(spec, paths, torch.device(device), threads, workers).run()
+    _Training(spec, paths, torch.device(device), threads, workers, checkpoint_seconds).run()
 
 
 class _Training:
-    def __init__(self, spec: dict, paths: Paths, device: torch.device, threads: int, workers: int):
+    def __init__(
+        self, spec: dict, paths: Paths, device: torch.device, threads: int, workers: int, checkpoint_seconds: float
+    ):
         self.spec, self.paths, self.device = spec, paths, device
+        self.checkpoint_seconds = checkpoint_seconds
         self.provenance = provenance.record(device.type, threads)
         self.settings = spec["train"]
         self.index = Index.load(paths.data)
@@ -124,7 +129,7 @@ class _Training:
                 raise Preempted(
                     f"stopped by SIGTERM after step {self.progress.step}; the state is in {self.paths.state}."
                 )
-            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+            if time.monotonic() - saved > self.checkpoint_seconds:
                 self._save()
                 saved = time.monotonic()
         self._log_epoch(epoch)

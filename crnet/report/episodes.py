@@ -1,0 +1,61 @@
+"""The episode sheet: test episodes predicted again from the weights and drawn as the paper's Figure 6."""
+
+from pathlib import Path
+
+import numpy as np
+
+from crnet.data.episodes import Episode
+from crnet.data.episodes import read as read_episodes
+from crnet.data.index import binary_mask
+from crnet.evaluate import Evaluator
+from crnet.machine import configure
+from crnet.metrics import fg_counts
+from crnet.report.sheet import draw_sheet
+
+
+def draw(job: dict, out: Path, device: str, threads: int) -> None:
+    """Draw the sheet of ``crnet.config.study.sheet_job``: of each fold the same number of episodes, no choice by eye.
+
+    Queries that hold several classes come first, as they show whether the support decides what is segmented.
+    """
+    configure(device, threads)
+    columns = []
+    for model in job["models"]:
+        columns += _columns(model, job["episodes"], device)
+    draw_sheet(columns, out, job["title"])
+
+
+def _columns(model: dict, count: int, device: str) -> list[dict]:
+    encoder, weights = (Path(model[key]) if model[key] else None for key in ("encoder", "weights"))
+    evaluator = Evaluator(model["spec"], Path(model["data"]), encoder, weights, device)
+    index = evaluator.index
+    table = read_episodes(Path(model["episodes"]), index)
+    columns = []
+    chosen = _first_of_each_class(table.episodes, index, count)
+    for episode, prediction, _ in evaluator.predict(chosen):
+        truth = binary_mask(index.read_mask(episode.query), episode.class_id)
+        intersection, union = fg_counts(prediction, truth)
+        support = episode.supports[0]
+        columns.append(
+            {
+                "support": index.read_image(support),
+                "support_mask": binary_mask(index.read_mask(support), episode.class_id),
+                "query": index.read_image(episode.query),
+                "truth": truth,
+                "prediction": np.asarray(prediction),
+                "class_name": index.class_name(episode.class_id),
+                "fold": table.fold,
+                "iou": intersection / union if union else None,
+            }
+        )
+    return columns
+
+
+def _first_of_each_class(episodes: tuple[Episode, ...], index, count: int) -> list[Episode]:
+    """The first episodes of the table, of classes not shown yet, those with queries of several classes first."""
+    several = [e for e in episodes if len(index.photos[e.query].classes) > 1]
+    chosen: list[Episode] = []
+    for episode in [*several, *episodes]:
+        if len(chosen) < count and episode.class_id not in {e.class_id for e in chosen}:
+            chosen.append(episode)
+    return chosen

@@ -1,0 +1,153 @@
+"""Studies and tables: what is wrong is said in one sentence, with the key and the known ones, before anything runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from crnet.config import resolve, study
+from crnet.config.settings import check, components
+from crnet.errors import CrnetError
+from crnet.files import canonical
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDIES = sorted((ROOT / "configs/studies").glob("*.yaml"))
+DEMO = yaml.safe_load((ROOT / "configs/studies/demo.yaml").read_text())
+
+
+def refusal(overrides: dict) -> str:
+    with pytest.raises(CrnetError) as caught:
+        study.load([ROOT / "configs/studies/demo.yaml"], overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"seedz": [0]}, ["seedz", "unknown key", "seeds"]),
+        ({"train": {"learning_rate": 1}}, ["train.learning_rate", "unknown setting", "lr"]),
+        ({"train": {"lr": "fast"}}, ["train.lr", "'fast'", "float"]),
+        ({"train": {"lr": float("nan")}}, ["train.lr", "nan"]),
+        ({"train": {"optimizer": "adam"}}, ["train.optimizer", "'adam'", "'adamw'", "'sgd'"]),
+        ({"methods": {"crnet": {"cross_refrence": False}}}, ["cross_refrence", "did you mean 'cross_reference'"]),
+        ({"methods": {"crnt": {}}}, ["unknown method 'crnt'", "crnet", "prototype"]),
+        ({"encoders": {"main": {"name": "resnet51"}}}, ["unknown encoder 'resnet51'", "resnet50", "vgg16"]),
+        ({"encoders": {"main": {"name": "nowhere:build"}}}, ["nowhere:build", "PYTHONPATH"]),
+        ({"encoders": {"main": {"layers": ["layer9"]}}}, ["layer9", "layer3"]),
+        ({"benchmarks": {"pascal": {"folds": [4]}}}, ["folds 0 to 3", "4"]),
+        ({"benchmarks": {"pascal": {"dataset": {"name": "pascal"}}}}, ["unknown dataset 'pascal'", "pascal5i"]),
+        ({"benchmarks": {"pascal": {"episodes": {"count": 0}}}}, ["episodes.count", "0"]),
+        ({"tables": ["table9"]}, ["unknown table 'table9'", "table2"]),
+        ({"tables": ["table2", "table2"]}, ["tables", "twice"]),
+        ({"controls": ["crnet"]}, ["'crnet' has weights to train", "prototype"]),
+        ({"device": "tpu"}, ["device", "cpu", "cuda"]),
+        ({"evaluate": {"scales": []}}, ["evaluate.scales", "not empty"]),
+        ({"evaluate": {"scales": [1.0, 9.0]}}, ["evaluate.scales", "9.0"]),
+        ({"evaluate": {"shots": 5}}, ["evaluate.shots", "table"]),
+        ({"sheet": {"table": "table3", "row": "fall"}}, ["sheet.row", "'fall'", "full"]),
+        ({"folders": {"work": "a {b}"}}, ["folders.work", "a {b}"]),
+        ({"study": "../x"}, ["study", "../x"]),
+        ({"train": True}, ["train"]),
+    ],
+)
+def test_wrong_input_is_one_sentence(overrides, words):
+    message = refusal(overrides)
+    for word in words:
+        assert word in message
+
+
+def test_a_key_given_twice_is_refused(tmp_path):
+    file = tmp_path / "twice.yaml"
+    file.write_text("seeds: [0]\nseeds: [1]\n")
+    with pytest.raises(CrnetError, match=r"line 2: key 'seeds' is given twice"):
+        study.load([file])
+
+
+@pytest.mark.parametrize("content", ["- a\n", "a: [\n", ""])
+def test_broken_yaml_is_one_sentence(tmp_path, content):
+    file = tmp_path / "broken.yaml"
+    file.write_text(content)
+    with pytest.raises(CrnetError, match=r"broken\.yaml") as caught:
+        study.load([file])
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_table_rows_are_refused(tmp_path):
+    table = yaml.safe_load((ROOT / "configs/tables/table2.yaml").read_text())
+    (tmp_path / "configs/tables").mkdir(parents=True)
+
+    def load(**changes):
+        (tmp_path / "configs/tables/table2.yaml").write_text(yaml.safe_dump({**table, **changes}))
+        return study.load([ROOT / "configs/studies/demo.yaml"], {"tables": ["table2"], "sheet": None}, tmp_path)
+
+    assert len(load().tables["table2"].rows) == 3
+    typo = {**table["rows"][0], "set": {"model": {"conditoin": False}}}
+    with pytest.raises(CrnetError, match="did you mean 'condition'"):
+        load(rows=[typo])
+    with pytest.raises(CrnetError, match="used 2 times"):
+        load(rows=[table["rows"][0]] * 2)
+    with pytest.raises(CrnetError, match="unknown key; known: id, label, ticks, set, paper"):
+        load(rows=[{**table["rows"][0], "lable": "x"}])
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda path: path.stem)
+def test_every_shipped_study_resolves(file, monkeypatch, tmp_path):
+    (tmp_path / "resnet50v2.py").write_text("")  # stands in for an encoder from outside, which is not shipped
+    monkeypatch.syspath_prepend(tmp_path)
+    plan = study.load([file])
+    assert plan.study.study == file.stem
+    assert {cell.evaluation for cell in plan.cells} == set(plan.evaluations)
+
+
+def test_equal_specifications_are_one_run():
+    plan = study.load()
+    both = {c.evaluation for c in plan.cells if (c.table, c.row) == ("table2", "both")}
+    base = {c.evaluation for c in plan.cells if (c.table, c.row) == ("table3", "base")}
+    assert both == base
+    folds, seeds = 4, len(DEMO["seeds"])
+    assert len(plan.trainings) == 5 * folds * seeds  # condition, cross-reference, both, refinement, full
+    assert len(plan.evaluations) == 6 * folds * seeds + 2 * folds  # and multi-scale; controls have one seed
+
+
+def test_a_switch_changes_its_own_runs_only():
+    before, after = study.load(), study.load(overrides={"evaluate": {"refinements": 3}})
+    assert set(before.trainings) == set(after.trainings)
+    assert not set(before.evaluations) & set(after.evaluations)
+
+
+def test_later_files_win_and_mappings_merge():
+    merged = study.merge({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 3}, "d": [2]})
+    assert merged == {"a": {"b": 3, "c": 2}, "d": [2]}
+
+
+def test_specifications_are_plain_json_with_every_setting():
+    plan = study.load()
+    for spec in plan.evaluations.values():
+        assert resolve.name_of("x", spec) == resolve.name_of("x", yaml.safe_load(canonical(spec)))
+    trained = next(iter(plan.trainings.values()))
+    assert set(trained["model"]) == set(components("method")["crnet"].literals["SETTINGS"])
+
+
+def test_booleans_are_not_numbers():
+    with pytest.raises(CrnetError):
+        check({"a": True}, {"a": 1}, {}, "x")
+    with pytest.raises(CrnetError):
+        check({"a": 1}, {"a": True}, {}, "x")
+
+
+def test_planning_imports_no_torch_and_training_no_workflow():
+    planning = (
+        "import sys; from crnet.config import study; from crnet.plan import describe; print(describe([])); "
+        "assert not {'torch', 'mlflow', 'pandas', 'snakemake'} & set(sys.modules), 'heavy import'"
+    )
+    subprocess.run([sys.executable, "-c", planning], check=True, cwd=ROOT, capture_output=True)
+    absent = ("snakemake", "mlflow", "pandas", "pydantic", "yaml", "scipy", "matplotlib", "pycocotools")
+    bare = (
+        f"import sys\nfor name in {absent!r}: sys.modules[name] = None\n"
+        "import crnet.training.loop, crnet.evaluate, crnet.features, crnet.cli"
+    )
+    subprocess.run([sys.executable, "-c", bare], check=True, cwd=ROOT)

@@ -1,0 +1,111 @@
+"""The small encoder and its pre-training: shapes, frozen use, learning, and going on after a kill."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from crnet import encoders, pretrain
+from crnet.encoders import small
+from crnet.errors import CrnetError
+
+TINY = {"steps": 6, "batch": 2, "size": 32, "images": 6}
+
+
+@pytest.fixture
+def saves_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrain, "SAVE_EVERY", 2)
+    monkeypatch.setattr(pretrain, "LOG_EVERY", 3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (65, 63), (113, 97)])
+def test_maps_are_at_an_eighth_in_the_order_asked_for(height: int, width: int) -> None:
+    encoder = small.network(["layer4", "layer2", "layer3"]).eval()
+    maps = encoder(torch.zeros(2, 3, height, width))
+    assert encoder.channels == (96, 48, 64)
+    assert [tuple(m.shape) for m in maps] == [(2, c, -(-height // 8), -(-width // 8)) for c in (96, 48, 64)]
+
+
+def test_unknown_layer_is_named() -> None:
+    with pytest.raises(CrnetError, match=r"'layer5'.*layer2, layer3, layer4"):
+        small.network(["layer3", "layer5"])
+
+
+def test_prepared_encoder_is_frozen_and_treats_images_one_by_one(tmp_path: Path) -> None:
+    spec = {"name": "small", "layers": ["layer3", "layer4"], **TINY}
+    encoders.prepare(spec, tmp_path, tmp_path / "small.safetensors", 1)
+    encoder = encoders.build(spec, tmp_path / "small.safetensors")
+    assert not encoder.training
+    assert not any(weight.requires_grad for weight in encoder.parameters())
+    images = torch.randn(3, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    before = encoders.digest(encoder)
+    alone, together = encoder(images[:1]), encoder(images)
+    assert encoders.digest(encoder) == before
+    for one, many in zip(alone, together, strict=True):
+        torch.testing.assert_close(one, many[:1])
+
+
+def test_weights_carry_their_settings(tmp_path: Path) -> None:
+    pretrain.pretrain(TINY, tmp_path / "a.safetensors", 1)
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        assert '"steps":6' in file.metadata()["settings"]
+    assert set(load_file(tmp_path / "a.safetensors")) == set(small.network([]).state_dict())
+
+
+@pytest.mark.usefixtures("saves_often")
+@pytest.mark.parametrize("steps_before_kill", [1, 3, 5])
+def test_killed_and_resumed_ends_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps_before_kill: int
+) -> None:
+    whole = pretrain.pretrain(TINY, tmp_path / "whole.safetensors", 1)
+    undisturbed, calls = pretrain._step, []
+
+    def killed(*arguments):
+        if len(calls) == steps_before_kill:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return undisturbed(*arguments)
+
+    out = tmp_path / "killed.safetensors"
+    monkeypatch.setattr(pretrain, "_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.pretrain(TINY, out, 1)
+    assert not out.exists()
+    assert out.with_suffix(".state").exists() == (steps_before_kill >= 2)
+
+    monkeypatch.setattr(pretrain, "_step", undisturbed)
+    assert pretrain.pretrain(TINY, out, 1) == whole
+    assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.safetensors", "whole.safetensors"]
+
+
+@pytest.mark.usefixtures("saves_often")
+def test_state_of_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(path: Path, state: dict) -> None:
+        save(path, state)
+        raise KeyboardInterrupt
+
+    save = pretrain.save_state
+    monkeypatch.setattr(pretrain, "save_state", stop)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.pretrain(TINY, tmp_path / "a.safetensors", 1)
+    with pytest.raises(CrnetError, match="other settings"):
+        pretrain.pretrain(TINY | {"seed": 1}, tmp_path / "a.safetensors", 1)
+
+
+def test_loss_falls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrain, "LOG_EVERY", 20)
+    log = pretrain.pretrain({"steps": 60, "batch": 4, "size": 64, "images": 16}, tmp_path / "a.safetensors", 1)
+    assert [row["step"] for row in log] == [20, 40, 60]
+    assert log[-1]["loss"] < 0.6 * log[0]["loss"]
+
+
+def test_learning_rate_is_one_cycle() -> None:
+    rates = [pretrain.learning_rate(step, 100, 0.01) for step in range(100)]
+    assert rates[0] == pytest.approx(0.01 / 25)
+    assert rates[20] == pytest.approx(0.01)
+    assert rates[99] == pytest.approx(1e-6)
+    assert max(rates) == rates[20]
+    assert pretrain.learning_rate(0, 1, 0.01) > 0
