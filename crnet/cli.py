@@ -4,6 +4,7 @@ Each command imports what it needs when it runs, so that ``plan`` needs no torch
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import click
 
 from crnet import __version__
 from crnet.errors import CrnetError
+
+# Threads that spin while they wait make jobs side by side several times slower; read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 PATH = click.Path(path_type=Path)
 

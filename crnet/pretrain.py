@@ -2,7 +2,8 @@
 
 Task: at every stride-8 cell of a generated scene name the kind of object, or the background, by a 1x1 classifier on
 layer3 and another on layer4. Scenes are turned and mirrored but not recoloured: a kind is a shape, a texture *and*
-colours, and an encoder that was taught to overlook colour made much worse features (README of the demo study's data).
+colours. An encoder taught to overlook colour gave 0.41 instead of 0.51 novel mIoU to the same head after 600 steps
+(one fold, one seed), and naming whole images instead of cells 0.33 instead of 0.63.
 """
 
 import time

@@ -12,3 +12,67 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the practice photos in ../shared, which are not part of the repository")
     return folder
+
+
+class Tiny:
+    """A data set of a few small scenes, an untrained encoder and its features: enough to train and evaluate on."""
+
+    DATASET = {"name": "shapes5i", "images_train": 40, "images_val": 60, "size": 64, "seed": 0, "rule_grid": 8}
+    SIZE = 64
+
+    def __init__(self, folder: Path):
+        import torch
+        from safetensors.torch import save_file
+
+        from crnet.config.settings import component
+        from crnet.data.prepare import prepare
+        from crnet.encoders.small import network
+        from crnet.encoding import FrozenEncoder
+        from crnet.features import write_store
+
+        self.data, self.encoder, self.features = folder / "data", folder / "small.safetensors", folder / "features"
+        settings = {key: value for key, value in self.DATASET.items() if key != "name"}
+        self.dataset = {"name": "shapes5i", **component("dataset", "shapes5i", "tiny").settings(settings, "tiny")}
+        prepare(self.dataset, folder, folder, self.data)
+        torch.manual_seed(0)
+        save_file(network(["layer3", "layer4"]).state_dict(), self.encoder)
+        spec = {"dataset": self.dataset, "encoder": self._encoder(), "size": self.SIZE, "views": "recolour"}
+        encoder = FrozenEncoder(self._encoder(), self.encoder, torch.device("cpu"), "float32")
+        write_store({**spec, "precision": "float32"}, self.data, encoder, self.features)
+
+    def _encoder(self) -> dict:
+        from crnet.config.settings import component
+
+        return {"name": "small", "layers": ["layer3", "layer4"], **component("encoder", "small", "t").settings({}, "t")}
+
+    def training(self, fold=0, seed=0, method="crnet", model=None, train=None) -> dict:
+        from crnet.config.defaults import TRAIN, TRAIN_LIMITS
+        from crnet.config.settings import check, component
+
+        given = {"width": 8, "gate_width": 4, "initialisation": "kaiming", **(model or {})} if method == "crnet" else {}
+        spec = {
+            "method": method,
+            "model": component("method", method, "tiny").settings(given, "tiny"),
+            "dataset": self.dataset,
+            "encoder": self._encoder(),
+            "fold": fold,
+            "seed": seed,
+        }
+        if method == "crnet":
+            budget = {"size": self.SIZE, "batch": 4, "epochs": 2, "epoch_episodes": 40, "base_episodes": 4}
+            how = {"optimizer": "adamw", "lr": 2e-3, "schedule": "one-cycle", "augment": "none", "precision": "float32"}
+            cached = {"features": "cached", "views": "recolour"}
+            spec["train"] = check({**budget, **how, **cached, **(train or {})}, TRAIN, TRAIN_LIMITS, "tiny")
+        return spec
+
+    def evaluation(self, training: dict, **changes) -> dict:
+        from crnet.config.defaults import EPISODES, EVALUATE, EVALUATE_LIMITS
+        from crnet.config.settings import check
+
+        how = check({"size": self.SIZE, "precision": "float32", **changes}, EVALUATE, EVALUATE_LIMITS, "tiny")
+        return {"train": training, "evaluate": how, "episodes": {**EPISODES, "count": 12, "seeds": [0], "shots": 2}}
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Tiny:
+    return Tiny(tmp_path_factory.mktemp("tiny"))

@@ -187,13 +187,13 @@ def background(rng: np.random.Generator, height: int, width: int) -> Scene:
     names = list(PALETTE)
     first, second = (jitter(rng, names[rng.integers(len(names))], 40) for _ in range(2))
     share = smooth_noise(rng, height, width, int(rng.integers(12, 48)))
-    style = int(rng.integers(3))
+    style = (0, 1, 2, 2)[rng.integers(4)]
     if style == 1:
         share = (share > 128) * np.int32(200)
     elif style == 2:
         texture = list(TEXTURES)[rng.integers(6)]  # the first six need no object
         pattern = _texture(rng, texture, "disc", *_local(height, width, height // 2, width // 2, rng), UNIT)
-        share = (share + pattern) // 2
+        share = (share + 3 * pattern) // 4
     first = (first + second) // 2 if rng.integers(2) else first  # half of them of low contrast
     image = _blend(first, second, share) + rng.integers(-14, 15, (height, width, 1), np.int32)
     return Scene(np.clip(image, 0, 255).astype(np.uint8), np.zeros((height, width), np.uint8), [0], [height * width])

@@ -12,12 +12,12 @@ VIEWS = {"identity": 1, "flip": 2, "recolour": RECOLOURINGS}
 
 def squash(image: np.ndarray, size: int) -> np.ndarray:
     """Photo uint8 (H, W, 3) -> (size, size, 3), aspect ratio given up as CANet does; antialiased bilinear."""
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+    return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
 
 
 def squash_mask(mask: np.ndarray, size: int) -> np.ndarray:
     """Mask uint8 (H, W) -> (size, size), nearest: ids never mix."""
-    return np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
+    return np.array(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
 
 
 def apply_view(kind: str, view: int, image: np.ndarray) -> np.ndarray:

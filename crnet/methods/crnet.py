@@ -23,6 +23,7 @@ SETTINGS = {
     "cooccurrence_weight": 1.0,  # of the auxiliary loss; the paper names the term, no weight; PFENet's auxiliaries 1.0
     "support_weight": 1.0,  # of the support branch's loss; likewise
     "dropout": 0.5,  # of channels in the ASPP [CANet]
+    "equalise_maps": False,  # each encoder map divided by its root mean square, so that no level drowns another [ours]
     "initialisation": "normal",  # N(0, 0.01) [CANet]
     "cache": "stored",  # in training: the prediction of the last visit [CANet]; "unrolled": detached passes in a step
     "cache_reset": 0.7,  # probability that a stored prediction is replaced by zeros [CANet]
@@ -73,6 +74,8 @@ class CRNet(Method):
 
     def embed(self, maps: list[Tensor]) -> Tensor:
         """Joined encoder maps -> F (N, W, h, w), paper 4.2."""
+        if self.settings["equalise_maps"]:
+            maps = [m * m.float().square().mean((1, 2, 3), keepdim=True).add(1e-6).rsqrt().to(m.dtype) for m in maps]
         return F.relu(self.enter(torch.cat(maps, 1)))
 
     def _reinforce(self, pairs: Pairs) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,7 @@ rule encoder:
         "logs/encoder/{name}.log",
     benchmark:
         "logs/benchmarks/encoder/{name}.tsv"
-    threads: 2
+    threads: STUDY.threads
     conda:
         "../../environment.yml"
     shell:

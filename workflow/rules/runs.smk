@@ -37,7 +37,7 @@ rule features:
         "logs/features/{name}.log",
     benchmark:
         "logs/benchmarks/features/{name}.tsv"
-    threads: 2
+    threads: STUDY.threads
     resources:
         gpu=GPU,
     conda:
