@@ -29,7 +29,7 @@ wildcard_constraints:
     archive=r"[^/]+",
     name=r"[^/]+",
     run=r"[^/]+",
-    table=r"[^/]+",
+    table="|".join(TABLES),
 
 
 resource_scopes:

@@ -95,7 +95,7 @@ def write_training(path: Path, base_miou: float = 0.6) -> None:
         for seed in (0, 1)
         for e in range(4)
     ]
-    write_csv(path, ("run", "label", "method", "fold", "seed", "epoch", "step", "loss", "base_miou"), rows)
+    write_csv(path, ("run", "variant", "method", "fold", "seed", "epoch", "step", "loss", "base_miou"), rows)
 
 
 def test_losses_show_every_variant_fold_and_seed(tmp_path: Path) -> None:

@@ -40,11 +40,12 @@ def test_default_digest(default: tuple[Path, str]) -> None:
 
 def test_layout_is_that_of_voc(default: tuple[Path, str]) -> None:
     base, _ = default
-    lists = {
-        split: (base / "ImageSets/Segmentation" / f"{split}.txt").read_text().split() for split in ("train", "val")
-    }
-    assert [len(names) for names in lists.values()] == [480, 480]
-    assert (base / "ImageSets/Segmentation/trainval.txt").read_text().split() == lists["train"] + lists["val"]
+    train, val, both = (
+        (base / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split()
+        for split in ("train", "val", "trainval")
+    )
+    assert (len(train), len(val)) == (480, 480)
+    assert both == train + val
     sizes = set()
     for name in val[:40]:
         photo = Image.open(base / "JPEGImages" / f"{name}.jpg")

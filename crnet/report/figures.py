@@ -169,12 +169,12 @@ def plot_losses(training_csv: Path, out_prefix: Path, title: str = "Training") -
         CrnetError: no line, a missing column, or a base_miou outside [0, 1].
     """
     lines = read_csv(training_csv)
-    missing = {"run", "label", "fold", "seed", "step", "loss", "base_miou"} - set(lines[0] if lines else ())
+    missing = {"run", "variant", "fold", "seed", "step", "loss", "base_miou"} - set(lines[0] if lines else ())
     if missing:
         raise CrnetError(f"{training_csv} has no line with the column {min(missing)}: no training was logged.")
     if any(line["base_miou"] and not 0 <= float(line["base_miou"]) <= 1 for line in lines):
         raise CrnetError(f"{training_csv} holds a base_miou outside [0, 1]: log fractions, not percent.")
-    labels = list(dict.fromkeys(line["label"] for line in lines))
+    labels = list(dict.fromkeys(line["variant"] for line in lines))
     folds = sorted({int(line["fold"]) for line in lines})
     seeds = sorted({int(line["seed"]) for line in lines})
     with matplotlib.rc_context(STYLE):
@@ -182,7 +182,7 @@ def plot_losses(training_csv: Path, out_prefix: Path, title: str = "Training") -
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
         grid = figure.subplots(len(labels), 2, squeeze=False, sharex=True, sharey="col")
         for label, axes_row in zip(labels, grid, strict=True):
-            _training_panels(axes_row, [line for line in lines if line["label"] == label])
+            _training_panels(axes_row, [line for line in lines if line["variant"] == label])
             axes_row[0].set_title(label, loc="left")
             axes_row[0].set_ylabel("loss")
             axes_row[1].set_ylabel("percent")

@@ -1,0 +1,168 @@
+"""The whole chain through Snakemake: what runs, what does not run again, and what stops it."""
+
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDY = yaml.safe_load((Path(__file__).parent / "tiny.yaml").read_text())
+
+
+def snakemake(folder: Path, *arguments: str, study: str = "study.yaml") -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", study, *arguments]
+    done = subprocess.run(command, check=False, cwd=folder, env=environment, capture_output=True, text=True)
+    done.output = done.stdout + done.stderr
+    return done
+
+
+def planned(folder: Path, *arguments: str, **options) -> Counter:
+    """How many jobs of each rule a dry run schedules."""
+    done = snakemake(folder, "--dry-run", "--quiet", "rules", *arguments, **options)
+    assert done.returncode == 0, done.output
+    done = snakemake(folder, "--dry-run", *arguments, **options)
+    counts = Counter(re.findall(r"^(?:local)?rule (\w+):", done.output, re.MULTILINE))
+    counts.pop("all", None)
+    counts.pop("tables", None)
+    return counts
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A folder in which the tiny study has been run once."""
+    folder = tmp_path_factory.mktemp("workflow")
+    for name in ("Snakefile", "workflow", "configs", "profiles"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
+    shutil.copy(ROOT / "environment.yml", folder)
+    (folder / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    done = snakemake(folder)
+    assert done.returncode == 0, done.output
+    return folder
+
+
+def test_everything_is_there(finished):
+    results = finished / "results/tiny"
+    names = {str(p.relative_to(results)) for p in results.rglob("*") if p.is_file()}
+    for kind in ("csv", "md", "tex"):
+        assert f"tables/table3.{kind}" in names
+    for picture in ("table3", "losses", "episodes"):
+        assert {f"figures/{picture}.png", f"figures/{picture}.svg"} <= names
+    with open(results / "runs.csv") as stream:
+        runs = list(csv.DictReader(stream))
+    assert Counter(row["kind"] for row in runs) == {"train": 6, "evaluate": 10}
+    assert (finished / "mlflow.db").exists()
+
+
+def test_the_table_holds_every_cell_with_an_interval(finished):
+    with open(finished / "results/tiny/tables/table3.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    wanted = {"row", "fold", "shots", "metric", "void", "value", "low", "high", "seeds", "paper"}
+    assert wanted <= set(rows[0])
+    assert len(rows) == 5 * 3 * 2 * 2  # rows, folds and mean, metrics, void conventions
+    assert all(float(r["low"]) <= float(r["value"]) <= float(r["high"]) for r in rows)
+    mean = [r for r in rows if r["fold"] == "mean" and r["row"] == "full" and r["metric"] == "miou"]
+    assert {r["paper"] for r in mean} == {"55.2"}
+
+
+def test_a_second_call_does_nothing_and_says_so(finished):
+    done = snakemake(finished)
+    assert done.returncode == 0
+    assert "Nothing to be done" in done.output
+
+
+def test_tables_again_without_training(finished):
+    shutil.rmtree(finished / "results/tiny/tables")
+    done = snakemake(finished, "tables")
+    assert done.returncode == 0, done.output
+    assert (finished / "results/tiny/tables/table3.md").exists()
+    assert planned(finished) == Counter()
+
+
+def test_a_checkout_with_results_but_no_work_renders_tables_and_would_train_for_all(finished, tmp_path):
+    copy = tmp_path / "clone"
+    shutil.copytree(finished, copy, ignore=shutil.ignore_patterns("work", ".snakemake", "mlflow.db"))
+    shutil.rmtree(copy / "results/tiny/tables")
+    assert planned(copy, "tables") == {"table": 1}
+    assert planned(copy)["train"] == 6
+
+
+def change_table(folder: Path, change) -> None:
+    path = folder / "configs/tables/table3.yaml"
+    table = yaml.safe_load(path.read_text())
+    change(table)
+    path.write_text("# a comment\n" + yaml.safe_dump(table))
+
+
+@pytest.fixture
+def table_restored(finished):
+    path = finished / "configs/tables/table3.yaml"
+    before = path.read_bytes()
+    yield
+    path.write_bytes(before)
+
+
+@pytest.mark.usefixtures("table_restored")
+class TestWhatRunsAgain:
+    def test_a_comment_nothing(self, finished):
+        change_table(finished, lambda table: None)
+        (finished / "commented.yaml").write_text("# comment\n" + yaml.safe_dump(STUDY))
+        assert planned(finished, study="commented.yaml") == Counter()
+
+    def test_a_label_its_table(self, finished):
+        change_table(finished, lambda table: table["rows"][0].update(label="Base"))
+        assert planned(finished) == {"table": 1}
+
+    def test_a_variant_its_own_jobs(self, finished):
+        change_table(finished, lambda table: table["rows"][3]["set"].update(model={"gate_tied": True}))
+        assert planned(finished) == Counter(train=2, evaluate=2, table=1, runs=1, losses=1, sheet=1, track=1)
+
+    def test_a_new_row_its_own_jobs(self, finished):
+        row = {"id": "ten", "label": "10 refinements", "set": {"evaluate": {"scales": [0.75, 1.0, 1.25], "refinements": 10}}}
+        change_table(finished, lambda table: table["rows"].append(row))
+        assert planned(finished) == Counter(evaluate=2, table=1, runs=1, track=1, losses=1)
+
+
+def stopped(folder: Path, **changes) -> str:
+    (folder / "wrong.yaml").write_text(yaml.safe_dump({**STUDY, **changes}))
+    done = snakemake(folder, study="wrong.yaml")
+    assert done.returncode != 0
+    assert "Traceback" not in done.output
+    return done.output
+
+
+def test_a_typo_stops_before_anything_runs(finished):
+    output = stopped(finished, methods={"crnet": {"conditon": True}})
+    assert "conditon" in output
+    assert "did you mean 'condition'" in output
+    assert "rule " not in output
+
+
+def test_a_study_for_a_gpu_stops_on_a_machine_without(finished):
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("this machine has a GPU")
+    output = stopped(finished, device="cuda", study="gpu")
+    assert "needs a GPU" in output
+    assert not (finished / "results/gpu").exists()
+
+
+def test_a_class_with_too_few_photos_stops_before_training(finished):
+    benchmark = {**STUDY["benchmarks"]["pascal"], "episodes": {"count": 6, "seeds": [0], "shots": 20}}
+    output = stopped(finished, study="few", benchmarks={"pascal": benchmark})
+    assert "too few test photos" in output
+    assert not list((finished / "results").glob("few/evaluate"))
+    assert "rule train" not in output
+
+
+def test_lint_and_paper_dry_run(finished):
+    assert "GPU" not in snakemake(finished, "--dry-run", study="configs/studies/paper.yaml").stderr
+    assert planned(finished, study="configs/studies/paper.yaml")["download"] == 3
