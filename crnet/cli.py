@@ -70,6 +70,18 @@ def plan(files: tuple[Path, ...]) -> None:
 
 
 @cli.command()
+@click.argument("results", type=PATH)
+def show(results: Path) -> None:
+    """Say where a study's tables and plots are."""
+    if not (results / "runs.csv").is_file():
+        raise CrnetError(f"{results}: has no runs.csv; give the results folder of a finished study, e.g. results/demo.")
+    click.echo(f"\nruns     {results / 'runs.csv'}")
+    for kind, pattern in (("table", "tables/*.md"), ("plot", "figures/*.png")):
+        for path in sorted(results.glob(pattern)):
+            click.echo(f"{kind:<8} {path}")
+
+
+@cli.command()
 @click.argument("name")
 @click.option("--folder", type=PATH, required=True)
 @click.option("--settings", type=JSON, default="{}", help="Mirror and checksum by file name.")

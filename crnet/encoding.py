@@ -6,10 +6,16 @@ import torch
 from torch import Tensor
 
 from crnet import encoders
+from crnet.machine import has_bfloat16
+
+
+def compute_dtype(device: torch.device, precision: str) -> torch.dtype:
+    """bfloat16 if it is asked for and the device has it, else float32; what was used is recorded with each run."""
+    return torch.bfloat16 if precision == "bfloat16" and has_bfloat16(device.type) else torch.float32
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=compute_dtype(device, precision) == torch.bfloat16)
 
 
 def to_device(array: Tensor, device: torch.device) -> Tensor:

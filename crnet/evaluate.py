@@ -17,7 +17,7 @@ from crnet.data import transforms
 from crnet.data.episodes import Episode
 from crnet.data.episodes import read as read_episodes
 from crnet.data.index import Index, binary_mask
-from crnet.encoding import FrozenEncoder, as_images, autocast
+from crnet.encoding import FrozenEncoder, as_images, autocast, compute_dtype
 from crnet.errors import CrnetError
 from crnet.files import sha256_file, write_csv, write_json
 from crnet.machine import configure
@@ -190,6 +190,7 @@ def evaluate(
         "seconds": round(seconds, 2),
         "peak_memory_bytes": provenance.peak_memory_bytes(device),
         "episodes_per_second": len(rows) / seconds,
+        "dtype": str(compute_dtype(evaluator.device, spec["evaluate"]["precision"])).removeprefix("torch."),
         "dataset_digest": index.digest,
         "encoder_digest": evaluator.encoder.digest,
         "weights_sha256": sha256_file(weights) if weights else "",

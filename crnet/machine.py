@@ -5,6 +5,13 @@ import torch
 from crnet.errors import CrnetError
 
 
+def has_bfloat16(device: str) -> bool:
+    """Whether convolutions in bfloat16 are quick: any CUDA GPU since Ampere, CPUs with AVX-512 or AMX for it."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def configure(device: str, threads: int) -> None:
     """Set threads and determinism of this process; raises CrnetError if the device is not there."""
     if device == "cuda" and not torch.cuda.is_available():

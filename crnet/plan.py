@@ -58,12 +58,20 @@ def _data(plan: Plan, layout: Layout) -> list[str]:
         folder = Path(layout.data(spec))
         if (folder / "dataset.json").is_file():
             index = Index.load(folder)
-            lines.append(f"data         {spec['name']}: prepared, {len(index.photos):,} photos, digest {index.digest[:16]}")
+            lines.append(
+                f"data         {spec['name']}: prepared, {len(index.photos):,} photos, digest {index.digest[:16]}"
+            )
             lines.append(f"             {index.subset or 'the whole data set'}")
         else:
             lines.append(f"data         {spec['name']}: not prepared yet")
     for archive, path in _archives(plan, layout).items():
-        state = "verified" if is_verified(archive, Path(layout.archives)) else "to be verified" if path.is_file() else "to be downloaded"
+        state = (
+            "verified"
+            if is_verified(archive, Path(layout.archives))
+            else "to be verified"
+            if path.is_file()
+            else "to be downloaded"
+        )
         size = f"{archive.size / GIB:.2f} GiB" if archive.size else "size not known"
         lines.append(f"archive      {archive.name}: {size}, {state}")
     return lines or ["data         no archives: everything is generated"]

@@ -13,7 +13,11 @@ CHANNELS, MAP, SIZE = (4, 6), 7, 50
 @pytest.fixture(params=sorted(components("method")))
 def method(request) -> Method:
     component = components("method")[request.param]
-    small = {k: v for k, v in {"width": 8, "gate_width": 4, "initialisation": "kaiming"}.items() if k in component.literals["SETTINGS"]}
+    small = {
+        k: v
+        for k, v in {"width": 8, "gate_width": 4, "initialisation": "kaiming"}.items()
+        if k in component.literals["SETTINGS"]
+    }
     torch.manual_seed(0)
     built = methods.build(component.name, CHANNELS, component.settings(small, "test"))
     built.trained = component.literals.get("TRAINS", True)

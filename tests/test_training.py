@@ -76,7 +76,10 @@ def test_killed_at_a_random_moment_ends_with_the_same_bits(tiny, tmp_path):
     assert "resumed at step" in output
     assert same(weights(undisturbed), weights(out)), f"seed {seed}"
     timing = {"images_per_second", "seconds", "peak_memory_bytes"}
-    logs = [[{k: v for k, v in row.items() if k not in timing} for row in read_csv(f / "log.csv")] for f in (undisturbed, out)]
+    logs = [
+        [{k: v for k, v in row.items() if k not in timing} for row in read_csv(f / "log.csv")]
+        for f in (undisturbed, out)
+    ]
     assert logs[0] == logs[1]
 
 
@@ -85,7 +88,9 @@ def test_sigterm_saves_the_state_and_says_so(tiny, tmp_path):
     spec = tiny.training(train={"epochs": 500})
     command = [sys.executable, "-m", "crnet", "train", "--spec", canonical(spec), "--data", tiny.data,
                "--encoder", tiny.encoder, "--features", tiny.features, "--out", out, "--state", state]  # fmt: skip
-    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         process.stdout.readline()  # the first epoch is over
         started = time.monotonic()
         process.terminate()

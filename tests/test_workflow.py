@@ -127,7 +127,11 @@ class TestWhatRunsAgain:
         assert planned(finished) == Counter(train=2, evaluate=2, table=1, runs=1, losses=1, sheet=1, track=1)
 
     def test_a_new_row_its_own_jobs(self, finished):
-        row = {"id": "ten", "label": "10 refinements", "set": {"evaluate": {"scales": [0.75, 1.0, 1.25], "refinements": 10}}}
+        row = {
+            "id": "ten",
+            "label": "10 refinements",
+            "set": {"evaluate": {"scales": [0.75, 1.0, 1.25], "refinements": 10}},
+        }
         change_table(finished, lambda table: table["rows"].append(row))
         assert planned(finished) == Counter(evaluate=2, table=1, runs=1, track=1, losses=1)
 

@@ -19,7 +19,7 @@ TRAIN = {
     "features": "live",  # "cached": the frozen encoder runs once per photo and view, no augmentation but views
     "views": "identity",  # finite transforms applied alike to a whole episode, for cached features [ours]
     "novel_pixels": "background",  # of novel classes in training photos [CANet; protocols that differ: void, drop]
-    "precision": "bfloat16",  # autocast of the heads and the live encoder [ours]
+    "precision": "bfloat16",  # autocast, where the device has it; float32 elsewhere [ours]
     "base_episodes": 100,  # episodes of base classes scored after each epoch, for the log only [ours]
 }
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crnet.model.layers import ResidualConv, conv
+from crnet.model.layers import ResidualConv, conv, norm
 
 EPSILON = 5e-4  # in the denominator, CaNet@fdce946: an empty mask gives a zero vector, not a division by zero
 
@@ -29,10 +29,11 @@ class Condition(nn.Module):
     One module serves both branches: "share all the parameters" (paper 4.4).
     """
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, normalisation: str = "none"):
         super().__init__()
-        self.enter, self.residual = conv(2 * width, width), ResidualConv(width)
+        self.enter, self.residual = conv(2 * width, width), ResidualConv(width, normalisation)
+        self.norm = norm(width, normalisation)
 
     def forward(self, features: Tensor, category: Tensor) -> Tensor:
         tiled = category.to(features.dtype)[:, :, None, None].expand_as(features)
-        return F.relu(self.residual(self.enter(torch.cat([features, tiled], 1))))
+        return F.relu(self.residual(self.norm(self.enter(torch.cat([features, tiled], 1)))))

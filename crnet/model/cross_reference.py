@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crnet.model.layers import ASPP, conv
+from crnet.model.layers import ASPP, conv, norm
 
 
 class ChannelImportance(nn.Module):
@@ -40,9 +40,10 @@ class CrossReference(nn.Module):
 class CooccurrenceHead(nn.Module):
     """Reinforced map (N, W, h, w) -> logits (N, 2, h, w) of the common object: conv, ASPP, conv. Training only."""
 
-    def __init__(self, width: int, dropout: float):
+    def __init__(self, width: int, dropout: float, normalisation: str = "none"):
         super().__init__()
+        self.norm = norm(width, normalisation)
         self.enter, self.aspp, self.classify = conv(width, width), ASPP(width, dropout), conv(width, 2)
 
     def forward(self, reinforced: Tensor) -> Tensor:
-        return self.classify(self.aspp(F.relu(self.enter(reinforced))))
+        return self.classify(self.aspp(F.relu(self.norm(self.enter(reinforced)))))

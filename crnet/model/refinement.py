@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crnet.model.layers import conv
+from crnet.model.layers import conv, norm
 
 
 class DownsampleBlock(nn.Module):
@@ -36,12 +36,13 @@ class GlobalConvolution(nn.Module):
 class CombineBlock(nn.Module):
     """Streams, joined along channels, -> logits (N, 2, h, w)."""
 
-    def __init__(self, inputs: int, width: int):
+    def __init__(self, inputs: int, width: int, normalisation: str):
         super().__init__()
         self.join, self.classify = conv(inputs, width), conv(width, 2)
+        self.norm = norm(width, normalisation)
 
     def forward(self, streams: list[Tensor]) -> Tensor:
-        return self.classify(F.relu(self.join(torch.cat(streams, 1))))
+        return self.classify(F.relu(self.norm(self.join(torch.cat(streams, 1)))))
 
 
 class MaskRefinement(nn.Module):
@@ -53,19 +54,19 @@ class MaskRefinement(nn.Module):
             downsampled selves, so that the rest stays as it is, and ``cache`` is not read.
     """
 
-    def __init__(self, inputs: int, width: int, cached: bool):
+    def __init__(self, inputs: int, width: int, cached: bool, normalisation: str = "none"):
         super().__init__()
-        self.enter_features = conv(inputs, width)
+        self.enter_features, self.norm = conv(inputs, width), norm(width, normalisation)
         self.down_features, self.global_features = DownsampleBlock(width), GlobalConvolution(width)
         self.cached = cached
         if cached:
             self.enter_cache = conv(2, width)
             self.down_cache, self.global_cache = DownsampleBlock(width), GlobalConvolution(width)
-        self.combine = CombineBlock(2 * width if cached else width, width)
+        self.combine = CombineBlock(2 * width if cached else width, width, normalisation)
 
     def read(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """What stays the same in every recurrence: the feature stream (N, W, h, w) and its downsampled self."""
-        stream = F.relu(self.enter_features(features))
+        stream = F.relu(self.norm(self.enter_features(features)))
         return stream, self.down_features(stream)
 
     def forward(self, read: tuple[Tensor, Tensor], cache: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from crnet import methods, provenance
 from crnet.checkpoint import load_state, remove_state, save_state
 from crnet.data.index import Index
-from crnet.encoding import FrozenEncoder, autocast
+from crnet.encoding import FrozenEncoder, autocast, compute_dtype
 from crnet.errors import CrnetError
 from crnet.features import FeatureStore
 from crnet.files import atomic_write, canonical, sha256_file, write_csv, write_json
@@ -165,7 +165,7 @@ class _Training:
         """Embed all photos of a batch at once, then take them apart again."""
         n = len(batch.episodes)
         groups = [batch.query, batch.support, *([batch.masked] if batch.masked else [])]
-        dtype = torch.float32 if self.settings["precision"] == "float32" else torch.bfloat16
+        dtype = compute_dtype(self.device, self.settings["precision"])
         maps = [torch.cat([m.to(self.device, dtype) for m in level]) for level in zip(*groups, strict=True)]
         embedded = self.method.embed(maps)
         query, support = embedded[:n], embedded[n : 2 * n]
@@ -275,6 +275,7 @@ class _Training:
             "seconds": round(self.progress.seconds, 2),
             "peak_memory_bytes": provenance.peak_memory_bytes(self.device.type),
             "images_per_second": self.progress.log[-1]["images_per_second"],
+            "dtype": str(compute_dtype(self.device, self.settings["precision"])).removeprefix("torch."),
             "dataset_digest": self.index.digest,
             "encoder_digest": self.encoder.digest,
             "weights_sha256": sha256_file(weights),
