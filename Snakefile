@@ -5,14 +5,14 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [workflow.basedir, os.environ.get("PYTHONPATH")]))
-
 from snakemake.exceptions import WorkflowError
 
 from crnet.config import resolve, study as studies
 from crnet.errors import CrnetError
 from crnet.files import canonical
+from crnet.gpu import has_nvidia_gpu
 
+studies.export_package(workflow.basedir)
 try:
     PLAN = studies.load(workflow.configfiles, config, Path(workflow.basedir))
 except CrnetError as error:
@@ -36,6 +36,7 @@ resource_scopes:
     gpu="local",
 
 
+include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/runs.smk"
 include: "workflow/rules/report.smk"
@@ -43,7 +44,7 @@ include: "workflow/rules/report.smk"
 
 onstart:
     shell("python -m crnet create-store || true")
-    if STUDY.device == "cuda" and not Path("/dev/nvidiactl").exists() and workflow.local_exec:
+    if STUDY.device == "cuda" and workflow.local_exec and not has_nvidia_gpu():
         raise WorkflowError(
             f"crnet: study {STUDY.study} needs a GPU (device: cuda) and this machine has none; run it on one, "
             "through a cluster profile, or set 'device: cpu'."

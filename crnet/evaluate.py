@@ -196,6 +196,7 @@ def evaluate(
         "weights_sha256": sha256_file(weights) if weights else "",
         "episodes_digest": sha256_file(episodes),
         "left_out": table.left_out,
+        "subset": index.subset or "",
     })  # fmt: skip
 
 

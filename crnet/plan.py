@@ -13,6 +13,7 @@ from crnet.data import transforms
 from crnet.data.archives import Archive, is_verified
 from crnet.data.archives import resolve as resolve_archive
 from crnet.data.index import Index
+from crnet.gpu import has_nvidia_gpu
 
 GIB = 2**30
 EXTRACTED_SHARE = 1.05  # bytes on disk after extraction, of a VOC or SBD archive (JPEGs do not shrink)
@@ -47,8 +48,10 @@ def _counts(plan: Plan) -> list[str]:
     for (epochs, count), number in budgets.items():
         each = f"{epochs} epochs x {count:,} episodes" if count else f"{epochs} epochs x the fold's training pairs"
         lines.append(f"budget       {number} trainings of {each}")
-    lines.append("GPU-hours    not known: no step times of a GPU have been measured yet" if plan.study.device == "cuda" else
-                 "CPU-hours    not known beforehand; each run's seconds are in runs.csv afterwards")  # fmt: skip
+    if plan.study.device == "cuda":
+        lines.append("GPU-hours    not known: no step times of a GPU have been measured yet")
+    else:
+        lines.append("CPU-hours    not known beforehand; each run's seconds are in runs.csv afterwards")
     return lines
 
 
@@ -65,13 +68,10 @@ def _data(plan: Plan, layout: Layout) -> list[str]:
         else:
             lines.append(f"data         {spec['name']}: not prepared yet")
     for archive, path in _archives(plan, layout).items():
-        state = (
-            "verified"
-            if is_verified(archive, Path(layout.archives))
-            else "to be verified"
-            if path.is_file()
-            else "to be downloaded"
-        )
+        if is_verified(archive, Path(layout.archives)):
+            state = "verified"
+        else:
+            state = "to be verified" if path.is_file() else "to be downloaded"
         size = f"{archive.size / GIB:.2f} GiB" if archive.size else "size not known"
         lines.append(f"archive      {archive.name}: {size}, {state}")
     return lines or ["data         no archives: everything is generated"]
@@ -130,7 +130,7 @@ def _feature_bytes(plan: Plan, layout: Layout, training: dict) -> int:
 
 def _warnings(plan: Plan, layout: Layout, disk: int) -> list[str]:
     warnings = []
-    if plan.study.device == "cuda" and not Path("/dev/nvidiactl").exists():
+    if plan.study.device == "cuda" and not has_nvidia_gpu():
         warnings.append("this machine has no NVIDIA GPU, and the study needs one (device: cuda)")
     free = shutil.disk_usage(_existing(Path(layout.work))).free
     if free < disk:

@@ -17,7 +17,6 @@ def shared() -> Path:
 class Tiny:
     """A data set of a few small scenes, an untrained encoder and its features: enough to train and evaluate on."""
 
-    DATASET = {"name": "shapes5i", "images_train": 40, "images_val": 60, "size": 64, "seed": 0, "rule_grid": 8}
     SIZE = 64
 
     def __init__(self, folder: Path):
@@ -31,7 +30,7 @@ class Tiny:
         from crnet.features import write_store
 
         self.data, self.encoder, self.features = folder / "data", folder / "small.safetensors", folder / "features"
-        settings = {key: value for key, value in self.DATASET.items() if key != "name"}
+        settings = {"images_train": 40, "images_val": 60, "size": 64, "rule_grid": 8}
         self.dataset = {"name": "shapes5i", **component("dataset", "shapes5i", "tiny").settings(settings, "tiny")}
         prepare(self.dataset, folder, folder, self.data)
         torch.manual_seed(0)

@@ -36,7 +36,7 @@ def make_job(folder: Path) -> dict:
         ("all-fg", "All foreground", {}, True, 0.20, None),
     ]
     job = {
-        **{"study": "demo", "caption": "Generated scenes.", "data_note": "", "table": "table2"},
+        **{"study": "demo", "caption": "Generated scenes.", "table": "table2"},
         **{"title": "Ablation of modules", "source": "CRNet (CVPR 2020), Table 2", "folds": list(FOLDS)},
         **{
             "fold_classes": {},
@@ -194,3 +194,13 @@ def test_rows_on_other_episodes_cannot_share_a_table(job: dict, tmp_path: Path) 
     write_counts(Path(job["rows"][2]["cells"][1]["counts"]), 1, 0.2, 0, query="other")
     with pytest.raises(CrnetError, match="different episodes of fold 1"):
         render(job, tmp_path)
+
+
+def test_subset_and_left_out_classes_are_said_in_the_caption(tmp_path):
+    job = make_job(tmp_path)
+    report = Path(job["rows"][0]["cells"][0]["counts"]).with_name("evaluation.json")
+    report.write_text('{"subset": "a subset: 7 of 9 photos", "left_out": {"bus": 2}}')
+    render_table(job, tmp_path / "out")
+    text = " ".join((tmp_path / "out.md").read_text().split())
+    assert "The data are a subset: 7 of 9 photos." in text
+    assert "bus (2) of fold 0" in text

@@ -1,5 +1,6 @@
 """From YAML files to a checked plan, and where each of its files lies."""
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,12 @@ def load(files: Iterable[Path] = (), overrides: Mapping[str, Any] | None = None,
         return resolve.resolve(study, root / TABLES)
     except CrnetError as error:
         raise CrnetError(f"{where}: {error}") from error
+
+
+def export_package(root: str | os.PathLike) -> None:
+    """Let the jobs of a workflow import the checkout's ``crnet``, whether or not it is installed."""
+    others = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), others]))
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from crnet.bootstrap import Bootstrap, FoldCounts, read_fold
 from crnet.errors import CrnetError
-from crnet.files import atomic_write, write_csv
+from crnet.files import atomic_write, read_json, write_csv
 from crnet.metrics import VOID_COLUMNS
 
 HEADER = (
@@ -186,7 +186,7 @@ def caption(job: dict[str, Any], cells: Sequence[Cell], bootstrap: Bootstrap) ->
         "time did, is the headline; ignored, as in later work, stands beside it."
     )
     paragraphs = [
-        " ".join(filter(None, (job["caption"], job["data_note"]))),
+        " ".join([job["caption"], *_data_sentences(job)]),
         score,
         f"{interval} {_sizes(job, cells)}",
         void,
@@ -195,6 +195,23 @@ def caption(job: dict[str, Any], cells: Sequence[Cell], bootstrap: Bootstrap) ->
         *job.get("notes", []),
     ]
     return [paragraph.strip() for paragraph in paragraphs if paragraph.strip()]
+
+
+def _data_sentences(job: dict) -> list[str]:
+    """What the evaluations say of their data: that it is a subset, and which classes had too few photos."""
+    subsets, left_out = set(), {}
+    for row in job["rows"]:
+        for cell in row["cells"]:
+            report = Path(cell["counts"]).with_name("evaluation.json")
+            if report.is_file():
+                about = read_json(report)
+                subsets.add(about.get("subset") or "")
+                left_out |= {f"{name} ({size})": cell["fold"] for name, size in about.get("left_out", {}).items()}
+    sentences = [f"The data are {subset}." for subset in sorted(subsets - {""})]
+    if left_out:
+        named = ", ".join(f"{name} of fold {fold}" for name, fold in left_out.items())
+        sentences.append(f"Classes left out because they have too few test photos (their number): {named}.")
+    return sentences
 
 
 def _sizes(job: dict, cells: Sequence[Cell]) -> str:

@@ -17,13 +17,13 @@ rule runs:
     output:
         runs=report(f"{AT.results}/runs.csv", category="Runs", caption="../report/runs.rst"),
         log=f"{AT.results}/training.csv",
-    params:
-        trainings=[f"--train={AT.training(name)}" for name in PLAN.trainings],
-        evaluations=[f"--evaluation={AT.evaluation(name)}" for name in PLAN.evaluations],
     log:
         f"logs/report/{STUDY.study}-runs.log",
     conda:
         "../../environment.yml"
+    params:
+        trainings=lambda wc, input: [f"--train={os.path.dirname(f)}" for f in input.trainings],
+        evaluations=lambda wc, input: [f"--evaluation={os.path.dirname(f)}" for f in input.evaluations],
     shell:
         "python -m crnet collect {params.trainings:q} {params.evaluations:q} --runs {output.runs:q}"
         " --training-log {output.log:q} > {log:q} 2>&1"
@@ -34,18 +34,28 @@ rule table:
         lambda wc: [cell["counts"] for row in TABLES[wc.table]["rows"] for cell in row["cells"]],
     output:
         f"{AT.results}/tables/{{table}}.csv",
-        report(f"{AT.results}/tables/{{table}}.md", category="Tables", caption="../report/table.rst", labels={"table": "{table}"}),
+        report(
+            f"{AT.results}/tables/{{table}}.md",
+            category="Tables",
+            caption="../report/table.rst",
+            labels={"table": "{table}"},
+        ),
         f"{AT.results}/tables/{{table}}.tex",
-        report(f"{AT.results}/figures/{{table}}.png", category="Plots", caption="../report/plot.rst", labels={"table": "{table}"}),
+        report(
+            f"{AT.results}/figures/{{table}}.png",
+            category="Plots",
+            caption="../report/plot.rst",
+            labels={"table": "{table}"},
+        ),
         f"{AT.results}/figures/{{table}}.svg",
-    params:
-        job=lambda wc: canonical(TABLES[wc.table]),
-        tables=f"{AT.results}/tables",
-        figures=f"{AT.results}/figures",
     log:
         f"logs/report/{STUDY.study}-{{table}}.log",
     conda:
         "../../environment.yml"
+    params:
+        job=lambda wc: canonical(TABLES[wc.table]),
+        tables=lambda wc, output: os.path.dirname(output[0]),
+        figures=lambda wc, output: os.path.dirname(output[-1]),
     shell:
         "python -m crnet table --job {params.job:q} --tables {params.tables:q} --figures {params.figures:q} > {log:q} 2>&1"
 
@@ -54,14 +64,19 @@ rule losses:
     input:
         f"{AT.results}/training.csv",
     output:
-        report(f"{AT.results}/figures/losses.png", category="Plots", caption="../report/losses.rst", labels={"table": "loss curves"}),
+        report(
+            f"{AT.results}/figures/losses.png",
+            category="Plots",
+            caption="../report/losses.rst",
+            labels={"table": "loss curves"},
+        ),
         f"{AT.results}/figures/losses.svg",
-    params:
-        out=f"{AT.results}/figures/losses",
     log:
         f"logs/report/{STUDY.study}-losses.log",
     conda:
         "../../environment.yml"
+    params:
+        out=lambda wc, output: os.path.splitext(output[0])[0],
     shell:
         "python -m crnet losses --training-log {input:q} --out {params.out:q} > {log:q} 2>&1"
 
@@ -73,16 +88,16 @@ rule sheet:
     output:
         report(f"{AT.results}/figures/episodes.png", category="Episodes", caption="../report/episodes.rst"),
         f"{AT.results}/figures/episodes.svg",
-    params:
-        job=canonical(SHEET),
-        out=f"{AT.results}/figures/episodes",
-        device=STUDY.device,
     log:
         f"logs/report/{STUDY.study}-episodes.log",
-    resources:
-        gpu=GPU,
     conda:
         "../../environment.yml"
+    resources:
+        gpu=GPU,
+    params:
+        job=canonical(SHEET),
+        out=lambda wc, output: os.path.splitext(output[0])[0],
+        device=STUDY.device,
     shell:
         "python -m crnet sheet --job {params.job:q} --out {params.out:q} --device {params.device} > {log:q} 2>&1"
 
@@ -92,12 +107,12 @@ rule track:
         f"{AT.results}/runs.csv",
     output:
         f"{AT.work}/tracked/{STUDY.study}.txt",
-    params:
-        results=AT.results,
     log:
         f"logs/report/{STUDY.study}-track.log",
     conda:
         "../../environment.yml"
+    params:
+        results=lambda wc, input: os.path.dirname(input[0]),
     shell:
         "python -m crnet track {params.results:q} 2>&1 | tee {output:q} > {log:q}"
 

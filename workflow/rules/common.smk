@@ -1,0 +1,24 @@
+# What the rules look up: which specification a file stands for, and which files a job reads.
+
+DATASETS = {AT.data(spec): spec for spec in PLAN.datasets.values()}
+ENCODERS = {AT.encoder(spec): spec for spec in PLAN.encoders.values() if AT.encoder(spec)}
+EPISODES = {AT.episodes(spec): spec for spec in PLAN.evaluations.values()}
+FEATURES = {AT.features(spec): spec for spec in PLAN.trainings.values() if AT.features(spec)}
+GPU = 1 if STUDY.device == "cuda" else 0
+
+
+def data_files(spec):
+    """What every job on photos reads: the prepared data set, and the encoder's weights unless it brings its own."""
+    files = {"data": f"{AT.data(spec['dataset'])}/dataset.json"}
+    if AT.encoder(spec["encoder"]):
+        files["encoder"] = AT.encoder(spec["encoder"])
+    return {key: ancient(path) for key, path in files.items()}
+
+
+def encoder_option(files):
+    return ["--encoder", files.encoder] if hasattr(files, "encoder") else []
+
+
+def fold_episodes(spec):
+    """Episodes of a training's fold: drawn first, so that a class with too few photos stops it before it starts."""
+    return [AT.episodes(e) for e in PLAN.evaluations.values() if e["train"] == spec]
