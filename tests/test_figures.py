@@ -136,7 +136,7 @@ def test_sheet_shows_class_fold_and_score(tmp_path: Path) -> None:
     for expected in ("Episodes", "tv/monitor", "fold 3", "IoU 88 %", "Query", "Prediction", "Truth"):
         assert expected in words
     assert words.count("IoU") == 1
-    assert size(tmp_path / "sheet.png")[0] == 900
+    assert size(tmp_path / "sheet.png")[0] == 600
 
 
 def test_sheet_needs_episodes(tmp_path: Path) -> None:

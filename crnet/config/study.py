@@ -124,11 +124,11 @@ def table_job(plan: Plan, layout: Layout, name: str) -> dict[str, Any]:
         if cell.table == name:
             cells.setdefault(cell.row, []).append(cell)
     rows = [
-        {"id": row.id, "label": row.label, "switches": row.ticks, "control": False, "paper": row.paper}
+        {"id": row.id, "label": row.label, "switches": list(row.ticks.items()), "control": False, "paper": row.paper}
         for row in table.rows
     ]
     rows += [
-        {"id": control, "label": control.replace("-", " ").capitalize(), "switches": {}, "control": True, "paper": {}}
+        {"id": control, "label": control.replace("-", " ").capitalize(), "switches": [], "control": True, "paper": {}}
         for control in study.controls
     ]
     for row in rows:

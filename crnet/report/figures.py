@@ -36,12 +36,12 @@ STYLE = {
 WIDTH = 9.0  # inches; at 150 dpi somewhat wider than a page on GitHub, so text stays sharp
 
 
-def save(figure: Figure, out_prefix: Path) -> None:
+def save(figure: Figure, out_prefix: Path, dpi: int = 150) -> None:
     """Write ``<out_prefix>.png`` and ``.svg`` without a date or a version inside."""
     for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         content = io.BytesIO()
         with matplotlib.rc_context(STYLE):
-            figure.savefig(content, format=suffix, dpi=150, metadata=metadata)
+            figure.savefig(content, format=suffix, dpi=dpi, metadata=metadata)
         atomic_write(f"{out_prefix}.{suffix}", content.getvalue())
 
 

@@ -18,7 +18,7 @@ from crnet.report.figures import GREY, ORANGE, STYLE, VERMILLION, WIDTH, save
 ROWS = ("Support\nwith mask", "Query", "Prediction", "Truth")
 _OPACITY = 0.45
 _PER_SHEET = 8  # more columns than that are too small to see at the width of a page
-_LONGEST = 320  # pixels of an embedded image's longer side: more is not visible, and sheets are kept in git
+_LONGEST = 320  # pixels of an embedded image's longer side: more is not visible
 
 
 def draw_sheet(episodes: Sequence[dict[str, Any]], out_prefix: Path, title: str) -> None:
@@ -48,7 +48,7 @@ def draw_sheet(episodes: Sequence[dict[str, Any]], out_prefix: Path, title: str)
             _draw_episode(column, episode, tallest)
         for axes, name in zip(grid[:, 0], ROWS, strict=True):
             axes.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=6)
-        save(figure, out_prefix)
+        save(figure, out_prefix, dpi=100)  # photos compress badly, and sheets are kept in git
 
 
 def _draw_episode(column: Sequence[Axes], episode: dict[str, Any], box_aspect: float) -> None:
@@ -71,7 +71,8 @@ def _draw_episode(column: Sequence[Axes], episode: dict[str, Any], box_aspect: f
         # equal boxes, so that images of other proportions keep titles and rows in line
         axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim", box_aspect=box_aspect)
         axes.spines[:].set_visible(False)
-    column[0].set_title(f"{episode['class_name']}\nfold {episode['fold']}", fontsize=9)
+    name = episode["class_name"].replace("-", "-\n", 1)  # long names would run into each other
+    column[0].set_title(f"{name}\nfold {episode['fold']}", fontsize=9)
     if episode["iou"] is not None:
         column[2].set_title(f"IoU {100 * episode['iou']:.0f} %", fontsize=8.5, pad=2)
 

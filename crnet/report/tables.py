@@ -252,7 +252,8 @@ def _missing_sentence(cells: Sequence[Cell]) -> str:
 
 
 def _switches(job: dict) -> list[str]:
-    return list(dict.fromkeys(name for row in job["rows"] for name in row.get("switches", {})))
+    """Names of the tick columns, in the order in which the rows give them."""
+    return list(dict.fromkeys(name for row in job["rows"] for name in dict(row.get("switches", {}))))
 
 
 def _setting(value: Any, tick: str) -> str:
@@ -297,7 +298,7 @@ def _markdown_grid(job: dict, cells: Sequence[Cell], shots: int, metric: str, vo
             continue
         *folds, mean = _select(cells, row, shots, metric, void)
         label = f"*{row['label']}*" if row["control"] else row["label"]
-        ticks = [_setting(row.get("switches", {}).get(name), _TICK) for name in switches]
+        ticks = [_setting(dict(row.get("switches", {})).get(name), _TICK) for name in switches]
         mean_text = f"**{mean.value:.1f}** {_bounds(mean)}" if mean.value is not None else f"— {mean.note}"
         numbers = [*(_fold_text(cell) for cell in folds), mean_text]
         paper = [_number(mean.paper), _number(mean.difference, "+")] if quoted else []
@@ -387,7 +388,7 @@ def render_tex(job: dict[str, Any], cells: Sequence[Cell], bootstrap: Bootstrap)
 
 def _tex_row(row: dict, switches: list[str], cells: list[Cell]) -> list[str]:
     """The line of values and, below it, the line of intervals."""
-    ticks = [escape_tex(_setting(row.get("switches", {}).get(name), _TICK)) for name in switches]
+    ticks = [escape_tex(_setting(dict(row.get("switches", {})).get(name), _TICK)) for name in switches]
     values = ["---" if c.value is None else f"{c.value:.1f}" for c in cells]
     bounds = ["" if c.value is None else f"{{\\scriptsize[{c.low:.1f}, {c.high:.1f}]}}" for c in cells]
     values[-1] = f"\\textbf{{{values[-1]}}}" if cells[-1].value is not None else values[-1]
