@@ -17,8 +17,3 @@ def data_files(spec):
 
 def encoder_option(files):
     return ["--encoder", files.encoder] if hasattr(files, "encoder") else []
-
-
-def fold_episodes(spec):
-    """Episodes of a training's fold: drawn first, so that a class with too few photos stops it before it starts."""
-    return [AT.episodes(e) for e in PLAN.evaluations.values() if e["train"] == spec]

@@ -80,3 +80,17 @@ rule episodes:
         data=lambda wc, input: os.path.dirname(input[0]),
     shell:
         "python -m crnet episodes --spec {params.spec:q} --data {params.data:q} --out {output.table:q} > {log:q} 2>&1"
+
+
+rule feasible:
+    # Trainings wait for this, so that a class with too few test photos stops a study before it trains.
+    input:
+        list(EPISODES),
+    output:
+        touch(f"{AT.work}/feasible/{STUDY.study}.txt"),
+    log:
+        f"logs/episodes/{STUDY.study}-feasible.log",
+    conda:
+        "../../environment.yml"
+    shell:
+        "echo {input:q} > {log:q}"

@@ -30,7 +30,7 @@ rule features:
 rule train:
     input:
         unpack(lambda wc: data_files(PLAN.trainings[wc.run])),
-        episodes=lambda wc: ancient(fold_episodes(PLAN.trainings[wc.run])),
+        feasible=ancient(rules.feasible.output),
         features=lambda wc: [ancient(f"{f}/features.json") for f in [AT.features(PLAN.trainings[wc.run])] if f],
     output:
         f"{AT.work}/train/{{run}}/model.safetensors",
