@@ -59,7 +59,7 @@ def test_a_changed_list_is_refused(tmp_path):
 
 
 def test_absent_archive_is_named(tmp_path):
-    (tmp_path / "VOCdevkit" / "VOC2012").mkdir(parents=True)
+    (tmp_path / "VOCtrainval_11-May-2012.tar" / "VOCdevkit" / "VOC2012").mkdir(parents=True)
     with pytest.raises(CrnetError, match=r"extract benchmark\.tgz"):
         pascal5i.prepare(tmp_path, tmp_path / "out", {})
 
