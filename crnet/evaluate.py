@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from crnet import methods, provenance
+from crnet.config.defaults import POOL_BYTES
 from crnet.data import transforms
 from crnet.data.episodes import Episode
 from crnet.data.episodes import read as read_episodes
@@ -27,7 +28,6 @@ from crnet.metrics import COUNT_COLUMNS, episode_counts, fg_counts
 CHUNK = 32  # episodes predicted together; their photos are encoded in batches
 ENCODE = 16
 PREDICT = 8
-POOL_BYTES = 6 * 2**30  # embedded photos kept for the next episodes
 
 Key = tuple[str, int | None, float]  # photo, class whose background is removed (None: whole photo), scale
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crnet.config import resolve, study
+from crnet.config.defaults import JOB_BYTES, POOL_BYTES
 from crnet.config.resolve import Plan
 from crnet.config.study import Layout
 from crnet.data import transforms
@@ -98,11 +99,20 @@ def _disk(plan: Plan, layout: Layout) -> tuple[int, list[str]]:
             features += _feature_bytes(plan, layout, spec)
     need = missing + extracted + features
     lines = [f"download     {missing / GIB:.2f} GiB", f"disk         {need / GIB:.2f} GiB more than now"]
+    lines.append(
+        f"memory       at most {_memory(plan) / GIB:.1f} GiB, most of it embedded test photos that may be kept"
+    )
     if features:
         lines.append(f"             of it cached features {features / GIB:.2f} GiB")
     if features and any("channels" not in _encoder_channels(s["encoder"]) for s in plan.trainings.values()):
         lines.append("             (features of an encoder from outside are assumed to have 1536 channels)")
     return need, lines
+
+
+def _memory(plan: Plan) -> float:
+    """Bytes that the jobs of a study take at most: as many at once as threads and GPUs let Snakemake start."""
+    jobs = 1 if plan.study.device == "cuda" else max(1, (os.cpu_count() or 1) // plan.study.threads)
+    return jobs * (JOB_BYTES + POOL_BYTES)
 
 
 def _encoder_channels(spec: dict) -> dict:
@@ -135,6 +145,11 @@ def _warnings(plan: Plan, layout: Layout, disk: int) -> list[str]:
     free = shutil.disk_usage(_existing(Path(layout.work))).free
     if free < disk:
         warnings.append(f"{layout.work}: {free / GIB:.1f} GiB free, {disk / GIB:.1f} GiB needed")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if memory < _memory(plan):
+        warnings.append(
+            f"{memory / GIB:.0f} GiB of memory, jobs may take {_memory(plan) / GIB:.0f} GiB; use fewer --cores"
+        )
     cores = os.cpu_count() or 1
     if plan.study.threads > cores:
         warnings.append(f"a job wants {plan.study.threads} threads, this machine has {cores} cores")

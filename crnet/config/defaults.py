@@ -4,6 +4,9 @@ Sources: [P] the paper; [CANet] icoz69/CaNet@fdce946, public code of the same gr
 A behaviour change of the code that should make finished runs stale raises ``rev`` by one.
 """
 
+POOL_BYTES = 6 * 2**30  # embedded photos that an evaluation keeps for its next episodes; the rest is encoded again
+JOB_BYTES = 3 * 2**30  # torch, encoder, heads and a batch; trainings on photos at 225 px took 2.7 GiB
+
 TRAIN = {
     "rev": 1,
     "size": 321,  # side of the square input in pixels, photo squashed to it [CANet]

@@ -53,10 +53,11 @@ rule train:
         out=lambda wc, output: os.path.dirname(output[0]),
         # Undeclared on purpose: Snakemake deletes declared outputs before each attempt.
         state=f"{AT.work}/state/{{run}}.pt",
+        workers=lambda wc, input: 0 if input.features else STUDY.threads,
         device=STUDY.device,
     shell:
         "python -m crnet train --spec {params.spec:q} --data {params.data:q} {params.encoder:q} {params.features:q}"
-        " --out {params.out:q} --state {params.state:q} --device {params.device} --threads {threads} > {log:q} 2>&1"
+        " --out {params.out:q} --state {params.state:q} --workers {params.workers} --device {params.device} --threads {threads} > {log:q} 2>&1"
 
 
 rule evaluate:
