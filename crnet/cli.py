@@ -193,6 +193,8 @@ def train(
 @encoder_option
 @click.option("--episodes", type=PATH, required=True)
 @click.option("--weights", type=PATH, help="model.safetensors of the training; controls have none.")
+@click.option("--choice", type=PATH, help="choice.json of `crnet tune`, if the specification finetunes.")
+@click.option("--state", type=PATH, help="Where a killed run leaves its rows, and goes on from.")
 @click.option("--out", type=PATH, required=True)
 @device_option
 @threads_option
@@ -202,6 +204,8 @@ def evaluate(
     encoder: Path | None,
     episodes: Path,
     weights: Path | None,
+    choice: Path | None,
+    state: Path | None,
     out: Path,
     device: str,
     threads: int,
@@ -209,7 +213,22 @@ def evaluate(
     """Score one model on the test episodes of its fold."""
     from crnet.evaluate import evaluate as run
 
-    run(spec, data, episodes, encoder, weights, out, device, threads)
+    run(spec, data, episodes, encoder, weights, choice, state, out, device, threads)
+
+
+@cli.command()
+@spec_option
+@data_option
+@encoder_option
+@click.option("--weights", type=PATH, required=True, help="model.safetensors of the training.")
+@click.option("--out", type=PATH, required=True)
+@device_option
+@threads_option
+def tune(spec: dict, data: Path, encoder: Path | None, weights: Path, out: Path, device: str, threads: int) -> None:
+    """Choose steps and learning rate of finetuning on classes that are not tested."""
+    from crnet.trials import choose
+
+    choose(spec, data, encoder, weights, out, device, threads)
 
 
 @cli.command()
@@ -226,16 +245,24 @@ def sheet(job: dict, out: Path, device: str, threads: int) -> None:
 
 @cli.command()
 @click.option("--train", "trainings", type=PATH, multiple=True, help="Folder of a training.")
+@click.option("--tuning", "tunings", type=PATH, multiple=True, help="Folder of finetuning's trials.")
 @click.option("--evaluation", "evaluations", type=PATH, multiple=True, help="Folder of an evaluation.")
 @click.option("--runs", type=PATH, required=True)
 @click.option("--training-log", type=PATH, required=True)
-def collect(trainings: tuple[Path, ...], evaluations: tuple[Path, ...], runs: Path, training_log: Path) -> None:
+def collect(
+    trainings: tuple[Path, ...],
+    tunings: tuple[Path, ...],
+    evaluations: tuple[Path, ...],
+    runs: Path,
+    training_log: Path,
+) -> None:
     """Gather all runs of a study as rows with their settings."""
     from crnet.report.runs import collect as run
 
     run(
         [folder / "train.json" for folder in trainings],
         [folder / "log.csv" for folder in trainings],
+        [folder / "choice.json" for folder in tunings],
         [folder / "evaluation.json" for folder in evaluations],
         runs,
         training_log,

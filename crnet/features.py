@@ -1,10 +1,13 @@
 """Features of the training photos, encoded once: a frozen encoder makes them a pure function of photo and view.
 
 A store is a folder with one array a map, (items, h, w, C) float16, memory-mapped when read, so that its size on disk
-does not matter to memory; ``masks.npy`` with the squashed masks; and ``features.json``, written last. Items are all
-views of all training photos, then all views of all training pairs with the background removed.
+does not matter to memory; and ``features.json``, written last. Items are all views of all training photos, then all
+views of all training pairs with the background removed. Masks stay with the data set: a store reads them when asked.
 """
 
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ from crnet.errors import CrnetError
 from crnet.files import read_json, write_json
 
 BATCH = 16  # photos through the encoder at a time
+MASK_BYTES = 256 << 20  # of compressed masks in memory: some 100,000 at 321 px
 
 
 def training_photos(index: Index) -> list[str]:
@@ -36,13 +40,11 @@ def write_store(spec: dict, data: Path, encoder: FrozenEncoder, out: Path) -> No
     index, size, kind = Index.load(data), spec["size"], spec["views"]
     views = transforms.VIEWS[kind]
     photos, pairs = training_photos(index), training_pairs(index)
-    masks = np.stack([transforms.squash_mask(index.read_mask(photo), size) for photo in photos])
-    row = {photo: i for i, photo in enumerate(photos)}
+    masks = SquashedMasks(index, size)
     jobs = [(photo, None, view) for photo in photos for view in range(views)]
     jobs += [(pair.image, pair.class_id, view) for pair in pairs for view in range(views)]
 
     out.mkdir(parents=True, exist_ok=True)
-    np.save(out / "masks.npy", masks)
     arrays: list[np.memmap] = []
     for start in tqdm(range(0, len(jobs), BATCH), desc="encoding", unit="batch", mininterval=5):
         batch = jobs[start : start + BATCH]
@@ -50,8 +52,8 @@ def write_store(spec: dict, data: Path, encoder: FrozenEncoder, out: Path) -> No
         for photo, class_id, view in batch:
             image = transforms.squash(index.read_image(photo), size)
             images.append(transforms.apply_view(kind, view, image))
-            mask = transforms.apply_view_to_mask(kind, view, masks[row[photo]])
-            keeps.append(np.ones_like(mask, bool) if class_id is None else mask == class_id)
+            keep = np.ones((size, size), bool) if class_id is None else masks.read(photo, class_id) == 1
+            keeps.append(transforms.apply_view_to_mask(kind, view, keep))
         maps = encoder(as_images(images), torch.from_numpy(np.stack(keeps)))
         if not arrays:
             arrays = [_create(out / f"map{i}.npy", len(jobs), m) for i, m in enumerate(maps)]
@@ -82,14 +84,35 @@ def _create(path: Path, items: int, example: Tensor) -> np.memmap:
     return open_memmap(path, mode="w+", dtype=np.float16, shape=(items, height, width, channels))
 
 
+class SquashedMasks:
+    """Masks of classes at input size, decoded once as long as they fit: compressed, the oldest is given up first."""
+
+    def __init__(self, index: Index, size: int, limit_bytes: int = MASK_BYTES):
+        self.index, self.size, self.limit_bytes = index, size, limit_bytes
+        self._kept: OrderedDict[tuple, bytes] = OrderedDict()
+        self._bytes = 0
+
+    def read(self, photo: str, class_id: int, void_classes: Iterable[int] = ()) -> np.ndarray:
+        """uint8 (size, size) of {0, 1, 255}, read-only; see ``Index.class_mask``."""
+        key = photo, class_id, tuple(void_classes)
+        if key not in self._kept:
+            mask = transforms.squash_mask(self.index.class_mask(*key), self.size)
+            self._kept[key] = zlib.compress(mask.tobytes(), 1)
+            self._bytes += len(self._kept[key])
+        packed = self._kept[key]
+        while self._bytes > self.limit_bytes:
+            self._bytes -= len(self._kept.popitem(last=False)[1])
+        return np.frombuffer(zlib.decompress(packed), np.uint8).reshape(self.size, self.size)
+
+
 class FeatureStore:
     """A store opened for reading; raises CrnetError if it is not whole or belongs to other data or another encoder."""
 
-    def __init__(self, folder: Path, dataset_digest: str, encoder_digest: str):
+    def __init__(self, folder: Path, index: Index, encoder_digest: str):
         if not (folder / "features.json").is_file():
             raise CrnetError(f"{folder}: is not a finished feature store; let the workflow make it again.")
         self.description = read_json(folder / "features.json")
-        for key, digest in (("dataset_digest", dataset_digest), ("encoder_digest", encoder_digest)):
+        for key, digest in (("dataset_digest", index.digest), ("encoder_digest", encoder_digest)):
             if self.description[key] != digest:
                 raise CrnetError(
                     f"{folder}: was made with another {key.split('_')[0]}; delete it to have it made again."
@@ -100,7 +123,7 @@ class FeatureStore:
         self._photo_row = {photo: i for i, photo in enumerate(photos)}
         self._pair_row = {(image, class_id): len(photos) + i for i, (image, class_id) in enumerate(pairs)}
         self._maps = [np.load(folder / f"map{i}.npy", mmap_mode="r") for i in range(len(self.description["channels"]))]
-        self._masks = np.load(folder / "masks.npy", mmap_mode="r")
+        self._masks = SquashedMasks(index, self.description["spec"]["size"])
 
     def photos(self, keys: list[tuple[str, int]], maps: tuple[int, ...]) -> list[Tensor]:
         """Maps [(N, C_i, h, w)] float16, channels last, of (photo, view)s."""
@@ -111,9 +134,9 @@ class FeatureStore:
         rows = [self._pair_row[photo, class_id] * self.views + view for photo, class_id, view in keys]
         return self._gather(rows, maps)
 
-    def mask(self, photo: str, view: int) -> np.ndarray:
-        """Class ids (size, size) uint8 of a photo's view."""
-        return transforms.apply_view_to_mask(self.kind, view, self._masks[self._photo_row[photo]])
+    def mask(self, photo: str, class_id: int, view: int, void_classes: Iterable[int] = ()) -> np.ndarray:
+        """The mask of a class in a photo's view, uint8 (size, size); see ``Index.class_mask``."""
+        return transforms.apply_view_to_mask(self.kind, view, self._masks.read(photo, class_id, void_classes))
 
     def _gather(self, rows: list[int], maps: tuple[int, ...]) -> list[Tensor]:
         return [torch.from_numpy(np.stack([self._maps[i][row] for row in rows])).permute(0, 3, 1, 2) for i in maps]

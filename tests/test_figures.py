@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from crnet.errors import CrnetError
-from crnet.files import write_csv
+from crnet.files import read_csv, write_csv
 from crnet.report.figures import COLOURS, plot_losses, plot_table
+from crnet.report.k_shot import STRATEGIES, plot_k_shot
 from crnet.report.sheet import draw_sheet, overlay
 from crnet.report.tables import HEADER, VOIDS
 
@@ -23,7 +24,8 @@ def make_table(path: Path, missing: bool = False) -> dict:
     job |= {"orientation_only": True, "rows": []}
     lines = []
     for name, label, control, value, paper in rows:
-        job["rows"].append({"id": name, "label": label, "control": control})
+        cells = [{"shots": 1, "fold": fold, "seed": 0, "counts": ""} for fold in FOLDS]
+        job["rows"].append({"id": name, "label": label, "control": control, "cells": cells})
         for void in VOIDS:
             for fold in (*FOLDS, "mean"):
                 gone = missing and not control and fold in (1, "mean")
@@ -69,6 +71,75 @@ def test_table_plot_says_what_is_missing(tmp_path: Path) -> None:
     job = make_table(tmp_path / "table3.csv", missing=True)
     plot_table(job, tmp_path / "table3.csv", tmp_path / "plot")
     assert texts(tmp_path / "plot.svg").count("missing (fold 1, seed 0)") == len(VOIDS)
+
+
+def test_table_plot_marks_quoted_rows_and_shots(tmp_path: Path) -> None:
+    job = make_table(tmp_path / "table3.csv")
+    quoted = {"id": "canet", "label": "CANet", "control": False, "cells": [], "switches": [["Backbone", "VGG16"]]}
+    silent = quoted | {"id": "pl", "label": "PL"}
+    job["rows"] = [quoted, silent, *job["rows"]]
+    job["shots"] = [1, 5]
+    finetuned = {"shots": 5, "fold": 0, "seed": 0, "counts": ""}
+    job["rows"][2]["cells"].append(finetuned)
+    lines = [list(line.values()) for line in read_csv(tmp_path / "table3.csv")]
+    for void in VOIDS:
+        for shots in (1, 5):
+            for fold in (*FOLDS, "mean"):
+                for row, paper in (("canet", 55.4 if fold == "mean" else ""), ("pl", "")):
+                    empty = ("", "", "", "", "", paper, "", "reported, not run here")
+                    lines.append(("table3", row, row, shots, fold, "miou", void, *empty))
+                for row in ("full", "all-fg"):
+                    if shots == 5:
+                        empty = ("", "", "", "", "", "", "", "N/A: needs two supports")
+                        lines.append(("table3", row, row, shots, fold, "miou", void, *empty))
+    write_csv(tmp_path / "table3.csv", HEADER, lines)
+    plot_table(job, tmp_path / "table3.csv", tmp_path / "plot")
+    words = texts(tmp_path / "plot.svg").splitlines()
+    assert words.count("reported") == 2 * len(VOIDS)  # CANet at 1 and 5 shots
+    assert words.count("not reported") == 2 * len(VOIDS)
+    assert words.count("N/A") == 2 * len(VOIDS)
+    assert "CANet (VGG16)   1-shot" in words and words.count("5-shot") == 4
+
+
+K_SHOT_ROWS = {"stripped-fusion": 40, "stripped-finetune": 45, "full-fusion": 50, "full-finetune-fusion": 55}
+
+
+def make_k_shot(path: Path) -> dict:
+    """Table 4 with one fold: finetuning begins at 5 shots, one row quotes the paper, one row is missing."""
+    lines, rows = [], []
+    for name, value in {**K_SHOT_ROWS, "prototype": 30}.items():
+        rows.append({"id": name, "label": name.capitalize(), "control": name == "prototype", "cells": []})
+        for shots in (1, 5, 10):
+            known = shots > 1 or "finetune" not in name
+            numbers = (value + shots, value + shots - 1, value + shots + 1) if known else ("", "", "")
+            paper = 57.5 if name == "stripped-finetune" and known else ""
+            lines.append(("table4", name, name, shots, "mean", "miou", VOIDS[0], *numbers, 1, 9, paper, "", ""))
+    write_csv(path, HEADER, lines)
+    job = {"table": "table4", "folds": [1], "dataset_folds": 4, "shots": [1, 5, 10], "metrics": ["miou"]}
+    return job | {"orientation_only": False, "rows": rows}
+
+
+def test_k_shot_curve_is_reproducible_and_names_its_lines(tmp_path: Path) -> None:
+    job = make_k_shot(tmp_path / "table4.csv")
+    for name in ("a", "b"):
+        plot_k_shot(job, tmp_path / "table4.csv", tmp_path / name)
+    for suffix in (".png", ".svg"):
+        assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+    words = texts(tmp_path / "a.svg")
+    for expected in ("Fusion", "Finetune + fusion", "1-shot", "10-shot", "Full model", "paper", "fold 1"):
+        assert expected in words
+    assert "Prototype (control)" in words
+
+
+def test_k_shot_strategies_differ_in_colour_marker_and_dash() -> None:
+    for looks in zip(*STRATEGIES.values(), strict=True):
+        assert len(set(looks)) == len(STRATEGIES)
+
+
+def test_k_shot_curve_needs_its_rows(tmp_path: Path) -> None:
+    job = make_table(tmp_path / "table3.csv")
+    with pytest.raises(CrnetError, match="stripped-fusion"):
+        plot_k_shot(job, tmp_path / "table3.csv", tmp_path / "plot")
 
 
 def test_table_plot_refuses_another_tables_csv(tmp_path: Path) -> None:

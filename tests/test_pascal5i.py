@@ -61,11 +61,11 @@ def test_a_changed_list_is_refused(tmp_path):
 def test_absent_archive_is_named(tmp_path):
     (tmp_path / "VOCtrainval_11-May-2012.tar" / "VOCdevkit" / "VOC2012").mkdir(parents=True)
     with pytest.raises(CrnetError, match=r"extract benchmark\.tgz"):
-        pascal5i.prepare(tmp_path, tmp_path / "out", {})
+        pascal5i.prepare(tmp_path, tmp_path, tmp_path / "out", {})
 
 
 def test_real_photos_by_published_lists(extracted, tmp_path):
-    description = pascal5i.prepare(extracted, tmp_path / "out", {})
+    description = pascal5i.prepare(tmp_path, extracted, tmp_path / "out", {})
     index = Index.load(tmp_path / "out")
     splits = Counter(photo.split for photo in index.photos.values())
     assert splits == {"train": 475, "val": 253}
@@ -79,7 +79,7 @@ def test_real_photos_by_published_lists(extracted, tmp_path):
 
 
 def test_real_photos_by_rule(extracted, tmp_path):
-    description = pascal5i.prepare(extracted, tmp_path / "out", {"pairs": "rule"})
+    description = pascal5i.prepare(tmp_path, extracted, tmp_path / "out", {"pairs": "rule"})
     index = Index.load(tmp_path / "out")
     assert [len(index.pairs("val", [c])) for c in range(1, 21)] == README_VAL_BY_RULE
     assert description["counts"]["val"] == [10, 110, 167, 52]
@@ -90,10 +90,10 @@ def test_subset_of_the_real_photos(extracted, tmp_path):
     ids = tmp_path / "ids.txt"
     ids.write_text("2007_000032\n2007_000033\n")
     with pytest.raises(CrnetError, match="the subset names"):
-        pascal5i.prepare(extracted, tmp_path / "out", {"subset": str(ids)})
+        pascal5i.prepare(tmp_path, extracted, tmp_path / "out", {"subset": str(ids)})
     present = sorted(
         path.stem for path in (extracted / "VOCtrainval_11-May-2012.tar/VOCdevkit/VOC2012/SegmentationClass").iterdir()
     )[:20]
     ids.write_text("\n".join(present))
-    pascal5i.prepare(extracted, tmp_path / "out", {"subset": str(ids)})
+    pascal5i.prepare(tmp_path, extracted, tmp_path / "out", {"subset": str(ids)})
     assert list(Index.load(tmp_path / "out").photos) == present

@@ -78,7 +78,7 @@ def test_scenes_have_one_to_four_objects_void_and_many_sizes(default: tuple[Path
 
 
 def test_prepared_like_any_voc_data(tmp_path: Path) -> None:
-    description = shapes5i.prepare(tmp_path / "none", tmp_path / "data", {"images_train": 6, "images_val": 4})
+    description = shapes5i.prepare(tmp_path, tmp_path / "none", tmp_path / "data", {"images_train": 6, "images_val": 4})
     assert description == read_json(tmp_path / "data" / "dataset.json")
     assert description["classes"] == list(shapes5i.CLASSES)
     assert description["pairs_from"] == "rule"

@@ -11,7 +11,8 @@ from crnet.bootstrap import Bootstrap
 from crnet.errors import CrnetError
 from crnet.files import write_csv
 from crnet.metrics import COUNT_COLUMNS
-from crnet.report.tables import HEADER, escape_tex, render_table
+from crnet.report.tables import HEADER, render_table
+from crnet.report.tables_tex import escape_tex
 
 FOLDS, SEEDS, EPISODES = (0, 1, 2, 3), (0, 1), 60
 BOOTSTRAP = Bootstrap(200)
@@ -115,18 +116,24 @@ def test_markdown_for_readers(job: dict, tmp_path: Path) -> None:
     lines, text, _ = render(job, tmp_path)
     mean = lines["condition", "mean", "miou", "background"]
     low, value, high = (float(mean[key]) for key in ("low", "value", "high"))
-    row = markdown_row(text, "Condition only")
+    compact, details = text.split("## Details by fold")
+    row = markdown_row(compact, "Condition only")
     assert row[:3] == ["Condition only", "✓", ""]
+    assert row[3:5] == [f"**{value:.1f}** [{low:.1f}, {high:.1f}]", "36.3"]
+    assert len(row) == 1 + 2 + 3  # mIoU with the paper's value, FB-IoU without
+    row = markdown_row(details, "Condition only")
     assert row[-3:-1] == [f"**{value:.1f}** [{low:.1f}, {high:.1f}]", "36.3"]
     assert len(row) == 1 + 2 + 4 + 3
-    headings = [line for line in text.splitlines() if line.startswith("## ")]
-    assert headings == [
-        "## 1-shot mIoU, void counted as background",
-        "## 1-shot mIoU, void ignored",
-        "## 1-shot FB-IoU, void counted as background",
-        "## 1-shot FB-IoU, void ignored",
+    assert [line for line in text.splitlines() if line.startswith("##")] == [
+        "## 1-shot, void counted as background",
+        "## Details by fold",
+        "### 1-shot mIoU, void counted as background",
+        "### 1-shot mIoU, void ignored",
+        "### 1-shot FB-IoU, void counted as background",
+        "### 1-shot FB-IoU, void ignored",
+        "## How to read the numbers",
     ]
-    grid = [line for line in text.split("## ")[1].splitlines() if line.startswith("|")]
+    grid = [line for line in compact.splitlines() if line.startswith("|")]
     assert len({len(line) for line in grid}) == 1  # aligned in the source
     assert [line.split("|")[1].strip() for line in grid[-2:]] == ["*Controls*", "*All foreground*"]
     assert not re.search(r"\d\.\d{3}", text)
@@ -139,7 +146,7 @@ def test_caption_names_estimator_sizes_and_limits(job: dict, tmp_path: Path) -> 
         "95 % percentile interval of a stratified bootstrap: episodes resampled within class, training seeds "
         "within fold, 200 resamples.",
         "2 training seeds and 60 episodes a fold",
-        "the mean is over folds 0, 1, 2 and 3",
+        "The mean is over folds 0, 1, 2 and 3.",
         "orientation only",
     ):
         assert words in text
@@ -156,34 +163,126 @@ def test_missing_fold_prints_and_takes_the_mean_with_it(job: dict, tmp_path: Pat
         assert (cell["value"], cell["low"], cell["difference"]) == ("", "", "")
         assert cell["note"] == "missing (fold 2, seed 1)"
     assert lines["both", "1", "miou", "ignore"]["value"] != ""
-    row = markdown_row(text, "Both")
+    compact, details = text.split("## Details by fold")
+    row = markdown_row(details, "Both")
     assert row[5] == "missing (fold 2, seed 1)"
-    assert row[-3:] == ["— missing (fold 2, seed 1)", "49.1", "—"]
-    assert escape_tex("Both: 100 % & more_ (1-shot): missing (fold 2, seed 1)") in tex
+    assert row[-3:] == ["missing (fold 2, seed 1)", "49.1", "—"]
+    assert markdown_row(compact, "Both")[3:5] == ["missing (fold 2, seed 1)", "49.1"]
+    assert escape_tex("Both: 100 % & more_ 1-shot: missing (fold 2, seed 1).") in tex
 
 
-def test_shots_without_cells_and_rows_only_reported(job: dict, tmp_path: Path) -> None:
-    reported = {"id": "canet", "label": "CANet", "switches": {}, "control": False, "cells": []}
-    job["rows"].append(reported | {"paper": {"5-shot": {"miou": 57.1}}})
-    job["shots"] = [1, 5]
-    render_table(job, tmp_path / "table5", BOOTSTRAP)
-    text = (tmp_path / "table5.md").read_text()
-    block = text.split("## ")[3]
-    assert block.startswith("5-shot mIoU, void counted as background")
-    assert markdown_row(block, "Condition only")[-3:] == ["— N/A", "—", "—"]
-    assert markdown_row(block, "CANet")[-3:] == ["— not run", "57.1", "—"]
-    assert "CANet (5-shot): as reported by its authors, not run here" in text
+def several_shots(job: dict, folder: Path) -> dict:
+    """Table 4 in small: the second row is finetuned and has no 1-shot cells; one method is only quoted."""
+    job = job | {"shots": [1, 5, 10], "metrics": ["miou"], "table": "table4"}
+    for row in job["rows"]:
+        row["cells"] += [cell | {"shots": 5} for cell in row["cells"]]
+        row["switches"] = {"Model": "stripped"} if not row["control"] else {}
+    job["rows"][1]["cells"] = [cell for cell in job["rows"][1]["cells"] if cell["shots"] == 5]
+    job["rows"][1]["absent"] = {"1-shot": "needs two supports", "10-shot": "needs two supports"}
+    job["rows"][1]["paper"] = {"5-shot": {"miou": 57.5}}
+    canet = {"id": "canet", "label": "CANet", "switches": {"Model": "ResNet-50"}, "control": False, "cells": []}
+    job["rows"].insert(0, canet | {"reported": True, "paper": {"5-shot": {"miou": 57.1}}})
+    return job
+
+
+def test_several_shots_are_the_columns(job: dict, tmp_path: Path) -> None:
+    render_table(several_shots(job, tmp_path), tmp_path / "table4", BOOTSTRAP)
+    text = (tmp_path / "table4.md").read_text()
+    compact, details = text.split("## Details by fold")
+    assert "## mIoU, void counted as background\n" in compact
+    assert markdown_row(compact, "paper") == ["", "Model", "1-shot", "paper", "5-shot", "paper"]
+    assert markdown_row(compact, "CANet") == ["CANet", "ResNet-50", "—", "—", "—", "57.1"]
+    assert markdown_row(compact, "Condition only")[1] == "stripped"
+    assert markdown_row(compact, "Both")[2:4] == ["N/A", "—"]
+    assert markdown_row(compact, "Both")[5] == "57.5"
+    assert compact.count("needs two supports") == 1  # the reason is said once
+    assert "N/A: needs two supports. Not part of this study: 10-shot." in compact
+    headings = [line.split("|")[1].strip() for line in compact.splitlines() if line.startswith("| *")]
+    assert headings == ["*Reported, not run here*", "*Run here*", "*Controls*", "*All foreground*"]
+    assert "CANet" not in details  # no folds to show
+    assert "10-shot" not in details  # nothing was to be run
+    lines = {(x["row"], x["shots"], x["fold"]): x for x in csv_lines(tmp_path / "table4.csv")}
+    assert lines["canet", "5", "mean"]["note"] == "reported, not run here"
+    assert lines["canet", "5", "mean"]["paper"] == "57.10"
+    assert lines["both", "1", "0"]["note"] == "N/A: needs two supports"
+    check_tex((tmp_path / "table4.tex").read_text())
+
+
+def csv_lines(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_two_metrics_at_one_shot_are_the_columns(job: dict, tmp_path: Path) -> None:
+    job["rows"][0]["paper"] = {"1-shot": {"miou": 36.3, "fbiou": 61.3}}
+    _, text, _ = render(job, tmp_path)
+    head = markdown_row(text.split("## Details")[0], "paper")
+    assert head == ["", "Condition", "Cross-reference", "mIoU", "paper", "FB-IoU", "paper"]
+    assert markdown_row(text, "Condition only")[-1] == "61.3"
+
+
+@pytest.mark.parametrize(
+    ("folds", "heading", "sentence"),
+    [
+        ((1, 2, 3), "Mean of folds 1, 2, 3", "Here the mean is over folds 1, 2 and 3 of the data set's 4."),
+        ((1,), "Fold 1", "Here it is fold 1 alone, of the data set's 4."),
+        ((0, 1, 2, 3), "Mean", "The mean is over folds 0, 1, 2 and 3."),
+    ],
+)
+def test_fewer_folds_than_the_data_set_has(
+    job: dict, tmp_path: Path, folds: tuple[int, ...], heading: str, sentence: str
+) -> None:
+    for row in job["rows"]:
+        row["cells"] = [cell for cell in row["cells"] if cell["fold"] in folds]
+    _, text, tex = render(job | {"folds": list(folds), "dataset_folds": 4}, tmp_path)
+    compact, details = text.split("## Details by fold")
+    columns = [f"Fold {fold}" for fold in folds] if len(folds) > 1 else []
+    assert markdown_row(details, "Difference")[3:] == [*columns, heading, "Paper", "Difference"]
+    assert sentence in compact and sentence in tex
+    title = next(line for line in compact.splitlines() if line.startswith("## "))
+    assert (heading.lower() in title) == (len(folds) < 4)
+    check_tex(tex)
+
+
+def test_encoders_and_the_splits_note_are_said(job: dict, tmp_path: Path) -> None:
+    report = Path(job["rows"][0]["cells"][0]["counts"]).with_name("evaluation.json")
+    report.write_text('{"split_note": "The 40/20/20 split is ours."}')
+    _, text, tex = render(job | {"encoders": {"main": "small (layer3, layer4)"}}, tmp_path)
+    for words in ("main: small (layer3, layer4)", "The 40/20/20 split is ours."):
+        assert text.count(words) == 1
+        assert words in tex
+
+
+def test_a_table_that_nobody_ran_still_quotes_the_paper(job: dict, tmp_path: Path) -> None:
+    for row in job["rows"]:
+        row["cells"] = []
+        row["absent"] = {"1-shot": "not in this study"}
+    _, text, tex = render(job, tmp_path)
+    assert markdown_row(text, "Condition only")[3:5] == ["N/A", "36.3"]
+    assert "No row of this table is run in this study." in text
+    assert "###" not in text
+    check_tex(tex)
+
+
+def check_tex(tex: str) -> None:
+    """Braces are balanced, environments closed, and every line has as many cells as its tabular has columns."""
+    bare = re.sub(r"\\[{}%&_#$]", "", tex)
+    assert bare.count("{") == bare.count("}")
+    assert tex.isascii()
+    for name in ("table", "tabular"):
+        assert tex.count(f"\\begin{{{name}}}") == tex.count(f"\\end{{{name}}}") >= 1
+    for tabular in bare.split("\\begin{tabular}{")[1:]:
+        columns = len(tabular.partition("}")[0])
+        lines = tabular.partition("\\end{tabular}")[0].splitlines()
+        widths = {line.count("&") + 1 for line in lines if line.endswith(r"\\") and "multicolumn" not in line}
+        assert widths == {columns}
+        assert set(re.findall(r"multicolumn\{(\d+)\}", tabular)) <= {str(columns)}
 
 
 def test_tex_is_balanced_and_escaped(job: dict, tmp_path: Path) -> None:
     _, _, tex = render(job, tmp_path)
     assert "Both: 100 \\% \\& more\\_" in tex
-    bare = re.sub(r"\\[{}%&_#$]", "", tex)
-    assert bare.count("{") == bare.count("}")
-    columns = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", tex)[1])
-    lines = [line for line in bare.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
-    assert {line.count("&") + 1 for line in lines} == {columns}
-    assert tex.isascii()
+    check_tex(tex)
 
 
 def test_same_bytes_again(job: dict, tmp_path: Path) -> None:

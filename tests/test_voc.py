@@ -272,6 +272,7 @@ def test_grey_and_cmyk_photos_become_rgb(roots, mode):
 def test_data_modules_import_only_numpy_and_pil():
     code = (
         "import sys, crnet.data.episodes, crnet.data.index, crnet.data.pascal5i, crnet.data.voc\n"
+        "import crnet.data.coco2014, crnet.data.shapes80\n"
         "print({'torch', 'scipy', 'pandas', 'tqdm', 'pydantic'} & set(sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

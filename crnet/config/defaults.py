@@ -47,7 +47,7 @@ TRAIN_LIMITS = {
 EVALUATE = {
     "rev": 1,
     "shots": 1,
-    "strategy": "fusion",  # several supports: probabilities averaged over one prediction per support [P 6, Table 4]
+    "strategy": "fusion",  # of several supports [P 4.6, 6]: "fusion", "finetune" or "finetune-fusion"
     "size": 321,  # side of the square input at scale 1; scored at the photo's original size [CANet#6]
     "scales": [1.0],  # query and support resized alike, probabilities averaged [P 6, Table 3]
     "refinements": 5,  # runs of the mask refinement module [P 5.1]
@@ -56,11 +56,37 @@ EVALUATE = {
 
 EVALUATE_LIMITS = {
     "shots": (1, 20),
-    "strategy": {"fusion"},
+    "strategy": {"fusion", "finetune", "finetune-fusion"},
     "size": (32, 1024),
     "scales": (0.25, 4.0),
     "refinements": (1, 50),
     "precision": {"float32", "bfloat16"},
+}
+
+FINETUNE = {
+    "rev": 1,
+    "pairs": "distinct",  # ordered pairs of two supports, k(k - 1); "all" adds each with itself, k^2 [P 4.6 "at most"]
+    "batch": 5,  # pairs a step [ours]
+    "optimizer": "sgd",  # [ours]
+    "momentum": 0.9,
+    "weight_decay": 0.0,
+    # Tried, each rate with each number of steps; the best on classes that are not tested is used [ours].
+    "lr": [2.5e-4, 1e-3, 4e-3],
+    "steps": [10, 25, 50],
+    "trial_episodes": 100,  # per trial
+    "trial_shots": 5,
+}
+
+FINETUNE_LIMITS = {
+    "pairs": {"distinct", "all"},
+    "batch": (1, 400),
+    "optimizer": {"sgd", "adamw"},
+    "momentum": (0.0, 0.999),
+    "weight_decay": (0.0, 1.0),
+    "lr": (1e-8, 10.0),
+    "steps": (1, 10_000),
+    "trial_episodes": (1, 100_000),
+    "trial_shots": (2, 20),
 }
 
 EPISODES = {

@@ -12,6 +12,8 @@ from crnet.config.defaults import (
     EPISODES_LIMITS,
     EVALUATE,
     EVALUATE_LIMITS,
+    FINETUNE,
+    FINETUNE_LIMITS,
     TRAIN,
     TRAIN_LIMITS,
 )
@@ -26,7 +28,7 @@ FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
 @dataclass(frozen=True)
 class Cell:
-    """One evaluation's place in a table."""
+    """One evaluation's place in a table; ``fused``: of a finetuned network, the mean over its supports is meant."""
 
     table: str
     row: str
@@ -34,6 +36,7 @@ class Cell:
     fold: int
     seed: int
     evaluation: str
+    fused: bool = False
 
 
 @dataclass
@@ -41,8 +44,9 @@ class Plan:
     """Everything a study runs, by name; names end in a hash of what they name, so unequal things never collide.
 
     Attributes:
-        datasets, encoders, features, episodes, trainings, evaluations: name -> specification.
+        datasets, encoders, features, episodes, trainings, tunings, evaluations: name -> specification.
         cells: Which evaluation fills which cell of which table.
+        not_run: (table, row, shots) -> why the study leaves it out.
     """
 
     study: Study
@@ -52,8 +56,10 @@ class Plan:
     features: dict[str, Spec] = field(default_factory=dict)
     episodes: dict[str, Spec] = field(default_factory=dict)
     trainings: dict[str, Spec] = field(default_factory=dict)
+    tunings: dict[str, Spec] = field(default_factory=dict)
     evaluations: dict[str, Spec] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
+    not_run: dict[tuple[str, str, int], str] = field(default_factory=dict)
 
 
 def name_of(slug: str, spec: Spec) -> str:
@@ -98,7 +104,22 @@ def training_name(spec: Spec) -> str:
 
 def evaluation_name(spec: Spec) -> str:
     train, shots = spec["train"], spec["evaluate"]["shots"]
-    return name_of(f"{train['method']}-{train['dataset']['name']}-f{train['fold']}-s{train['seed']}-{shots}shot", spec)
+    slug = f"{train['method']}-{train['dataset']['name']}-f{train['fold']}-s{train['seed']}-{shots}shot"
+    return name_of(slug + ("-finetuned" if "finetune" in spec else ""), spec)
+
+
+def tuning_spec(evaluation: Spec) -> Spec | None:
+    """The trials that choose steps and rate of a finetuned evaluation: at one scale, so that all of a training share it."""
+    if "finetune" not in evaluation:
+        return None
+    kept = {key: evaluation["evaluate"][key] for key in ("rev", "size", "refinements", "precision")}
+    evaluate = {**EVALUATE, **kept, "strategy": "finetune", "shots": evaluation["finetune"]["trial_shots"]}
+    return {"train": evaluation["train"], "evaluate": evaluate, "finetune": evaluation["finetune"]}
+
+
+def tuning_name(spec: Spec) -> str:
+    train = spec["train"]
+    return name_of(f"{train['method']}-{train['dataset']['name']}-f{train['fold']}-s{train['seed']}-trials", spec)
 
 
 def trains(method: str) -> bool:
@@ -111,6 +132,7 @@ def resolve(study: Study, tables_folder: Path) -> Plan:
     plan = Plan(study, {name: load_table(tables_folder, name) for name in study.tables})
     check(study.train, TRAIN, TRAIN_LIMITS, "train")
     check(study.evaluate, EVALUATE, EVALUATE_LIMITS, "evaluate")
+    check(study.finetune, FINETUNE, FINETUNE_LIMITS, "finetune")
     for method, settings in study.methods.items():
         component("method", method, "methods").settings(settings, f"methods.{method}")
     for name, table in plan.tables.items():
@@ -120,11 +142,17 @@ def resolve(study: Study, tables_folder: Path) -> Plan:
                 f"{name}: benchmark {table.benchmark!r} is not defined by study {study.study!r}; known: {known}."
             )
         for row in table.rows:
-            for shots in table.shots:
-                _add_row(plan, name, table, row, shots)
+            for shots in [] if row.reported else table.shots if row.shots is None else row.shots:
+                if reason := _left_out(study, role(table, row), shots):
+                    plan.not_run[name, row.id, shots] = reason
+                else:
+                    _add_row(plan, name, table, row, shots)
         for control in study.controls:
             for shots in table.shots:
-                _add_control(plan, name, table, control, shots)
+                if reason := _left_out(study, "main", shots):
+                    plan.not_run[name, control, shots] = reason
+                else:
+                    _add_control(plan, name, table, control, shots)
     if study.sheet:
         table, row = study.sheet.table, study.sheet.row
         if table not in plan.tables:
@@ -140,8 +168,8 @@ def _add_row(plan: Plan, name: str, table: Table, row: Row, shots: int) -> None:
     switches = _merge(table.set, row.set)
     for fold in plan.study.benchmarks[table.benchmark].folds:
         for seed in plan.study.seeds:
-            evaluation = _evaluation(plan.study, table, switches, shots, fold, seed, where)
-            _add(plan, evaluation, Cell(name, row.id, shots, fold, seed, evaluation_name(evaluation)))
+            evaluation, fused = _evaluation(plan.study, table, switches, shots, fold, seed, where)
+            _add(plan, evaluation, Cell(name, row.id, shots, fold, seed, evaluation_name(evaluation), fused))
 
 
 def _add_control(plan: Plan, name: str, table: Table, control: str, shots: int) -> None:
@@ -150,8 +178,22 @@ def _add_control(plan: Plan, name: str, table: Table, control: str, shots: int) 
         untrained = ", ".join(m for m in components("method") if not trains(m))
         raise CrnetError(f"controls: {control!r} has weights to train, a control has none; known: {untrained}.")
     for fold in plan.study.benchmarks[table.benchmark].folds:
-        evaluation = _evaluation(plan.study, table, Switches(method=control), shots, fold, 0, f"controls.{control}")
+        evaluation, _ = _evaluation(plan.study, table, Switches(method=control), shots, fold, 0, f"controls.{control}")
         _add(plan, evaluation, Cell(name, control, shots, fold, 0, evaluation_name(evaluation)))
+
+
+def _left_out(study: Study, encoder: str, shots: int) -> str | None:
+    """Why a study leaves out a row at some shots; None if it does not."""
+    if study.shots is not None and shots not in study.shots:
+        return f"the study leaves out {shots} shots"
+    if encoder in study.encoders and study.encoders[encoder] is None:
+        return f"the study has no encoder {encoder}"
+    return None
+
+
+def role(table: Table, row: Row) -> str:
+    """Which of the study's encoders a row asks for."""
+    return _merge(table.set, row.set).encoder or "main"
 
 
 def _merge(*layers: Switches) -> Switches:
@@ -162,7 +204,10 @@ def _merge(*layers: Switches) -> Switches:
     return Switches(**merged)
 
 
-def _evaluation(study: Study, table: Table, switches: Switches, shots: int, fold: int, seed: int, where: str) -> Spec:
+def _evaluation(
+    study: Study, table: Table, switches: Switches, shots: int, fold: int, seed: int, where: str
+) -> tuple[Spec, bool]:
+    """The specification of one run, and whether its cell is the one that fuses finetuned predictions."""
     benchmark = study.benchmarks[table.benchmark]
     method = switches.method or "crnet"
     model = {**study.methods.get(method, {}), **switches.model}
@@ -186,7 +231,17 @@ def _evaluation(study: Study, table: Table, switches: Switches, shots: int, fold
             f"{where}: needs {shots} supports an episode, but benchmarks.{table.benchmark}.episodes.shots stores "
             f"{episodes['shots']}; raise it."
         )
-    return {"train": training, "evaluate": evaluate, "episodes": episodes}
+    evaluation = {"train": training, "evaluate": evaluate, "episodes": episodes}
+    if evaluate["strategy"] == "fusion":
+        return evaluation, False
+    if shots < 2:
+        raise CrnetError(f"{where}.evaluate.strategy: {evaluate['strategy']} takes pairs of supports, at least 2 shots.")
+    if not trains(method):
+        raise CrnetError(f"{where}.evaluate.strategy: {method} has no weights to finetune; its strategy is fusion.")
+    # One job finetunes and writes both readings: they differ in the last step only.
+    fused = evaluate["strategy"] == "finetune-fusion"
+    evaluation["evaluate"] = {**evaluate, "strategy": "finetune"}
+    return evaluation | {"finetune": check(study.finetune, FINETUNE, FINETUNE_LIMITS, "finetune")}, fused
 
 
 def _add(plan: Plan, evaluation: Spec, cell: Cell) -> None:
@@ -202,6 +257,9 @@ def _add(plan: Plan, evaluation: Spec, cell: Cell) -> None:
         features = features_spec(training)
         if features:
             plan.features[features_name(features)] = features
+    tuning = tuning_spec(evaluation)
+    if tuning:
+        plan.tunings[tuning_name(tuning)] = tuning
 
 
 def _dataset(given: Mapping[str, Any], fold: int, where: str) -> Spec:
@@ -210,15 +268,18 @@ def _dataset(given: Mapping[str, Any], fold: int, where: str) -> Spec:
     if name is None:
         raise CrnetError(f"{where}.dataset.name: is missing; known data sets: {', '.join(components('dataset'))}.")
     known = component("dataset", name, f"{where}.dataset.name")
-    folds = known.class_names()
+    settings = known.settings(settings, f"{where}.dataset")
+    folds = known.class_names(settings)
     if fold not in folds:
         raise CrnetError(f"{where}.folds: {name} has folds 0 to {len(folds) - 1}, not {fold}.")
-    return {"name": name, **known.settings(settings, f"{where}.dataset")}
+    return {"name": name, **settings}
 
 
 def _encoder(encoders: Mapping[str, Any], role: str, where: str) -> Spec:
     if role not in encoders:
         raise CrnetError(f"{where}.encoder: unknown encoder role {role!r}; the study defines: {', '.join(encoders)}.")
+    if encoders[role] is None:
+        raise CrnetError(f"encoders.{role}: is null, but controls and other rows need it; name an encoder.")
     place = f"encoders.{role}"
     settings = dict(encoders[role])
     name = settings.pop("name", None)

@@ -4,13 +4,15 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from crnet.config.yaml_files import load_yaml
 from crnet.errors import CrnetError
 
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 Sentence = Annotated[str, Field(max_length=2000)]
+Shots = Annotated[int, Field(ge=1, le=20)]
+ShotName = Annotated[str, Field(pattern=r"^\d{1,2}-shot$")]
 Settings = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -30,13 +32,28 @@ class Switches(_Strict):
 
 
 class Row(_Strict):
-    """One row: its label, its ticks in the printed table, its switches, and the paper's values in percent."""
+    """One row: its label, its ticks in the printed table, its switches, and the paper's values in percent.
+
+    Attributes:
+        reported: The paper quotes it from others: printed with the paper's values, never run.
+        shots: The shots it is run at, where not at all of the table's.
+        absent: For the other shots, why not, in a few words.
+    """
 
     id: Slug
     label: Sentence
-    ticks: dict[str, bool] = {}
+    ticks: dict[str, bool | Sentence] = {}
+    reported: bool = False
+    shots: list[Shots] | None = None
+    absent: dict[ShotName, Sentence] = {}
     set: Switches = Switches()
-    paper: dict[Annotated[str, Field(pattern=r"^\d{1,2}-shot$")], dict[Literal["miou", "fbiou"], float]] = {}
+    paper: dict[ShotName, dict[Literal["miou", "fbiou"], float]] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Row":
+        if self.reported and (self.set.model_fields_set or self.shots):
+            raise ValueError(f"row {self.id!r} is reported, not run: leave out its set and shots")
+        return self
 
 
 class Table(_Strict):
@@ -45,7 +62,7 @@ class Table(_Strict):
     title: Sentence
     source: Sentence
     benchmark: Slug = "pascal"
-    shots: Annotated[list[Annotated[int, Field(ge=1, le=20)]], Field(min_length=1)] = [1]
+    shots: Annotated[list[Shots], Field(min_length=1)] = [1]
     metrics: Annotated[list[Literal["miou", "fbiou"]], Field(min_length=1)] = ["miou", "fbiou"]
     set: Switches = Switches()
     rows: Annotated[list[Row], Field(min_length=1)]
@@ -59,6 +76,19 @@ class Table(_Strict):
             if ids.count(name) > 1:
                 raise ValueError(f"row id {name!r} is used {ids.count(name)} times; ids must differ")
         return rows
+
+    @model_validator(mode="after")
+    def _shots_of_rows(self) -> "Table":
+        for row in self.rows:
+            named = {f"{shots}-shot": shots for shots in self.shots}
+            if unknown := [name for name in [*row.paper, *row.absent] if name not in named]:
+                raise ValueError(f"row {row.id!r} speaks of {unknown[0]}, but the table has {', '.join(named)}")
+            run = self.shots if row.shots is None else row.shots
+            if other := [shots for shots in run if shots not in self.shots]:
+                raise ValueError(f"row {row.id!r} asks for {other[0]} shots, but the table has {', '.join(named)}")
+            if clash := [name for name in row.absent if named[name] in run]:
+                raise ValueError(f"row {row.id!r} is run at {clash[0]}, so it cannot be absent there")
+        return self
 
 
 class Benchmark(_Strict):
@@ -110,12 +140,14 @@ class Study(_Strict):
     orientation_only: bool  # the data differ from the paper's: its values are shown for orientation only
     tables: Annotated[list[Slug], Field(min_length=1)]
     benchmarks: Annotated[dict[Slug, Benchmark], Field(min_length=1)]
-    encoders: Annotated[dict[Slug, Settings], Field(min_length=1)]
+    encoders: Annotated[dict[Slug, Settings | None], Field(min_length=1)]  # null: rows that ask for it are not run
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    shots: Annotated[list[Shots], Field(min_length=1)] | None = None  # those of the tables that are run; null: all
     controls: list[Slug] = ["all-foreground", "prototype"]
     methods: dict[Slug, Settings] = {}
     train: Settings = {}
     evaluate: Settings = {}
+    finetune: Settings = {}
     device: Literal["cpu", "cuda"] = "cpu"
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     sheet: Sheet | None = None

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from crnet.data.splits import Splits
 from crnet.errors import CrnetError
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -34,10 +35,17 @@ class Component:
     def module(self) -> str:
         return f"crnet.{KINDS[self.kind]}.{self.path.stem}"
 
-    def class_names(self) -> dict[int, list[str]]:
-        """Of a data set: names of each fold's test classes. Imports the data set's file, which imports no torch."""
-        dataset = importlib.import_module(self.module)
-        return {fold: [dataset.CLASSES[i - 1] for i in ids] for fold, ids in enumerate(dataset.FOLDS)}
+    def splits(self, given: Mapping[str, Any]) -> Splits:
+        """Of a data set with the settings ``given`` (its "name" may be among them): classes and their roles by fold.
+
+        Imports the data set's file, which imports no torch.
+        """
+        settings = {key: value for key, value in given.items() if key != "name"}
+        return importlib.import_module(self.module).splits(self.settings(settings, self.name))
+
+    def class_names(self, given: Mapping[str, Any]) -> dict[int, list[str]]:
+        """Of a data set with the settings ``given``: names of each fold's test classes."""
+        return self.splits(given).test_names()
 
     def settings(self, given: Mapping[str, Any], where: str) -> dict[str, Any]:
         """Defaults completed by ``given``; raises CrnetError on an unknown key or a value that does not fit."""

@@ -110,31 +110,57 @@ class Layout:
     def evaluation(self, name: str) -> str:
         return f"{self.results}/evaluate/{name}"
 
-    def counts(self, name: str) -> str:
-        return f"{self.evaluation(name)}/counts.csv"
+    def counts_of(self, cell: Cell) -> str:
+        """The counts that fill a cell: predicted with the first support, or averaged over the supports."""
+        return f"{self.evaluation(cell.evaluation)}/{'counts-fusion' if cell.fused else 'counts'}.csv"
+
+    def tuning(self, name: str) -> str:
+        return f"{self.results}/finetune/{name}"
+
+    def choice(self, evaluation: dict) -> str | None:
+        """The settings chosen for a finetuned evaluation; None for the others."""
+        spec = resolve.tuning_spec(evaluation)
+        return f"{self.tuning(resolve.tuning_name(spec))}/choice.json" if spec else None
 
 
 def table_job(plan: Plan, layout: Layout, name: str) -> dict[str, Any]:
     """All that rendering a table needs: labels, the paper's values, and the counts that fill each cell."""
     study, table = plan.study, plan.tables[name]
     benchmark = study.benchmarks[table.benchmark]
-    class_names = component("dataset", benchmark.dataset["name"], name).class_names()
+    class_names = component("dataset", benchmark.dataset["name"], name).class_names(benchmark.dataset)
+    roles = {resolve.role(table, row) for row in table.rows if not row.reported} | {"main"}
     cells: dict[str, list[Cell]] = {}
     for cell in plan.cells:
         if cell.table == name:
             cells.setdefault(cell.row, []).append(cell)
     rows = [
-        {"id": row.id, "label": row.label, "switches": list(row.ticks.items()), "control": False, "paper": row.paper}
+        {
+            "id": row.id,
+            "label": row.label,
+            "switches": list(row.ticks.items()),
+            "control": False,
+            "reported": row.reported,
+            "absent": row.absent | _not_run(plan, name, row.id, table.shots),
+            "paper": row.paper,
+        }
         for row in table.rows
     ]
     rows += [
-        {"id": control, "label": control.replace("-", " ").capitalize(), "switches": [], "control": True, "paper": {}}
+        {
+            "id": control,
+            "label": control.replace("-", " ").capitalize(),
+            "switches": [],
+            "control": True,
+            "reported": False,
+            "absent": _not_run(plan, name, control, table.shots),
+            "paper": {},
+        }
         for control in study.controls
     ]
     for row in rows:
         row["cells"] = [
-            {"shots": c.shots, "fold": c.fold, "seed": c.seed, "counts": layout.counts(c.evaluation)}
-            for c in cells[row["id"]]
+            {"shots": c.shots, "fold": c.fold, "seed": c.seed, "counts": layout.counts_of(c)}
+            for c in cells.get(row["id"], [])
         ]
     return {
         "study": study.study,
@@ -145,11 +171,26 @@ def table_job(plan: Plan, layout: Layout, name: str) -> dict[str, Any]:
         "source": table.source,
         "folds": list(benchmark.folds),
         "fold_classes": {str(fold): class_names[fold] for fold in benchmark.folds},
+        "dataset_folds": len(class_names),
+        "encoders": {role: encoder_text(spec) for role, spec in study.encoders.items() if spec and role in roles},
         "shots": list(table.shots),
         "metrics": list(table.metrics),
         "orientation_only": study.orientation_only,
         "rows": rows,
     }
+
+
+def _not_run(plan: Plan, table: str, row: str, shots: Iterable[int]) -> dict[str, str]:
+    """Why a study leaves a row out, by shots."""
+    return {f"{count}-shot": plan.not_run[table, row, count] for count in shots if (table, row, count) in plan.not_run}
+
+
+def encoder_text(spec: Mapping[str, Any]) -> str:
+    """How captions name an encoder, e.g. ``small (layer3, layer4)``."""
+    layers = spec.get("layers")
+    if layers is None and ":" not in spec["name"]:
+        layers = component("encoder", spec["name"], "encoders").literals["DEFAULT_LAYERS"]
+    return f"{spec['name']} ({', '.join(layers)})" if layers else spec["name"]
 
 
 def sheet_job(plan: Plan, layout: Layout) -> dict[str, Any] | None:

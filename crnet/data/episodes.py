@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crnet.data.index import Index
+from crnet.data.index import Index, Pair
 from crnet.errors import CrnetError
 from crnet.files import read_csv, read_json, sha256_file, write_csv, write_json
 from crnet.seeding import derive
@@ -66,12 +66,41 @@ def draw(index: Index, fold: int, count: int, seeds: Sequence[int], shots: int, 
     Raises:
         CrnetError: classes with too few photos, or none left.
     """
+    classes = index.novel_classes(fold)
+    return _draw(index, "episodes", classes, index.test_pairs(fold), fold, count, seeds, shots, too_few)
+
+
+def draw_trials(index: Index, fold: int, count: int, shots: int) -> EpisodeTable:
+    """Episodes on which settings are chosen: test photos of classes that the fold does not test.
+
+    Classes of ``Index.selection_classes``; those with too few photos are left out and named. Photos are of split val,
+    so that a network is not judged on photos that it was trained on.
+
+    Raises:
+        CrnetError: no class has ``shots + 1`` photos.
+    """
+    classes = index.selection_classes(fold)
+    pairs = index.pairs("val", classes)
+    return _draw(index, "trial episodes", classes, pairs, fold, count, [0], shots, "leave out")
+
+
+def _draw(
+    index: Index,
+    purpose: str,
+    classes: Sequence[int],
+    pairs: Sequence[Pair],
+    fold: int,
+    count: int,
+    seeds: Sequence[int],
+    shots: int,
+    too_few: str,
+) -> EpisodeTable:
     if too_few not in TOO_FEW:
         raise CrnetError(f"unknown too_few {too_few!r}: choose from {', '.join(TOO_FEW)}.")
     if count < 1 or shots < 1 or len(set(seeds)) != len(seeds) or not seeds:
         raise CrnetError(f"episodes need count and shots >= 1 and distinct seeds, not {count}, {shots}, {list(seeds)}.")
-    pools = {class_id: [] for class_id in index.novel_classes(fold)}
-    for pair in index.test_pairs(fold):
+    pools: dict[int, list[str]] = {class_id: [] for class_id in classes}
+    for pair in pairs:
         pools[pair.class_id].append(pair.image)
     left_out = {index.class_name(c): len(pool) for c, pool in pools.items() if len(pool) < shots + 1}
     eligible = [c for c, pool in pools.items() if len(pool) >= shots + 1]
@@ -79,12 +108,12 @@ def draw(index: Index, fold: int, count: int, seeds: Sequence[int], shots: int, 
         named = ", ".join(f"{name} ({size})" for name, size in left_out.items())
         advice = "use fewer shots" if not eligible else 'use fewer shots, or set too_few to "leave out"'
         raise CrnetError(
-            f"fold {fold} of {index.name} has too few test photos for {shots}-shot episodes, "
+            f"fold {fold} of {index.name} has too few test photos for {shots}-shot {purpose}, "
             f"which need {shots + 1} a class: {named}; {advice}."
         )
     episodes = []
     for seed in seeds:
-        generator = np.random.default_rng(derive("episodes", index.name, fold, seed))
+        generator = np.random.default_rng(derive(purpose, index.name, fold, seed))
         for number in range(count):
             class_id = eligible[generator.integers(len(eligible))]
             pool = pools[class_id]

@@ -1,26 +1,24 @@
 """Reading a prepared data set: photos, masks and the (photo, class) pairs of its folds.
 
 A prepared data set is a folder with ``images.csv``, ``pairs.csv`` and ``dataset.json``, written by
-``crnet.data.voc``.
+``crnet.data.voc`` (a mask is one map of class ids) or ``crnet.data.coco`` (masks of classes may overlap).
 Class ids run from 1 to N in masks, tables and code; 0 is background and 255 void.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from crnet.data.packed import VOID, Archives, read_packed
+from crnet.data.pixels import read_ids, read_rgb
 from crnet.errors import CrnetError
 from crnet.files import read_csv, read_json
 
-VOID = 255
 SPLITS = ("train", "val")
 NOVEL_PIXELS = ("background", "void", "drop")
-
-# What PIL raises for an absent, broken, truncated or absurdly large file.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True, order=True)
@@ -33,7 +31,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class Photo:
-    """One row of ``images.csv``: split, both files, size in pixels, and the class ids that the mask holds."""
+    """One row of ``images.csv``.
+
+    Attributes:
+        split: "train" or "val".
+        path: the image file, or the zip archive that holds it as ``member``.
+        mask: a PNG of class ids, or the file that holds the masks of its classes from byte ``offset`` on.
+        width, height: size in pixels.
+        classes: class ids that the photo shows, those of crowds included.
+    """
 
     split: str
     path: Path
@@ -41,6 +47,8 @@ class Photo:
     width: int
     height: int
     classes: frozenset[int]
+    member: str | None = None
+    offset: int | None = None
 
 
 class Index:
@@ -50,6 +58,8 @@ class Index:
         name: name of the data set, e.g. ``pascal5i``.
         classes: class names; the class with id ``i`` is ``classes[i - 1]``.
         folds: per fold the ids of its *test* classes.
+        held_out: per fold the ids of classes that are neither trained nor tested; all empty for PASCAL-5i.
+        split_note: a sentence on the choice of the splits, for captions, or None.
         digest: SHA-256 over photos, mask pixels, splits and pairs.
         subset: a sentence with counts if the data set is a part of the published one, else None.
         photos: ``Photo`` by image id, in order of id.
@@ -59,10 +69,15 @@ class Index:
         self.name: str = description["name"]
         self.classes: tuple[str, ...] = tuple(description["classes"])
         self.folds: tuple[tuple[int, ...], ...] = tuple(tuple(fold) for fold in description["folds"])
+        self.held_out: tuple[tuple[int, ...], ...] = tuple(
+            tuple(ids) for ids in description.get("held_out", [[] for _ in self.folds])
+        )
+        self.split_note: str | None = description.get("split_note")
         self.digest: str = description["digest"]
         self.subset: str | None = description["subset"]
         self.photos = photos
         self._pairs = sorted(pairs)
+        self._archives = Archives()
 
     @classmethod
     def load(cls, folder: str | Path) -> "Index":
@@ -75,14 +90,17 @@ class Index:
         # dataset.json is written last, so that its presence means that the other two are whole.
         if not (folder / "dataset.json").is_file():
             raise CrnetError(f"{folder} is no prepared data set (it has no dataset.json): prepare the data first.")
+        at = cache(folder.joinpath)  # one path for all photos of an archive: an index is sent to every loader worker
         photos = {
             row["image"]: Photo(
                 split=row["split"],
-                path=folder / row["path"],
-                mask=folder / row["mask"],
+                path=at(row["path"]),
+                mask=at(row["mask"]),
                 width=int(row["width"]),
                 height=int(row["height"]),
                 classes=frozenset(int(class_id) for class_id in row["classes"].split()),
+                member=row.get("member"),
+                offset=int(row["offset"]) if "offset" in row else None,
             )
             for row in read_csv(folder / "images.csv")
         }
@@ -99,9 +117,18 @@ class Index:
         return self.folds[fold]
 
     def base_classes(self, fold: int) -> tuple[int, ...]:
-        """Ids of the classes of all other folds, on which fold ``fold`` trains."""
-        novel = self.novel_classes(fold)
-        return tuple(sorted(class_id for ids in self.folds for class_id in ids if class_id not in novel))
+        """Ids of the classes on which fold ``fold`` trains: all but those that it tests or holds out."""
+        unseen = self.unseen_classes(fold)
+        return tuple(class_id for class_id in range(1, len(self.classes) + 1) if class_id not in unseen)
+
+    def unseen_classes(self, fold: int) -> tuple[int, ...]:
+        """Ids of the classes that fold ``fold`` tests or holds out: its training must know none of them."""
+        return tuple(sorted({*self.novel_classes(fold), *self.held_out[fold]}))
+
+    def selection_classes(self, fold: int) -> tuple[int, ...]:
+        """Ids of the classes on which settings of fold ``fold`` are chosen: held out if there are any, else base."""
+        self.novel_classes(fold)
+        return tuple(sorted(self.held_out[fold])) or self.base_classes(fold)
 
     def pairs(self, split: str, classes: Iterable[int]) -> list[Pair]:
         """All pairs of ``split`` ("train" or "val") with a class id among ``classes``, by image and class."""
@@ -111,12 +138,12 @@ class Index:
         return [pair for pair in self._pairs if pair.class_id in wanted and self.photos[pair.image].split == split]
 
     def training_pairs(self, fold: int, novel_pixels: str = "background") -> list[Pair]:
-        """Pairs to train on when ``fold`` is tested: photos of split train, classes of the other folds.
+        """Pairs to train on when ``fold`` is tested: photos of split train, classes of ``base_classes``.
 
         Args:
-            fold: the fold that is held out.
-            novel_pixels: what becomes of training photos that also show a novel class (protocol B2):
-                "background" and "void" keep them and differ in ``binary_mask``; "drop" leaves the photos out.
+            fold: the fold that is tested.
+            novel_pixels: what becomes of training photos that also show a class of ``unseen_classes`` (protocol
+                B2): "background" and "void" keep them and differ in ``class_mask``; "drop" leaves the photos out.
 
         Raises:
             CrnetError: unknown fold or choice; a pair that training must not see.
@@ -125,8 +152,8 @@ class Index:
             raise CrnetError(f"unknown novel_pixels {novel_pixels!r}: choose from {', '.join(NOVEL_PIXELS)}.")
         pairs = self.pairs("train", self.base_classes(fold))
         if novel_pixels == "drop":
-            novel = set(self.novel_classes(fold))
-            pairs = [pair for pair in pairs if not novel & self.photos[pair.image].classes]
+            unseen = set(self.unseen_classes(fold))
+            pairs = [pair for pair in pairs if not unseen & self.photos[pair.image].classes]
         self.check_training_pairs(fold, pairs)
         return pairs
 
@@ -138,17 +165,18 @@ class Index:
         """Guard against the leak that would void every result.
 
         Raises:
-            CrnetError: a pair lies in split val, or its class is one that ``fold`` tests.
+            CrnetError: a pair lies in split val, or its class is one that ``fold`` tests or holds out.
         """
-        novel = set(self.novel_classes(fold))
+        novel, held_out = set(self.novel_classes(fold)), set(self.held_out[fold])
         for pair in pairs:
             if self.photos[pair.image].split != "train":
                 raise CrnetError(
                     f"{self.name}: {pair.image} is a test photo (split val) and must not train fold {fold}."
                 )
-            if pair.class_id in novel:
+            if pair.class_id in novel | held_out:
                 name = self.class_name(pair.class_id)
-                raise CrnetError(f"{self.name}: {pair.image} would train fold {fold} on {name}, which that fold tests.")
+                use = "tests" if pair.class_id in novel else "holds out for choosing settings"
+                raise CrnetError(f"{self.name}: {pair.image} would train fold {fold} on {name}, which that fold {use}.")
 
     def size(self, image: str) -> tuple[int, int]:
         """(height, width) of a photo in pixels, without opening it."""
@@ -158,13 +186,32 @@ class Index:
     def read_image(self, image: str) -> np.ndarray:
         """The photo as uint8 RGB, (H, W, 3). Raises CrnetError if the file is broken or changed its size."""
         photo = self._photo(image)
-        pixels = read_rgb(photo.path)
+        if photo.member is None:
+            pixels = read_rgb(photo.path)
+        else:
+            pixels = self._archives.read_rgb(photo.path, photo.member)
         self._check_size(photo, photo.path, pixels)
         return pixels
 
-    def read_mask(self, image: str) -> np.ndarray:
-        """Class id per pixel, uint8 (H, W): 0 background, 255 void. Raises CrnetError like ``read_image``."""
+    def class_mask(self, image: str, class_id: int, void_classes: Iterable[int] = ()) -> np.ndarray:
+        """The mask of one class, uint8 (H, W): 1 where it is, 255 at void and ``void_classes``, 0 elsewhere.
+
+        Where classes overlap, the asked one wins. ``void_classes=index.unseen_classes(fold)`` makes novel pixels of
+        training photos void (protocol B2). Raises CrnetError like ``read_image``.
+        """
         photo = self._photo(image)
+        if photo.offset is None:
+            return binary_mask(self.read_mask(image), class_id, void_classes)
+        return read_packed(photo.mask, photo.offset).class_mask(photo.height, photo.width, class_id, void_classes)
+
+    def read_mask(self, image: str) -> np.ndarray:
+        """Class id per pixel, uint8 (H, W): 0 background, 255 void.
+
+        Raises CrnetError like ``read_image``, and for data whose classes overlap: ask ``class_mask`` there.
+        """
+        photo = self._photo(image)
+        if photo.offset is not None:
+            raise CrnetError(f"{self.name}: classes of {image} may overlap, so that it has no one map of ids.")
         mask = read_ids(photo.mask)
         self._check_size(photo, photo.mask, mask)
         return mask
@@ -186,34 +233,10 @@ class Index:
 def binary_mask(mask: np.ndarray, class_id: int, void_classes: Iterable[int] = ()) -> np.ndarray:
     """The mask of one class, uint8, any shape: 1 where it is, 255 at void and ``void_classes``, 0 elsewhere.
 
-    ``void_classes=index.novel_classes(fold)`` makes novel pixels of training photos void (protocol B2).
+    ``mask`` is a map of class ids, see ``Index.class_mask``.
     """
     lookup = np.zeros(256, np.uint8)
     lookup[list(void_classes)] = VOID
     lookup[VOID] = VOID
     lookup[class_id] = 1
     return lookup[mask]
-
-
-def read_rgb(path: Path) -> np.ndarray:
-    """An image file as uint8 RGB, (H, W, 3); grey and CMYK are converted.
-
-    The EXIF orientation is not applied, as masks are drawn on the pixels as stored. Raises CrnetError if
-    unreadable.
-    """
-    try:
-        with Image.open(path) as photo:
-            return np.array(photo.convert("RGB"))
-    except UNREADABLE as error:
-        raise CrnetError(f"{path} is not a readable image ({error}): extract its archive again.") from error
-
-
-def read_ids(path: Path) -> np.ndarray:
-    """A palette or grey PNG as its class ids, uint8 (H, W). Raises CrnetError if unreadable or in colour."""
-    try:
-        with Image.open(path) as mask:
-            if mask.mode not in ("P", "L"):
-                raise CrnetError(f"{path} is no mask: it has to be a palette or 8-bit grey PNG, not mode {mask.mode}.")
-            return np.array(mask)
-    except UNREADABLE as error:
-        raise CrnetError(f"{path} is not a readable mask ({error}): extract its archive again.") from error

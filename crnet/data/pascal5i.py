@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from crnet.data import voc
+from crnet.data.splits import Splits, plain
 from crnet.errors import CrnetError
 from crnet.files import sha256_text
 
@@ -42,10 +43,16 @@ PUBLISHED = {
 PAIRS_FILE = Path(__file__).with_name("pascal5i_pairs.csv")
 
 
-def prepare(extracted: Path, out: Path, settings: dict) -> dict:
+def splits(settings: dict) -> Splits:
+    """Classes and folds, the same under all settings."""
+    return plain(CLASSES, FOLDS)
+
+
+def prepare(archives: Path, extracted: Path, out: Path, settings: dict) -> dict:
     """Prepare PASCAL-5i from the folder into which both archives were extracted; see ``voc.prepare``.
 
     Args:
+        archives: unused, the archives were extracted.
         extracted: folder that holds what was extracted from each archive, in a folder of the archive's name.
         out: folder of the prepared data set.
         settings: overrides of ``SETTINGS``.

@@ -10,6 +10,9 @@ from crnet.errors import CrnetError
 def prepare(spec: dict, archives: Path, extracted: Path, out: Path) -> None:
     """Extract the archives that the data set names, if any, and let it prepare itself into ``out``.
 
+    Its file declares ``ARCHIVES``, of which those in ``IN_PLACE`` are read where they are and not extracted, and
+    ``prepare(archives, extracted, out, settings)``.
+
     Args:
         spec: ``{"name": ..., settings...}``.
         archives: Folder of the verified archives.
@@ -20,5 +23,6 @@ def prepare(spec: dict, archives: Path, extracted: Path, out: Path) -> None:
     for name in getattr(dataset, "ARCHIVES", ()):
         if name not in OFFICIAL:
             raise CrnetError(f"{spec['name']}: asks for the unknown archive {name!r}; known: {', '.join(OFFICIAL)}.")
-        extract(archives / name, extracted / name)
-    dataset.prepare(extracted, out, settings)
+        if name not in getattr(dataset, "IN_PLACE", ()):
+            extract(archives / name, extracted / name)
+    dataset.prepare(archives, extracted, out, settings)

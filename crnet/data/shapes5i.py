@@ -17,6 +17,7 @@ from PIL import Image
 
 from crnet.data import voc
 from crnet.data.scenes import PALETTE, SHAPES, TEXTURES, Look, Scene, background, paint, void_border
+from crnet.data.splits import Splits, plain
 from crnet.files import atomic_write
 from crnet.seeding import derive
 
@@ -50,8 +51,8 @@ _LOOKS = {
 CLASSES = tuple(_LOOKS)
 FOLDS = tuple(tuple(range(5 * fold + 1, 5 * fold + 6)) for fold in range(4))
 
-_CLASS_LOOKS = tuple(Look(*reversed(name.split("-")), colours) for name, colours in _LOOKS.items())
-_TAKEN = {(look.shape, look.texture) for look in _CLASS_LOOKS}
+CLASS_LOOKS = tuple(Look(*reversed(name.split("-")), colours) for name, colours in _LOOKS.items())
+_TAKEN = {(look.shape, look.texture) for look in CLASS_LOOKS}
 _COLOURS = tuple(PALETTE)
 
 
@@ -72,37 +73,42 @@ PRETRAINING_LOOKS = _free_looks()
 _AREAS = (50, 61, 74, 90, 110, 134, 163, 199, 242, 295, 359, 438, 533, 600)
 
 
-def _draw_area(rng: np.random.Generator, low: int, high: int) -> int:
+def draw_area(rng: np.random.Generator, low: int, high: int) -> int:
     fitting = [area for area in _AREAS if low <= area <= high]
     return fitting[rng.integers(len(fitting))]
 
 
-def _clutter(scene: Scene, rng: np.random.Generator, count: int) -> None:
+def add_clutter(scene: Scene, rng: np.random.Generator, count: int) -> None:
     for _ in range(count):
         look = PRETRAINING_LOOKS[rng.integers(len(PRETRAINING_LOOKS))]
-        paint(scene, rng, look, 0, _draw_area(rng, 50, 134))
+        paint(scene, rng, look, 0, draw_area(rng, 50, 134))
 
 
 def scene(rng: np.random.Generator, leading: int, height: int, width: int) -> Scene:
     """A scene led by an object of class ``leading`` (1 to 20), with up to three more class objects, and clutter."""
     canvas = background(rng, height, width)
-    _clutter(canvas, rng, int(rng.integers(0, 3)))
+    add_clutter(canvas, rng, int(rng.integers(0, 3)))
     others = (0, 0, 1, 1, 1, 2, 2, 3)[rng.integers(8)]
     labels = [leading] + [int(label) for label in rng.integers(1, len(CLASSES) + 1, others)]
     high = (600, 438, 295, 242)[others]
     for position in rng.permutation(len(labels)):
         label = labels[position]
         low = 163 if position == 0 else 50
-        paint(canvas, rng, _CLASS_LOOKS[label - 1], label, _draw_area(rng, low, high))
-    _clutter(canvas, rng, int(rng.integers(0, 3)))
+        paint(canvas, rng, CLASS_LOOKS[label - 1], label, draw_area(rng, low, high))
+    add_clutter(canvas, rng, int(rng.integers(0, 3)))
     return canvas
 
 
-def prepare(extracted: Path, out: Path, settings: dict) -> dict:
+def splits(settings: dict) -> Splits:
+    """Classes and folds, the same under all settings."""
+    return plain(CLASSES, FOLDS)
+
+
+def prepare(archives: Path, extracted: Path, out: Path, settings: dict) -> dict:
     """Generate the scenes into ``out`` and prepare them as any data in VOC's layout; see ``crnet.data.voc.prepare``.
 
     Args:
-        extracted: unused, the data set needs no archive.
+        archives, extracted: unused, the data set needs no archive.
         out: folder of the prepared data set.
         settings: overrides of ``SETTINGS``.
     """
@@ -193,6 +199,6 @@ def pretraining_batch(rng: np.random.Generator, count: int, size: int) -> tuple[
         canvas = background(rng, size, size)
         for _ in range(int(rng.integers(2, 5))):
             label = int(rng.integers(1, len(PRETRAINING_LOOKS) + 1))
-            paint(canvas, rng, PRETRAINING_LOOKS[label - 1], label, _draw_area(rng, 90, 438))
+            paint(canvas, rng, PRETRAINING_LOOKS[label - 1], label, draw_area(rng, 90, 438))
         images[index], masks[index] = canvas.image, canvas.mask()
     return images, masks

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from crnet.data.index import SPLITS, UNREADABLE, VOID, read_ids
+from crnet.data.index import SPLITS
+from crnet.data.packed import VOID
+from crnet.data.pixels import UNREADABLE, read_ids
 from crnet.errors import CrnetError
 from crnet.files import atomic_write, canonical, sha256_text, write_csv, write_json
 
@@ -111,6 +113,8 @@ def prepare(
         "name": name,
         "classes": list(classes),
         "folds": [list(fold) for fold in folds],
+        "held_out": [[] for _ in folds],
+        "split_note": None,
         "pairs_from": "rule" if pairs == "rule" else "published",
         "subset": _subset(published, listed, len(scans), found),
         "counts": {

@@ -59,8 +59,12 @@ class Method(nn.Module):
         """Chosen encoder maps [(N, C_i, h, w)] of single photos -> (N, D, h, w); photos do not see each other."""
         raise NotImplementedError
 
-    def losses(self, pairs: Pairs) -> Step:
-        """Training loss of a batch (not called for methods that do not train)."""
+    def losses(self, pairs: Pairs, auxiliary: bool = True) -> Step:
+        """Training loss of a batch (not called for methods that do not train).
+
+        Args:
+            auxiliary: With the losses of heads that serve training only; finetuning goes without.
+        """
         raise NotImplementedError
 
     def predict(self, pairs: Pairs, refinements: int) -> Tensor:

@@ -19,6 +19,7 @@ SETTINGS = {
     "refinement": True,  # cached branch of paper 4.5; Table 3. Off: one pass, no cache
     "multi_level": True,  # all maps of the encoder; off: the last alone; Table 3
     "width": 256,  # channels of the proposed modules [P 5.1]
+    "enter_kernel": 3,  # of the convolution that takes the encoder's maps in [P 5.1]; 1: fewer weights to learn [ours]
     "gate_width": 128,  # between the two FC layers of the cross-reference; unstated
     "gate_tied": False,  # one pair of FC layers for both branches; "respectively" [P 4.3] reads as separate
     "cooccurrence_weight": 1.0,  # of the auxiliary loss; the paper names the term, no weight; PFENet's auxiliaries 1.0
@@ -33,6 +34,7 @@ SETTINGS = {
 }
 LIMITS = {
     "width": (1, 4096),
+    "enter_kernel": {1, 3},
     "gate_width": (1, 4096),
     "cooccurrence_weight": (0.0, 100.0),
     "support_weight": (0.0, 100.0),
@@ -66,7 +68,7 @@ class CRNet(Method):
         self.needs_masked = settings["condition"] and settings["mask_input"]
         self.stores_cache = settings["refinement"] and settings["cache"] == "stored"
         width, how = settings["width"], settings["normalisation"]
-        self.enter = conv(sum(channels[i] for i in self.maps), width)
+        self.enter = conv(sum(channels[i] for i in self.maps), width, settings["enter_kernel"])
         if settings["cross_reference"]:
             self.cross_reference = CrossReference(width, settings["gate_width"], settings["gate_tied"])
             self.cooccurrence = CooccurrenceHead(width, settings["dropout"], how)
@@ -111,7 +113,7 @@ class CRNet(Method):
             cache = logits[-1].detach().float().softmax(1)
         return logits
 
-    def losses(self, pairs: Pairs) -> Step:
+    def losses(self, pairs: Pairs, auxiliary: bool = True) -> Step:
         """Cross-entropy of query and support masks and of the co-occurring object in both; void is left out."""
         support, query = self._reinforce(pairs)
         category = self._category(pairs)
@@ -123,7 +125,7 @@ class CRNet(Method):
             "support": _mean_cross_entropy(support_logits, pairs.support_mask),
         }
         loss = parts["query"] + self.settings["support_weight"] * parts["support"]
-        if self.settings["cross_reference"]:
+        if auxiliary and self.settings["cross_reference"]:
             both = torch.cat([query, support])
             masks = torch.cat([pairs.query_mask, pairs.support_mask])
             parts["cooccurrence"] = _mean_cross_entropy([self.cooccurrence(both)], masks)

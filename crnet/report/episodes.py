@@ -2,14 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from crnet.data.episodes import Episode
 from crnet.data.episodes import read as read_episodes
-from crnet.data.index import binary_mask
-from crnet.evaluate import Evaluator
 from crnet.machine import configure
 from crnet.metrics import fg_counts
+from crnet.predict import Predictor
 from crnet.report.sheet import draw_sheet
 
 
@@ -27,22 +24,23 @@ def draw(job: dict, out: Path, device: str, threads: int) -> None:
 
 def _columns(model: dict, count: int, device: str) -> list[dict]:
     encoder, weights = (Path(model[key]) if model[key] else None for key in ("encoder", "weights"))
-    evaluator = Evaluator(model["spec"], Path(model["data"]), encoder, weights, device)
-    index = evaluator.index
+    predictor = Predictor(model["spec"], Path(model["data"]), encoder, weights, device)
+    index = predictor.index
     table = read_episodes(Path(model["episodes"]), index)
     columns = []
     chosen = _first_of_each_class(table.episodes, index, count)
-    for episode, prediction, _ in evaluator.predict(chosen):
-        truth = binary_mask(index.read_mask(episode.query), episode.class_id)
-        intersection, union = fg_counts(prediction, truth)
+    for prediction in predictor.fused(chosen):
+        episode = prediction.episode
+        truth = index.class_mask(episode.query, episode.class_id)
+        intersection, union = fg_counts(prediction.query, truth)
         support = episode.supports[0]
         columns.append(
             {
                 "support": index.read_image(support),
-                "support_mask": binary_mask(index.read_mask(support), episode.class_id),
+                "support_mask": index.class_mask(support, episode.class_id),
                 "query": index.read_image(episode.query),
                 "truth": truth,
-                "prediction": np.asarray(prediction),
+                "prediction": prediction.query,
                 "class_name": index.class_name(episode.class_id),
                 "fold": table.fold,
                 "iou": intersection / union if union else None,

@@ -19,7 +19,8 @@ from matplotlib.ticker import MaxNLocator
 
 from crnet.errors import CrnetError
 from crnet.files import atomic_write, read_csv
-from crnet.report.tables import METRIC_NAMES, VOID_NAMES, VOIDS
+from crnet.report.table_cells import METRIC_NAMES, NOT_AVAILABLE, REPORTED, VOID_NAMES, VOIDS
+from crnet.report.table_layout import all_folds, fold_columns, mean_name, row_label, shown_shots
 
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PURPLE, BLACK, GREY = "#56B4E9", "#CC79A7", "#000000", "#777777"
@@ -51,6 +52,9 @@ def save(figure: Figure, out_prefix: Path, dpi: int = 150) -> None:
 def plot_table(job: dict[str, Any], table_csv: Path, out_prefix: Path) -> None:
     """Every row of a table: mean with interval, folds, the controls as floors, the paper's value.
 
+    Rows with several numbers of shots have a line for each, below one another. Such a plot shows the first
+    metric only: the others are in the table, and a plot of two screens is looked at by nobody.
+
     Args:
         job: the table job.
         table_csv: the long CSV that ``tables.render_table`` wrote.
@@ -62,33 +66,54 @@ def plot_table(job: dict[str, Any], table_csv: Path, out_prefix: Path) -> None:
     lines = read_csv(table_csv)
     if {line["table"] for line in lines} != {job["table"]}:
         raise CrnetError(f"{table_csv} does not hold {job['table']}: render the table first.")
-    marks = [(row, shots) for row in job["rows"] for shots in job["shots"]]
-    marks.sort(key=lambda mark: mark[0]["control"])  # stable: the paper's order, controls last
-    metrics = job["metrics"]
+    shown = shown_shots(job)
+    metrics = job["metrics"] if len(shown) == 1 else job["metrics"][:1]
+    marks = _marks(job, shown)
+    last = marks[-1][0]
     with matplotlib.rc_context(STYLE):
-        height = 1.1 + len(metrics) * (0.75 + 0.38 * len(marks))
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 1.1 + len(metrics) * (0.75 + 0.38 * (last + 1))), layout="constrained")
         figure.suptitle(job["title"], fontsize=11, x=0.01, ha="left")
         grid = figure.subplots(len(metrics), len(VOIDS), squeeze=False, sharey=True, sharex="row")
         for metric, axes_row in zip(metrics, grid, strict=True):
+            values = [
+                float(line[key])
+                for line in lines
+                for key in ("value", "low", "high", "paper")
+                if line[key] and line["metric"] == metric and int(line["shots"]) in shown
+            ]
+            axes_row[0].set_xlim(*_limits(values))
             for void, axes in zip(VOIDS, axes_row, strict=True):
                 chosen = [line for line in lines if (line["metric"], line["void"]) == (metric, void)]
                 _table_panel(axes, marks, chosen)
                 axes.set_title(f"{METRIC_NAMES[metric]}, {VOID_NAMES[void]}", loc="left")
-            axes_row[0].set_yticks(range(len(marks)), [_mark_label(job, *mark) for mark in marks])
-            axes_row[0].set_ylim(len(marks) - 0.5, -0.5)
-            shown = [
-                float(line[key])
-                for line in lines
-                for key in ("value", "low", "high", "paper")
-                if line[key] and line["metric"] == metric
-            ]
-            axes_row[0].set_xlim(*_limits(shown))
+            axes_row[0].set_yticks([y for y, *_ in marks], [_mark_label(*mark, shown) for mark in marks])
+            axes_row[0].set_ylim(last + 0.5, -0.5)
         for axes in grid[-1]:
-            axes.set_xlabel("percent")
+            axes.set_xlabel(f"percent{_scope(job)}")
         handles = _table_legend(job, lines)
         figure.legend(handles=handles, loc="outside lower center", ncols=(len(handles) + 1) // 2)
     save(figure, out_prefix)
+
+
+def _marks(job: dict, shown: Sequence[int]) -> list[tuple[float, dict, int]]:
+    """Place, row and shots of every line: the paper's order, controls last, a gap after rows of several lines.
+
+    Lines that hold the paper's mark or a word alone are closer to the next than those with folds below them.
+    """
+    marks: list[tuple[float, dict, int]] = []
+    step, close, y = (1.0 if len(shown) == 1 else 0.9), 0.62, 0.0
+    for row in sorted(job["rows"], key=lambda row: row["control"]):  # stable
+        for shots in shown:
+            run = any(cell["shots"] == shots for cell in row["cells"])
+            y += 0.15 if run and marks and marks[-1][0] > y - step else 0  # room for the paper's mark above it
+            marks.append((y, row, shots))
+            y += step if run else close
+        y += 0 if len(shown) == 1 else 0.45
+    return marks
+
+
+def _scope(job: dict) -> str:
+    return "" if all_folds(job) else f", {mean_name(job).lower()}"
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
@@ -99,20 +124,22 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     return max(0, min(values) - margin), min(100, max(values) + margin)
 
 
-def _mark_label(job: dict, row: dict, shots: int) -> str:
-    return row["label"] if len(job["shots"]) == 1 else f"{row['label']}, {shots}-shot"
+def _mark_label(_: float, row: dict, shots: int, shown: Sequence[int]) -> str:
+    if len(shown) == 1:
+        return row_label(row)
+    return f"{row_label(row)}   {shots}-shot" if shots == shown[0] else f"{shots}-shot"
 
 
-def _table_panel(axes: Axes, marks: Sequence[tuple[dict, int]], lines: Sequence[dict[str, str]]) -> None:
+def _table_panel(axes: Axes, marks: Sequence[tuple[float, dict, int]], lines: Sequence[dict[str, str]]) -> None:
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     floors = []
-    for y, (row, shots) in enumerate(marks):
+    for y, row, shots in marks:
         own = [line for line in lines if line["row"] == row["id"] and line["shots"] == str(shots)]
         folds, mean = own[:-1], own[-1]
         colour = GREY if row["control"] else BLUE
-        for fold in folds:
+        for fold in folds if len(folds) > 1 else []:
             if fold["value"]:
                 marker = _cycle(FOLD_MARKERS, int(fold["fold"]))
                 # below the interval, so that neither hides the other
@@ -124,13 +151,34 @@ def _table_panel(axes: Axes, marks: Sequence[tuple[dict, int]], lines: Sequence[
             if row["control"]:
                 floors.append(value)
         else:
-            axes.text(0.02, y, mean["note"], transform=axes.get_yaxis_transform(), color=VERMILLION, va="center")
+            _explain(axes, y, mean)
         if mean["paper"]:
-            axes.plot(float(mean["paper"]), y - 0.31, "D", mfc="white", mec=VERMILLION, mew=1.2, ms=4.5)
+            above = 0.31 if mean["value"] else 0
+            axes.plot(float(mean["paper"]), y - above, "D", mfc="white", mec=VERMILLION, mew=1.2, ms=4.5)
     if floors:
         axes.axvspan(0, max(floors), color=SHADE, lw=0, zorder=0)
-        first = sum(not row["control"] for row, _ in marks)
-        axes.axhline(first - 0.5, color=GREY, lw=0.8)
+        first = next(i for i, (_, row, _) in enumerate(marks) if row["control"])
+        if first:
+            axes.axhline((marks[first - 1][0] + marks[first][0]) / 2, color=GREY, lw=0.8)
+
+
+def _explain(axes: Axes, y: float, mean: dict[str, str]) -> None:
+    """Why a line has no value; beside the paper's mark where it has one."""
+    note = mean["note"]
+    if note == REPORTED:
+        text, colour = ("reported", GREY) if mean["paper"] else ("not reported", GREY)
+    elif note.startswith(NOT_AVAILABLE):
+        text, colour = NOT_AVAILABLE, GREY
+    else:
+        text, colour = "missing" if ";" in note else note, VERMILLION
+    if not mean["paper"]:
+        axes.text(0.02, y, text, transform=axes.get_yaxis_transform(), color=colour, va="center")
+        return
+    left, right = axes.get_xlim()
+    paper = float(mean["paper"])
+    side = 1 if paper < left + 0.25 * (right - left) else -1  # one side for all but the least, so that they line up
+    place = {"textcoords": "offset points", "ha": "left" if side > 0 else "right", "va": "center"}
+    axes.annotate(text, (paper, y), (8 * side, 0), color=colour, fontsize=8.5, **place)
 
 
 def _table_legend(job: dict, lines: Sequence[dict[str, str]]) -> list[Line2D | Patch]:
@@ -142,13 +190,14 @@ def _table_legend(job: dict, lines: Sequence[dict[str, str]]) -> list[Line2D | P
     def dot(marker: str, label: str, **style: Any) -> Line2D:
         return Line2D([], [], ls="", marker=marker, mfc="none", label=label, **style)
 
-    meanings: list[Line2D | Patch] = [interval(BLUE, "mean over folds, 95 % interval")]
+    one = len(job["folds"]) == 1
+    meanings: list[Line2D | Patch] = [interval(BLUE, f"{'value' if one else 'mean over folds'}, 95 % interval")]
     if any(row["control"] for row in job["rows"]):
         meanings += [interval(GREY, "control"), Patch(color=SHADE, label="not above the best control")]
     if any(line["paper"] for line in lines):
         label = "paper (other data)" if job["orientation_only"] else "paper"
         meanings.append(dot("D", label, mec=VERMILLION, mew=1.2, ms=4.5))
-    folds = [dot(_cycle(FOLD_MARKERS, fold), f"fold {fold}", mec=BLUE, ms=4.5) for fold in job["folds"]]
+    folds = [dot(_cycle(FOLD_MARKERS, fold), f"fold {fold}", mec=BLUE, ms=4.5) for fold in fold_columns(job)]
     empty = Line2D([], [], ls="", label=" ")
     return [handle for pair in zip_longest(meanings, folds, fillvalue=empty) for handle in pair]
 

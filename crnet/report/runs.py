@@ -1,7 +1,8 @@
 """The index of a study: one row a run with everything that defines it, and all training logs in one table.
 
-Both files are made from what the jobs left (``train.json``, ``log.csv``, ``evaluation.json`` with
-``counts.csv``) and can be made again at any time; tables do not depend on them.
+Both files are made from what the jobs left (``train.json``, ``log.csv``, ``choice.json``, ``evaluation.json`` with
+``counts.csv``) and can be made again at any time; tables do not depend on them. A finetuned evaluation is two rows,
+as its network is scored with the first support and over all of them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,7 +43,9 @@ PROVENANCE = [
 ]
 LOG_FIRST = ["epoch", "step", "loss"]
 LOG_LAST = ["lr", "images_per_second", "peak_memory_bytes", "base_miou", "support_iou", "seconds"]
-SETTINGS = ("dataset.", "encoder.", "episodes.", "evaluate.", "model.", "train.")
+SETTINGS = ("dataset.", "encoder.", "episodes.", "evaluate.", "finetune.", "choice.", "model.", "train.")
+KINDS = ("train", "tune", "evaluate")
+FUSED = "counts-fusion.csv"
 
 # What a variant may differ in: all settings but those that name a cell of a table or follow from the code's
 # state.
@@ -53,13 +56,14 @@ NOT_A_VARIANT = {"evaluate.shots", "model.rev", "encoder.rev", "train.rev", "eva
 def collect(
     train_jsons: Sequence[Path],
     log_csvs: Sequence[Path],
+    choice_jsons: Sequence[Path],
     evaluation_jsons: Sequence[Path],
     runs_csv: Path,
     training_csv: Path,
 ) -> None:
     """Write the two index files of a study.
 
-    ``runs_csv``: one row a run, training before evaluation; the same columns in every row, empty where they
+    ``runs_csv``: one row a run, in the order of ``KINDS``; the same columns in every row, empty where they
     do not apply. Settings are named by their path (``train.lr``), values other than text are JSON. A failed
     run stays, with its reason. ``training_csv``: every row of every log, preceded by the run, method,
     variant, fold and seed it belongs to.
@@ -67,6 +71,7 @@ def collect(
     Args:
         train_jsons: Every ``train.json`` of the study.
         log_csvs: The ``log.csv`` beside each of them, where there is one.
+        choice_jsons: Every ``choice.json`` of finetuning's trials.
         evaluation_jsons: Every ``evaluation.json``; the counts are read from the ``counts.csv`` beside it.
 
     Raises:
@@ -75,16 +80,28 @@ def collect(
     """
     trained = {Path(path).parent: _row(Path(path), "train") for path in train_jsons}
     names = {canonical(row.pop("spec")): row["run"] for row in trained.values()}
-    evaluated = [_row(Path(path), "evaluate") for path in evaluation_jsons]
-    for row in evaluated:
+    tuned = [_row(Path(path), "tune") for path in choice_jsons]
+    evaluated = [row for path in evaluation_jsons for row in _readings(Path(path))]
+    for row in [*tuned, *evaluated]:
         row["train_run"] = names.get(canonical(row.pop("spec")["train"]))
-    rows = [*trained.values(), *evaluated]
+    rows = [*trained.values(), *tuned, *evaluated]
     _refuse_duplicates(rows)
-    for kind in (list(trained.values()), evaluated):
+    for kind in (list(trained.values()), tuned, evaluated):
         for row, label in zip(kind, variants(kind), strict=True):
             row["variant"] = label
     write_csv(runs_csv, *_table(sorted(rows, key=_order)))
     write_csv(training_csv, *_training(trained, log_csvs))
+
+
+def _readings(path: Path) -> list[Row]:
+    """One row of an evaluation, or two of a finetuned one; the cost is the first row's."""
+    row = _row(path, "evaluate")
+    if not path.with_name(FUSED).is_file():
+        return [row]
+    cost = ("seconds", "peak_memory_bytes", "episodes_per_second")
+    fused = {key: value for key, value in row.items() if key not in cost}
+    fused |= {"run": f"{row['run']}+fusion", "evaluate.strategy": "finetune-fusion"}
+    return [row, fused | headline(path.with_name(FUSED))]
 
 
 def _row(path: Path, kind: str) -> Row:
@@ -103,6 +120,10 @@ def _row(path: Path, kind: str) -> Row:
     settings = (
         flatten(training) if kind == "train" else flatten({**spec, **training, "train": training.get("train", {})})
     )
+    if kind == "tune":
+        settings |= {"choice.lr": report.pop("lr"), "choice.steps": report.pop("steps")}
+        identity |= {"shots": spec["evaluate"]["shots"], "miou_ignore": report.pop("miou")}
+    settings |= flatten({"choice": report.pop("choice", {})})
     if kind == "evaluate":
         identity["shots"] = spec["evaluate"]["shots"]
         if not failed:
@@ -177,7 +198,7 @@ def text(value: Any) -> str:
 
 def _order(row: Row) -> tuple:
     place = (row["fold"], row["seed"], row.get("shots") or 0, row["run"])
-    return (row["kind"] != "train", row["dataset.name"], row["method"], row["variant"], *place)
+    return (KINDS.index(row["kind"]), row["dataset.name"], row["method"], row["variant"], *place)
 
 
 def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:

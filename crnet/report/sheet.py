@@ -1,5 +1,6 @@
 """A sheet of episodes as in the paper's Figure 6: one episode a column, support to truth from above."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from crnet.report.figures import GREY, ORANGE, STYLE, VERMILLION, WIDTH, save
 ROWS = ("Support\nwith mask", "Query", "Prediction", "Truth")
 _OPACITY = 0.45
 _PER_SHEET = 8  # more columns than that are too small to see at the width of a page
+_NAME = 10  # characters of a class's name on a line
 _LONGEST = 320  # pixels of an embedded image's longer side: more is not visible
 
 
@@ -71,7 +73,8 @@ def _draw_episode(column: Sequence[Axes], episode: dict[str, Any], box_aspect: f
         # equal boxes, so that images of other proportions keep titles and rows in line
         axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim", box_aspect=box_aspect)
         axes.spines[:].set_visible(False)
-    name = episode["class_name"].replace("-", "-\n", 1)  # long names would run into each other
+    # long names would run into each other
+    name = "\n".join(textwrap.wrap(episode["class_name"], _NAME, break_long_words=False))
     column[0].set_title(f"{name}\nfold {episode['fold']}", fontsize=9)
     if episode["iou"] is not None:
         column[2].set_title(f"IoU {100 * episode['iou']:.0f} %", fontsize=8.5, pad=2)

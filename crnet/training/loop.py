@@ -97,11 +97,11 @@ class _Training:
         self._terminated = False
 
     def _open_source(self, workers: int) -> CachedSource | LiveSource:
-        novel = self.index.novel_classes(self.spec["fold"])
-        void_classes = novel if self.settings["novel_pixels"] == "void" else ()
+        unseen = self.index.unseen_classes(self.spec["fold"])
+        void_classes = unseen if self.settings["novel_pixels"] == "void" else ()
         if self.paths.features is None:
             return LiveSource(self.index, self.encoder, self.method, self.settings, void_classes, workers)
-        store = FeatureStore(self.paths.features, self.index.digest, self.encoder.digest)
+        store = FeatureStore(self.paths.features, self.index, self.encoder.digest)
         return CachedSource(store, self.method, void_classes)
 
     def run(self) -> None:

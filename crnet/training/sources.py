@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from crnet.data import transforms
-from crnet.data.index import Index, binary_mask
+from crnet.data.index import Index
 from crnet.encoding import FrozenEncoder, as_images
 from crnet.features import FeatureStore
 from crnet.methods import Method
@@ -64,7 +64,7 @@ class CachedSource:
         )
 
     def _masks(self, keys: list[tuple[str, int, int]]) -> Tensor:
-        masks = [binary_mask(self.store.mask(photo, view), c, self.void_classes) for photo, view, c in keys]
+        masks = [self.store.mask(photo, c, view, self.void_classes) for photo, view, c in keys]
         return torch.from_numpy(np.stack(masks))
 
 
@@ -143,8 +143,9 @@ class _EpisodePhotos(Dataset):
 
     def _photo(self, photo, view, episode, generator, augment):
         image = transforms.apply_view(self.views, view, transforms.squash(self.index.read_image(photo), self.size))
-        mask = transforms.squash_mask(self.index.read_mask(photo), self.size)
+        mask = self.index.class_mask(photo, episode.class_id, self.void_classes)
+        mask = transforms.squash_mask(mask, self.size)
         mask = transforms.apply_view_to_mask(self.views, view, mask)
         if augment:
-            image, mask = transforms.scale_crop_flip(image, mask, episode.class_id, generator)
-        return image, binary_mask(mask, episode.class_id, self.void_classes)
+            image, mask = transforms.scale_crop_flip(image, mask, 1, generator)
+        return image, mask

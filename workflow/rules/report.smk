@@ -13,6 +13,7 @@ localrules:
 rule runs:
     input:
         trainings=[f"{AT.training(name)}/train.json" for name in PLAN.trainings],
+        tunings=[f"{AT.tuning(name)}/choice.json" for name in PLAN.tunings],
         evaluations=[f"{AT.evaluation(name)}/evaluation.json" for name in PLAN.evaluations],
     output:
         runs=report(f"{AT.results}/runs.csv", category="Runs", caption="../report/runs.rst"),
@@ -23,9 +24,10 @@ rule runs:
         "../../environment.yml"
     params:
         trainings=lambda wc, input: [f"--train={os.path.dirname(f)}" for f in input.trainings],
+        tunings=lambda wc, input: [f"--tuning={os.path.dirname(f)}" for f in input.tunings],
         evaluations=lambda wc, input: [f"--evaluation={os.path.dirname(f)}" for f in input.evaluations],
     shell:
-        "python -m crnet collect {params.trainings:q} {params.evaluations:q} --runs {output.runs:q}"
+        "python -m crnet collect {params.trainings:q} {params.tunings:q} {params.evaluations:q} --runs {output.runs:q}"
         " --training-log {output.log:q} > {log:q} 2>&1"
 
 

@@ -60,6 +60,33 @@ rule train:
         " --out {params.out:q} --state {params.state:q} --workers {params.workers} --device {params.device} --threads {threads} > {log:q} 2>&1"
 
 
+rule tune:
+    input:
+        unpack(lambda wc: data_files(PLAN.tunings[wc.name]["train"])),
+        weights=lambda wc: AT.weights(PLAN.tunings[wc.name]),
+    output:
+        f"{AT.results}/finetune/{{name}}/choice.json",
+        f"{AT.results}/finetune/{{name}}/trials.csv",
+    log:
+        "logs/finetune/{name}.log",
+    benchmark:
+        "logs/benchmarks/finetune/{name}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: STUDY.threads
+    resources:
+        gpu=GPU,
+    params:
+        spec=lambda wc: canonical(PLAN.tunings[wc.name]),
+        data=lambda wc, input: os.path.dirname(input.data),
+        encoder=lambda wc, input: encoder_option(input),
+        out=lambda wc, output: os.path.dirname(output[0]),
+        device=STUDY.device,
+    shell:
+        "python -m crnet tune --spec {params.spec:q} --data {params.data:q} {params.encoder:q} --weights {input.weights:q}"
+        " --out {params.out:q} --device {params.device} --threads {threads} > {log:q} 2>&1"
+
+
 rule evaluate:
     input:
         unpack(lambda wc: data_files(PLAN.evaluations[wc.run]["train"])),
@@ -68,6 +95,8 @@ rule evaluate:
     output:
         f"{AT.results}/evaluate/{{run}}/counts.csv",
         f"{AT.results}/evaluate/{{run}}/evaluation.json",
+    wildcard_constraints:
+        run=r"(?!.*-finetuned-)[^/]+",
     log:
         "logs/evaluate/{run}.log",
     benchmark:
@@ -82,9 +111,26 @@ rule evaluate:
         data=lambda wc, input: os.path.dirname(input.data),
         encoder=lambda wc, input: encoder_option(input),
         weights=lambda wc, input: [f"--weights={input.weights}"] if input.weights else [],
+        choice=lambda wc, input: [f"--choice={input.choice}"] if hasattr(input, "choice") else [],
         out=lambda wc, output: os.path.dirname(output[0]),
+        state=f"{AT.work}/state/{{run}}.json",
         device=STUDY.device,
     shell:
         "python -m crnet evaluate --spec {params.spec:q} --data {params.data:q} {params.encoder:q} {params.weights:q}"
-        " --episodes {input.episodes:q} --out {params.out:q} --device {params.device} --threads {threads}"
-        " > {log:q} 2>&1"
+        " {params.choice:q} --episodes {input.episodes:q} --state {params.state:q} --out {params.out:q}"
+        " --device {params.device} --threads {threads} > {log:q} 2>&1"
+
+
+use rule evaluate as finetune with:
+    # One job for both readings: the query by the first support, and by all of them.
+    input:
+        unpack(lambda wc: data_files(PLAN.evaluations[wc.run]["train"])),
+        episodes=lambda wc: ancient(AT.episodes(PLAN.evaluations[wc.run])),
+        weights=lambda wc: AT.weights(PLAN.evaluations[wc.run]),
+        choice=lambda wc: AT.choice(PLAN.evaluations[wc.run]),
+    output:
+        f"{AT.results}/evaluate/{{run}}/counts.csv",
+        f"{AT.results}/evaluate/{{run}}/counts-fusion.csv",
+        f"{AT.results}/evaluate/{{run}}/evaluation.json",
+    wildcard_constraints:
+        run=r".+-finetuned-[0-9a-f]{8}",

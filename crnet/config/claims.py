@@ -1,0 +1,193 @@
+"""The paper's claims as data (``configs/claims.yaml``): two cells, and what the paper says of their difference.
+
+A claim is checked against the tables under ``configs/tables`` whether or not a study runs them: a study that leaves
+a table out must say "not run" for its claims, and a misspelt row must not look like one.
+"""
+
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from crnet.config.resolve import Plan
+from crnet.config.schema import Sentence, Slug, Table, load_table, parse
+from crnet.config.study import Layout, encoder_text, table_job
+from crnet.config.yaml_files import load_yaml
+from crnet.errors import CrnetError
+
+CLAIMS = Path("configs/claims.yaml")
+Points = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+
+
+def table_name(table: str) -> str:
+    """``table2`` -> ``Table 2``, ``refinement-steps`` -> ``Refinement steps``."""
+    number = table.removeprefix("table")
+    return f"Table {number}" if number.isdigit() else table.replace("-", " ").capitalize()
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Place(_Strict):
+    """A cell of a table of the paper, over all folds and seeds."""
+
+    table: Slug
+    row: Slug
+    shots: Annotated[int, Field(ge=1, le=20)]
+
+    @property
+    def key(self) -> str:
+        return f"{self.table}/{self.row}/{self.shots}-shot"
+
+
+class Claim(_Strict):
+    """``first`` minus ``second``, in points: ``more`` than 0 or than ``at_least``, or ``not-more`` than the margin."""
+
+    id: Slug
+    claim: Annotated[str, Field(min_length=1, max_length=120)]
+    where: Annotated[str, Field(min_length=1, max_length=60)]
+    first: Place
+    second: Place
+    metric: Literal["miou", "fbiou"] = "miou"
+    direction: Literal["more", "not-more"] = "more"
+    at_least: Points | None = None
+    paper: Points | None = None
+    note: Sentence = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.first == self.second:
+            raise ValueError("'first' and 'second' are the same cell; compare two")
+        if self.at_least is not None and self.direction != "more":
+            raise ValueError("'at_least' needs the direction 'more'; leave one of them out")
+        return self
+
+
+class Claims(_Strict):
+    """All claims, and the margin in points below which a gain counts as none."""
+
+    margin: Annotated[float, Field(ge=0, le=10)]
+    claims: Annotated[list[Claim], Field(min_length=1)]
+
+    @field_validator("claims")
+    @classmethod
+    def _distinct(cls, claims: list[Claim]) -> list[Claim]:
+        ids = [claim.id for claim in claims]
+        for name in ids:
+            if ids.count(name) > 1:
+                raise ValueError(f"claim id {name!r} is used {ids.count(name)} times; ids must differ")
+        return claims
+
+    def bound(self, claim: Claim) -> float:
+        """What the difference is judged against, in points."""
+        return self.margin if claim.direction == "not-more" else claim.at_least or 0.0
+
+
+def load_claims(path: Path, tables_folder: Path) -> Claims:
+    """Read and check the claims.
+
+    Args:
+        path: the YAML file.
+        tables_folder: where the tables lie whose cells are compared.
+
+    Raises:
+        CrnetError: a key that does not fit, an unknown table, row or number of shots (listing the known ones), or
+            cells of two benchmarks, which share no episodes.
+    """
+    claims = parse(Claims, load_yaml(path), str(path))
+    tables: dict[str, Table] = {}
+    for claim in claims.claims:
+        for side in ("first", "second"):
+            try:
+                _check_place(getattr(claim, side), tables, tables_folder)
+            except CrnetError as error:
+                raise CrnetError(f"{path}: {claim.id}.{side}: {error}") from error
+        one, other = (tables[place.table].benchmark for place in (claim.first, claim.second))
+        if one != other:
+            raise CrnetError(
+                f"{path}: {claim.id}: {claim.first.table} is run on benchmark {one!r} and {claim.second.table} on "
+                f"{other!r}, which share no episodes; compare cells of one benchmark."
+            )
+    return claims
+
+
+def _check_place(place: Place, tables: dict[str, Table], folder: Path) -> None:
+    if place.table not in tables:
+        tables[place.table] = load_table(folder, place.table)
+    table = tables[place.table]
+    rows = [row.id for row in table.rows]
+    if place.row not in rows:
+        raise CrnetError(f"{place.table} has no row {place.row!r}; known: {', '.join(rows)}.")
+    if place.shots not in table.shots:
+        known = ", ".join(map(str, table.shots))
+        raise CrnetError(f"{place.table} has no {place.shots}-shot column; known shots: {known}.")
+
+
+def claims_job(plan: Plan, layout: Layout, path: Path) -> dict[str, Any]:
+    """All that judging the claims needs; a cell that several claims name is listed once.
+
+    Args:
+        plan: the study's plan.
+        layout: where its files lie.
+        path: the claims; the tables are looked up in the folder ``tables`` beside it.
+
+    Returns:
+        study, title, caption, orientation_only, generated (some data are generated), encoders {role: text},
+        margin, places {key: {cells [{fold, seed, counts}], folds, dataset_folds (how many the data set has),
+        absent (why there are no cells), reported}} and claims [{id, claim, where, table, first and second (keys
+        of places), shots, metric, direction, bound, at_least, paper, note}].
+
+    Raises:
+        CrnetError: as ``load_claims``.
+    """
+    folder, study = path.parent / "tables", plan.study
+    claims = load_claims(path, folder)
+    used = dict.fromkeys(place for claim in claims.claims for place in (claim.first, claim.second))
+    known = {name: load_table(folder, name) for name in dict.fromkeys(place.table for place in used)}
+    quoted = {(name, row.id) for name, table in known.items() for row in table.rows if row.reported}
+    tables = {name: table_job(plan, layout, name) for name in plan.tables if name in known}
+    return {
+        "study": study.study,
+        "title": study.title,
+        "caption": study.caption,
+        "orientation_only": study.orientation_only,
+        # what needs no archive has been made up
+        "generated": any(not layout.archive_names("dataset", spec) for spec in plan.datasets.values()),
+        "encoders": {role: encoder_text(spec) for role, spec in study.encoders.items() if spec},
+        "margin": claims.margin,
+        "places": {place.key: _place_job(tables, quoted, place) for place in used},
+        "claims": [_claim_job(claim, claims.bound(claim)) for claim in claims.claims],
+    }
+
+
+def _claim_job(claim: Claim, bound: float) -> dict[str, Any]:
+    shots = dict.fromkeys([claim.first.shots, claim.second.shots])
+    return {
+        **claim.model_dump(include={"id", "claim", "where", "metric", "direction", "at_least", "paper", "note"}),
+        "table": claim.first.table,
+        "first": claim.first.key,
+        "second": claim.second.key,
+        "shots": " vs ".join(map(str, shots)),
+        "bound": bound,
+    }
+
+
+def _place_job(tables: Mapping[str, dict], quoted: Container[tuple[str, str]], place: Place) -> dict[str, Any]:
+    """The counts of one cell by fold and seed, or a few words on why the study has none."""
+    nothing: dict[str, Any] = {"cells": [], "folds": [], "dataset_folds": 0, "reported": False}
+    if (place.table, place.row) in quoted:
+        return {**nothing, "reported": True, "absent": "the other method is quoted, not run"}
+    name = table_name(place.table)
+    table = tables.get(place.table)
+    if table is None:
+        return {**nothing, "absent": f"{name} is not in this study"}
+    row = next((row for row in table["rows"] if row["id"] == place.row), None)
+    cells = [] if row is None else [cell for cell in row["cells"] if cell["shots"] == place.shots]
+    if cells:
+        kept = [{key: cell[key] for key in ("fold", "seed", "counts")} for cell in cells]
+        folds = {"folds": list(table["folds"]), "dataset_folds": table["dataset_folds"]}
+        return {"cells": kept, **folds, "reported": False, "absent": ""}
+    why = (row or {}).get("absent", {}).get(f"{place.shots}-shot") or "not in this study"
+    return {**nothing, "absent": f"{name}, {place.row}, {place.shots}-shot: {why}"}

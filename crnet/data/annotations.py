@@ -1,0 +1,149 @@
+"""COCO's instance annotations: one JSON of images, categories and annotations, read and checked.
+
+https://cocodataset.org/#format-data. A segmentation is a list of polygons, or run lengths (of crowds mostly).
+"""
+
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crnet.data.packed import BROKEN_ZIP, PackedMasks
+from crnet.errors import CrnetError
+
+KEYS = {
+    "images": {"id": int, "file_name": str, "width": int, "height": int},
+    "categories": {"id": int, "name": str},
+    "annotations": {"id": int, "image_id": int, "category_id": int, "iscrowd": int, "segmentation": (list, dict)},
+}
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """One JSON, checked against itself.
+
+    Attributes:
+        where: the JSON's name in messages.
+        images: the entries of ``images``.
+        classes: class names by sorted category id.
+        class_of: category id -> class id, 1 to N by sorted category id.
+        by_image: image id -> its annotations.
+    """
+
+    where: str
+    images: list[dict]
+    classes: tuple[str, ...]
+    class_of: dict[int, int]
+    by_image: dict[int, list[dict]]
+
+
+def read(archive: Path, member: str) -> Annotations:
+    """Read a JSON out of a zip archive.
+
+    Raises:
+        CrnetError: no such archive or member, broken JSON, absent keys, an id that occurs twice, or an annotation of
+            an image or category that the JSON lacks.
+    """
+    where = f"{member} in {archive}"
+    try:
+        with zipfile.ZipFile(archive) as source:
+            content = json.loads(source.read(member))
+    except ValueError as error:
+        raise CrnetError(f"{where} is no JSON ({error}): fetch the archive again.") from error
+    except BROKEN_ZIP as error:
+        raise CrnetError(f"{where} cannot be read ({error}): fetch the archive again.") from error
+    return check(content, where)
+
+
+def check(content: Any, where: str) -> Annotations:
+    """The annotations of a JSON's content; raises CrnetError like ``read``."""
+    for section, keys in KEYS.items():
+        entries = content.get(section) if isinstance(content, dict) else None
+        if not isinstance(entries, list):
+            raise CrnetError(f"{where} has no list {section!r}: it is no file of COCO's instances.")
+        seen = set()
+        for entry in entries:
+            wrong = [k for k, kind in keys.items() if not (isinstance(entry, dict) and isinstance(entry.get(k), kind))]
+            if wrong:
+                raise CrnetError(f"{where} has an entry of {section} without a proper {wrong[0]!r}: {str(entry)[:80]}.")
+            if entry["id"] in seen:
+                raise CrnetError(f"{where} has two entries of {section} with the id {entry['id']}: ids must differ.")
+            seen.add(entry["id"])
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    class_of = {category: number + 1 for number, category in enumerate(sorted(names))}
+    by_image: dict[int, list[dict]] = {image["id"]: [] for image in content["images"]}
+    for annotation in content["annotations"]:
+        if annotation["image_id"] not in by_image:
+            raise CrnetError(
+                f"{where}: annotation {annotation['id']} is of image {annotation['image_id']}, which the JSON lacks."
+            )
+        if annotation["category_id"] not in class_of:
+            raise CrnetError(
+                f"{where}: annotation {annotation['id']} has the category id {annotation['category_id']}, which is out "
+                f"of range: the JSON has {len(class_of)} categories, {min(class_of, default=0)} to "
+                f"{max(class_of, default=0)}."
+            )
+        by_image[annotation["image_id"]].append(annotation)
+    return Annotations(where, content["images"], tuple(names[c] for c in class_of), class_of, by_image)
+
+
+def masks_of(annotations: Annotations, image: dict) -> tuple[PackedMasks, frozenset[int]]:
+    """Masks of all classes of an image, and the class ids of its crowds.
+
+    The mask of a class is the union of its instances. Crowds (``iscrowd``) of whatever class are void for all: they
+    are drawn roughly, over whatever else is there. An instance that lies in a crowd stays what it is.
+
+    An annotation without an area (no polygon, or none with three points) paints nothing. Raises CrnetError for a
+    segmentation that is neither polygons nor run lengths of the image's size.
+    """
+    from pycocotools import mask
+
+    instances: dict[int, list[dict]] = {}
+    crowds: list[dict] = []
+    crowd_classes = set()
+    for annotation in annotations.by_image[image["id"]]:
+        runs = _runs(annotation, image["height"], image["width"], annotations.where)
+        class_id = annotations.class_of[annotation["category_id"]]
+        if annotation["iscrowd"]:
+            crowds += runs
+            crowd_classes.add(class_id)
+        else:
+            instances.setdefault(class_id, []).extend(runs)
+    unions = {class_id: mask.merge(runs) for class_id, runs in sorted(instances.items())}
+    masks = {class_id: union["counts"].decode() for class_id, union in unions.items() if mask.area(union)}
+    void = mask.merge(crowds)["counts"].decode() if crowds else None
+    return PackedMasks(masks, void), frozenset(crowd_classes)
+
+
+def _runs(annotation: dict, height: int, width: int, where: str) -> list[dict]:
+    """Compressed run lengths of an annotation's parts."""
+    from pycocotools import mask
+
+    segmentation = annotation["segmentation"]
+    try:
+        if isinstance(segmentation, dict):
+            if list(segmentation["size"]) != [height, width]:
+                raise ValueError(f"its size is {segmentation['size']}, the image's is {[height, width]}")
+            counts = segmentation["counts"]
+            if isinstance(counts, list) and (min(counts, default=0) < 0 or sum(counts) != height * width):
+                raise ValueError(f"its run lengths do not add up to {height * width}")
+            runs = mask.frPyObjects(segmentation, height, width) if isinstance(counts, list) else segmentation
+            mask.decode(runs)  # raises for a broken string
+            return [runs]
+        # pycocotools would take four numbers for a box; polygons of fewer than three points have no area.
+        polygons = [_polygon(polygon) for polygon in segmentation]
+        polygons = [polygon for polygon in polygons if len(polygon) >= 6]
+        return mask.frPyObjects(polygons, height, width) if polygons else []
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise CrnetError(f"{where}: annotation {annotation['id']} has a broken segmentation ({error}).") from error
+
+
+def _polygon(numbers: Sequence[float]) -> list[float]:
+    if len(numbers) % 2:
+        raise ValueError(f"a polygon has {len(numbers)} numbers, not pairs of x and y")
+    polygon = [float(number) for number in numbers]
+    if not all(abs(number) < 1e6 for number in polygon):  # also false for NaN
+        raise ValueError("a coordinate is not a number of pixels")
+    return polygon

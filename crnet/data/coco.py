@@ -1,0 +1,233 @@
+"""From archives in the layout of COCO 2014 to a prepared data set, without unpacking them.
+
+``{train,val}2014.zip`` hold ``COCO_*.jpg``, ``annotations_trainval2014.zip`` holds
+``annotations/instances_{train,val}2014.json``. Photos of train2014 train, photos of val2014 test. Masks are written
+as run lengths into one file, ``masks.jsonl`` (``crnet.data.packed``); photos stay in the archives.
+"""
+
+import hashlib
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from crnet.data import annotations
+from crnet.data.annotations import Annotations
+from crnet.data.index import SPLITS
+from crnet.data.packed import BROKEN_ZIP, PackedMasks, decode
+from crnet.data.pixels import UNREADABLE
+from crnet.data.splits import Splits
+from crnet.data.voc import RULE_MORE_THAN
+from crnet.errors import CrnetError
+from crnet.files import atomic_write, canonical, write_csv, write_json
+
+ANNOTATIONS = "annotations_trainval2014.zip"
+COLUMNS = ("image", "split", "path", "member", "mask", "offset", "width", "height", "classes")
+MASKS = "masks.jsonl"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a photo's archive member and annotations told.
+
+    Attributes:
+        image: file name without its ending.
+        identity: checksum and size of the member, as the archive states them.
+        packed: masks of the classes.
+        pixels: by class id.
+        by_rule: class ids that the small-object rule keeps.
+        crowds: class ids of crowds.
+    """
+
+    image: str
+    split: str
+    member: str
+    identity: tuple[int, int]
+    width: int
+    height: int
+    packed: PackedMasks
+    pixels: dict[int, int]
+    by_rule: frozenset[int]
+    crowds: frozenset[int]
+
+
+def prepare(
+    archives: Path, out: Path, *, name: str, splits: Splits, published: Mapping[str, int] | None, settings: dict
+) -> dict:
+    """Write ``masks.jsonl``, ``images.csv``, ``pairs.csv`` and, last, ``dataset.json`` into ``out``.
+
+    Pairs are those of the small-object rule, as for VOC: the class's mask, sampled at every ``rule_grid``-th pixel,
+    has more than 2 positives.
+
+    Args:
+        archives: folder of the three archives; the tables point at it relative to ``out``.
+        out: folder of the prepared data set; made if absent.
+        name: name of the data set.
+        splits: its classes, which the JSONs have to have in order of category ids, and their roles.
+        published: photos by split in the whole data set, or None if this is it.
+        settings: recorded as given; needs ``rule_grid``.
+
+    Returns:
+        What ``dataset.json`` holds.
+
+    Raises:
+        CrnetError: anything wrong with archives or annotations, one sentence that names the file.
+    """
+    # dataset.json is the sign of completion: gone from the start, written last.
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "dataset.json").unlink(missing_ok=True)
+    fold_of = {class_id: fold for fold, ids in enumerate(splits.folds) for class_id in ids}
+    digest = hashlib.sha256(canonical(splits.digest).encode())
+    root = Path(os.path.relpath(archives, out)).as_posix()
+    lines, images, pairs, offset = [], [], [], 0
+    for split in SPLITS:
+        for photo in scan_split(archives, split, splits.classes, settings["rule_grid"]):
+            line = photo.packed.line()
+            images.append(_image_row(photo, offset, root))
+            pairs += [(photo.image, c, fold_of.get(c, ""), split, photo.pixels[c]) for c in sorted(photo.by_rule)]
+            identity = [photo.image, split, photo.identity, photo.width, photo.height, sorted(photo.by_rule)]
+            digest.update(canonical(identity).encode() + line)
+            lines.append(line)
+            offset += len(line)
+    _check_names([row[0] for row in images], archives)
+    description = {
+        "name": name,
+        "layout": "coco",
+        "classes": list(splits.classes),
+        "folds": [list(ids) for ids in splits.folds],
+        "held_out": [list(ids) for ids in splits.held_out],
+        "split_note": splits.note,
+        "split_digest": splits.digest,
+        "pairs_from": "rule",
+        "subset": _subset(published, Counter(row[1] for row in images)),
+        "counts": _counts(splits, pairs),
+        "digest": digest.hexdigest(),
+        "settings": dict(settings),
+    }
+    atomic_write(out / MASKS, b"".join(lines))
+    write_csv(out / "images.csv", COLUMNS, sorted(images))
+    write_csv(out / "pairs.csv", ("image", "class", "fold", "split", "pixels"), sorted(pairs))
+    write_json(out / "dataset.json", description)
+    return description
+
+
+def scan_split(archives: Path, split: str, classes: tuple[str, ...], grid: int) -> Iterator[Scan]:
+    """All photos of a split ("train" or "val") by file name.
+
+    Raises:
+        CrnetError: see ``annotations.read``; other classes than ``classes``; a photo that only one of archive and JSON
+            knows, or whose size is not the JSON's.
+    """
+    from tqdm import tqdm
+
+    archive = archives / f"{split}2014.zip"
+    for path in (archive, archives / ANNOTATIONS):
+        if not path.is_file():
+            raise CrnetError(f"There is no archive {path}: fetch it first.")
+    found = annotations.read(archives / ANNOTATIONS, f"annotations/instances_{split}2014.json")
+    if found.classes != classes:
+        unlike = next((b for a, b in zip(classes, found.classes, strict=False) if a != b), "fewer or more")
+        raise CrnetError(f"{found.where} has {len(found.classes)} categories that are not the expected ones: {unlike}.")
+    try:
+        source = zipfile.ZipFile(archive)
+    except BROKEN_ZIP as error:
+        raise CrnetError(f"{archive} cannot be read ({error}): fetch it again.") from error
+    with source:
+        members = _members(source, archive, found)
+        images = sorted(found.images, key=lambda image: image["file_name"])
+        for image in tqdm(images, desc=f"reading {split}2014", unit="photo", mininterval=1):
+            yield _scan(source, archive, members[image["file_name"]], split, image, found, grid)
+
+
+def _members(source: zipfile.ZipFile, archive: Path, found: Annotations) -> dict[str, zipfile.ZipInfo]:
+    """File name -> member; archive and JSON have to know the same photos."""
+    members = {PurePosixPath(info.filename).name: info for info in source.infolist() if not info.is_dir()}
+    named = {image["file_name"] for image in found.images}
+    if absent := named - set(members):
+        raise CrnetError(f"{archive} lacks {len(absent)} photos that {found.where} names, among them {min(absent)}.")
+    if unknown := set(members) - named:
+        raise CrnetError(f"{found.where} lacks {len(unknown)} photos of {archive}, among them {min(unknown)}.")
+    return members
+
+
+def _scan(
+    source: zipfile.ZipFile,
+    archive: Path,
+    member: zipfile.ZipInfo,
+    split: str,
+    image: dict,
+    found: Annotations,
+    grid: int,
+) -> Scan:
+    try:
+        with source.open(member) as stream, Image.open(stream) as photo:  # reads the head only
+            width, height = photo.size
+    except (*UNREADABLE, *BROKEN_ZIP) as error:
+        raise CrnetError(f"{member.filename} in {archive} is no readable image ({error}): fetch it again.") from error
+    if (width, height) != (image["width"], image["height"]):
+        raise CrnetError(
+            f"{member.filename} in {archive} is {width}x{height} px but {found.where} says "
+            f"{image['width']}x{image['height']}: they have to agree."
+        )
+    packed, crowds = annotations.masks_of(found, image)
+    decoded = {class_id: decode(runs, height, width) for class_id, runs in packed.masks.items()}
+    return Scan(
+        image=PurePosixPath(image["file_name"]).stem,
+        split=split,
+        member=member.filename,
+        identity=(member.CRC, member.file_size),
+        width=width,
+        height=height,
+        packed=packed,
+        pixels={class_id: int(mask.sum()) for class_id, mask in decoded.items()},
+        by_rule=frozenset(c for c, mask in decoded.items() if mask[1::grid, 1::grid].sum() > RULE_MORE_THAN),
+        crowds=crowds,
+    )
+
+
+def _check_names(names: list[str], archives: Path) -> None:
+    if names and (commonest := Counter(names).most_common(1)[0])[1] > 1:
+        raise CrnetError(f"{archives} holds {commonest[1]} photos called {commonest[0]}: names must differ.")
+
+
+def _subset(published: Mapping[str, int] | None, at_hand: Mapping[str, int]) -> str | None:
+    """The sentence that says of what the data set is a part, or None if it is whole."""
+    if published is None or all(at_hand[split] == published[split] for split in SPLITS):
+        return None
+    parts = [f"{at_hand[split]:,} of {published[split]:,} {split} photos" for split in SPLITS]
+    return f"a subset: {' and '.join(parts)}"
+
+
+def _counts(splits: Splits, pairs: list[tuple]) -> dict[str, list[int]]:
+    """Per split and fold the number of pairs of the fold's test classes; and by role."""
+
+    def count(split: str, ids: set[int]) -> int:
+        return sum(pair[3] == split and pair[1] in ids for pair in pairs)
+
+    test, held_out = [set(ids) for ids in splits.folds], [set(ids) for ids in splits.held_out]
+    every = set(range(1, len(splits.classes) + 1))
+    return {
+        **{split: [count(split, ids) for ids in test] for split in SPLITS},
+        "training": [count("train", every - t - h) for t, h in zip(test, held_out, strict=True)],
+        "held_out": [sum(count(split, ids) for split in SPLITS) for ids in held_out],
+    }
+
+
+def _image_row(photo: Scan, offset: int, root: str) -> tuple:
+    classes = " ".join(map(str, sorted({*photo.pixels, *photo.crowds})))
+    archive = f"{root}/{photo.split}2014.zip"
+    return (
+        photo.image,
+        photo.split,
+        archive,
+        photo.member,
+        MASKS,
+        offset,
+        photo.width,
+        photo.height,
+        classes,
+    )

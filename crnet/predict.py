@@ -1,0 +1,191 @@
+"""Masks of test episodes from a frozen encoder and a method, one support at a time, then fused."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from crnet import methods
+from crnet.config.defaults import POOL_BYTES
+from crnet.data import transforms
+from crnet.data.episodes import Episode
+from crnet.data.index import Index
+from crnet.encoding import FrozenEncoder, as_images, autocast
+from crnet.errors import CrnetError
+from crnet.methods import Method, Pairs
+
+CHUNK = 32  # episodes predicted together; their photos are encoded in batches
+ENCODE = 16
+PREDICT = 8
+
+Key = tuple[str, int | None, float]  # photo, class whose background is removed (None: whole photo), scale
+
+
+@dataclass
+class Prediction:
+    """Foreground of one episode's query, bool (H, W) at the photo's own size.
+
+    Attributes:
+        query: The episode's answer. Of a finetuned network: predicted with the first support.
+        fused: Of a finetuned network: probabilities averaged over the supports; else None.
+        support: Foreground of the first support, if the method predicts it; else None.
+        support_loss: Of a finetuned network: loss on the supports before and after; else None.
+    """
+
+    episode: Episode
+    query: np.ndarray
+    fused: np.ndarray | None = None
+    support: np.ndarray | None = None
+    support_loss: tuple[float, float] | None = None
+
+
+class Predictor:
+    """Asked for masks of episodes. Deterministic: no augmentation, no dropout.
+
+    Args:
+        spec: As ``crnet.config.resolve`` makes it: train, evaluate.
+        weights: ``model.safetensors`` of the training; None for methods that have none.
+    """
+
+    def __init__(self, spec: dict, data: Path, encoder: Path | None, weights: Path | None, device: str):
+        self.settings, train = spec["evaluate"], spec["train"]
+        self.device = torch.device(device)
+        self.index = Index.load(data)
+        self.encoder = FrozenEncoder(train["encoder"], encoder, self.device, self.settings["precision"])
+        self.method = load_method(train, self.encoder.channels, weights).to(
+            self.device, memory_format=torch.channels_last
+        )
+        self.maps = Pool(self.encode)
+        self.embedded = Pool(self._encode_and_embed)
+
+    @torch.no_grad()
+    def fused(self, episodes: list[Episode]) -> Iterator[Prediction]:
+        """Softmax probabilities, averaged over supports and scales at the photo's own size (paper 6, Tables 3, 4)."""
+        for start in range(0, len(episodes), CHUNK):
+            chunk = episodes[start : start + CHUNK]
+            logits: list[list[Tensor]] = [[] for _ in chunk]
+            support_logits: list[Tensor | None] = [None for _ in chunk]
+            for scale in self.settings["scales"]:
+                self.embedded.fill([key for episode in chunk for key in self.keys(episode, scale)])
+                for shot in range(self.settings["shots"]):
+                    with_support = shot == 0 and scale == self.settings["scales"][0]
+                    for position, query, support in self._logits(chunk, scale, shot, with_support):
+                        logits[position].append(query)
+                        if with_support:
+                            support_logits[position] = support
+            for episode, queries, support in zip(chunk, logits, support_logits, strict=True):
+                probability = torch.stack([self.at_own_size(q, episode.query).softmax(0) for q in queries]).mean(0)
+                supported = None
+                if support is not None:
+                    supported = foreground(self.at_own_size(support, episode.supports[0]))
+                yield Prediction(episode, foreground(probability), support=supported)
+
+    def _logits(self, chunk: list[Episode], scale: float, shot: int, with_support: bool):
+        """(position in the chunk, query logits (2, h, w), support logits or None), predicted in batches."""
+        for start in range(0, len(chunk), PREDICT):
+            part = chunk[start : start + PREDICT]
+            pairs = self._pairs(part, scale, shot)
+            with autocast(self.device, self.settings["precision"]):
+                query = self.method.predict(pairs, self.settings["refinements"])
+                support = self.method.predict_support(pairs, self.settings["refinements"]) if with_support else None
+            for i in range(len(part)):
+                yield start + i, query[i].float(), None if support is None else support[i].float()
+
+    def _pairs(self, episodes: list[Episode], scale: float, shot: int) -> Pairs:
+        size = scaled(self.settings["size"], scale)
+        masks = [self.support_mask(e.supports[shot], e.class_id, size) for e in episodes]
+        support = self.embedded.take([(e.supports[shot], None, scale) for e in episodes])
+        masked = support
+        if self.method.needs_masked:
+            masked = self.embedded.take([(e.supports[shot], e.class_id, scale) for e in episodes])
+        query = self.embedded.take([(e.query, None, scale) for e in episodes])
+        return Pairs(query, support, masked, torch.from_numpy(np.stack(masks)).to(self.device))
+
+    def keys(self, episode: Episode, scale: float) -> list[Key]:
+        """All that an episode needs encoded: the query, its supports, and these without background."""
+        supports = episode.supports[: self.settings["shots"]]
+        keys: list[Key] = [(photo, None, scale) for photo in (episode.query, *supports)]
+        return keys + [(photo, episode.class_id, scale) for photo in supports if self.method.needs_masked]
+
+    def support_mask(self, photo: str, class_id: int, size: int) -> np.ndarray:
+        """uint8 (size, size) of {0, 1, 255 void}."""
+        return transforms.squash_mask(self.index.class_mask(photo, class_id), size)
+
+    def at_own_size(self, logits: Tensor, photo: str) -> Tensor:
+        """Logits (2, h, w) -> (2, H, W), straight to the photo's own size, without padding in between."""
+        return F.interpolate(logits[None], size=self.index.size(photo), mode="bilinear", align_corners=False)[0]
+
+    @torch.no_grad()
+    def encode(self, keys: list[Key]) -> Tensor:
+        """Photos of one scale -> the method's maps of the frozen encoder, joined along channels: (N, C, h, w)."""
+        size = scaled(self.settings["size"], keys[0][2])
+        images, keeps = [], []
+        for photo, class_id, _ in keys:
+            images.append(transforms.squash(self.index.read_image(photo), size))
+            keep = np.ones((size, size), bool)
+            keeps.append(keep if class_id is None else self.support_mask(photo, class_id, size) == 1)
+        maps = self.encoder(as_images(images), torch.from_numpy(np.stack(keeps)))
+        return torch.cat([maps[i] for i in self.method.maps], 1)
+
+    def embed(self, maps: Tensor) -> Tensor:
+        """What ``encode`` gave, through ``Method.embed``: (N, D, h, w)."""
+        channels = [self.encoder.channels[i] for i in self.method.maps]
+        with autocast(self.device, self.settings["precision"]):
+            return self.method.embed(list(maps.split(channels, 1)))
+
+    @torch.no_grad()
+    def _encode_and_embed(self, keys: list[Key]) -> Tensor:
+        return self.embed(self.encode(keys))
+
+
+class Pool:
+    """Maps of photos by key: each is computed once and reused by all episodes, as far as ``POOL_BYTES`` reach."""
+
+    def __init__(self, compute: Callable[[list[Key]], Tensor]):
+        self.compute = compute
+        self._kept: OrderedDict[Key, Tensor] = OrderedDict()
+        self._bytes = 0
+
+    def fill(self, keys: list[Key]) -> None:
+        """Compute the keys, all of one scale, that are not here yet; the longest unused ones make room."""
+        for key in keys:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+        missing = [key for key in dict.fromkeys(keys) if key not in self._kept]
+        for start in range(0, len(missing), ENCODE):
+            batch = missing[start : start + ENCODE]
+            for key, computed in zip(batch, self.compute(batch), strict=True):
+                self._kept[key] = computed.clone()
+                self._bytes += computed.nbytes
+        while self._bytes > POOL_BYTES and next(iter(self._kept)) not in set(keys):
+            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+
+    def take(self, keys: list[Key]) -> Tensor:
+        return torch.stack([self._kept[key] for key in keys])
+
+
+def load_method(train: dict, channels: tuple[int, ...], weights: Path | None) -> Method:
+    """A method in eval mode with its trained weights; raises CrnetError if they are of another training."""
+    method = methods.build(train["method"], channels, train["model"])
+    if weights is not None:
+        try:
+            method.load_state_dict(load_file(weights), strict=True)
+        except RuntimeError as error:
+            raise CrnetError(f"{weights}: are not weights of this {train['method']} ({error}).") from error
+    return method.eval().requires_grad_(False)
+
+
+def scaled(size: int, scale: float) -> int:
+    """Side in pixels of the input at a scale, a whole number of 1/8 cells."""
+    return max(8, 8 * round(size * scale / 8)) if scale != 1 else size
+
+
+def foreground(scores: Tensor) -> np.ndarray:
+    """Scores or probabilities (2, H, W) -> bool (H, W)."""
+    return (scores[1] > scores[0]).cpu().numpy()

@@ -1,0 +1,360 @@
+"""A verdict on each of the paper's claims, from stored counts: ``claims.csv`` for programs, ``claims.md`` for readers.
+
+A claim compares two cells of the paper's tables. Its difference, first minus second, is paired: both cells were scored
+on the same episodes, and the bootstrap draws the same ones for both, and the same training seeds where these are equal
+(``crnet.bootstrap``). The difference and its 95 % interval [low, high] are judged against one bound:
+
+=========  =========================  ==========================  ========================
+direction  bound                      supported                   contradicted
+=========  =========================  ==========================  ========================
+more       0, or the claim's          the interval lies above     the interval lies below
+           ``at_least``               the bound: low > bound      the bound: high < bound
+not-more   the margin, e.g. 1 point   the interval lies below     the interval lies above
+                                      the margin: high < margin   the margin: low > margin
+=========  =========================  ==========================  ========================
+
+An interval that holds the bound leaves a claim *undecided*. ``not-more`` is for "saturates" and "adds nothing": that
+a gain was not found is no support, that it is surely smaller than the margin is; a loss supports it too. The margin
+stands in ``configs/claims.yaml``. A verdict is about the direction; whether the paper's size lies inside the interval
+is a question of its own. Claims whose cells the study lacks are *not run*, and those against figures that the paper
+quotes are *not testable*; both are listed, never left out.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crnet.bootstrap import Bootstrap, FoldCounts, Interval, read_fold
+from crnet.config.claims import table_name
+from crnet.errors import CrnetError
+from crnet.files import atomic_write, read_json, write_csv
+from crnet.report.table_cells import VOID_NAMES, VOIDS
+from crnet.report.tables import CSV_DECIMALS
+
+HEADER = (
+    *("id", "claim", "paper", "estimate", "low", "high", "verdict"),
+    *("paper_inside", "direction", "bound", "metric", "void", "table", "first", "second", "shots", "folds"),
+    *("seeds", "episodes", "where", "estimate_ignore", "low_ignore", "high_ignore", "verdict_ignore", "note"),
+)
+SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
+NOT_RUN, NOT_TESTABLE = "not run", "not testable"
+VERDICTS = (SUPPORTED, CONTRADICTED, UNDECIDED, NOT_RUN, NOT_TESTABLE)
+HEADLINE, OTHER = VOIDS
+_UNDEFINED = "undefined: no pixel was asked for or predicted"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One claim with what was measured, in points.
+
+    Attributes:
+        claim: its entry in the job.
+        verdict: one of ``VERDICTS``, under the headline's void convention.
+        difference: the interval of first minus second by void convention; empty where there is none.
+        verdicts: verdict by void convention; empty where nothing was measured.
+        folds, seeds, episodes: what it was measured on, seeds per fold and episodes over all folds.
+        why: why nothing was measured.
+    """
+
+    claim: Mapping[str, Any]
+    verdict: str
+    difference: Mapping[str, Interval]
+    verdicts: Mapping[str, str]
+    folds: tuple[int, ...] = ()
+    seeds: int | None = None
+    episodes: int | None = None
+    why: str = ""
+
+    @property
+    def paper_inside(self) -> bool | None:
+        """Whether the paper's size lies inside the headline's interval; None if either is missing."""
+        interval, paper = self.difference.get(HEADLINE), self.claim["paper"]
+        return None if interval is None or paper is None else interval.low <= paper <= interval.high
+
+
+def render_claims(job: dict[str, Any], out_prefix: Path, bootstrap: Bootstrap | None = None) -> None:
+    """Write ``<out_prefix>.csv`` and ``.md``.
+
+    Args:
+        job: ``crnet.config.claims.claims_job``.
+        out_prefix: path without suffix, e.g. ``results/demo/claims``.
+        bootstrap: the plan of resampling; the default is 2000 resamples at 95 %.
+
+    Raises:
+        CrnetError: counts that cannot be read, or cells of one claim that were scored on different episodes.
+    """
+    bootstrap = bootstrap or Bootstrap()
+    results = judge_all(job, bootstrap)
+    write_csv(f"{out_prefix}.csv", HEADER, (_csv_row(result) for result in results))
+    atomic_write(f"{out_prefix}.md", render_markdown(job, results, bootstrap))
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def verdict(interval: Interval, direction: str, bound: float) -> str:
+    """Supported, contradicted or undecided; see the module's docstring. Bounds of NaN decide nothing."""
+    above, below = interval.low > bound, interval.high < bound
+    if direction == "not-more":
+        above, below = below, above
+    return SUPPORTED if above else CONTRADICTED if below else UNDECIDED
+
+
+def judge_all(job: dict[str, Any], bootstrap: Bootstrap) -> list[Judged]:
+    """Every claim of the job, in its order."""
+    rows: dict[str, list[FoldCounts] | str] = {}
+    for key, place in job["places"].items():
+        rows[key] = place["absent"] or _read(place)
+    return [_judge(job, claim, rows, bootstrap) for claim in job["claims"]]
+
+
+def _read(place: Mapping[str, Any]) -> list[FoldCounts] | str:
+    """The folds of a cell or, if one of them is not whole, which."""
+    folds, missing = [], []
+    for fold in place["folds"]:
+        files = {cell["seed"]: cell["counts"] for cell in place["cells"] if cell["fold"] == fold}
+        absent = [str(seed) for seed, path in sorted(files.items()) if not Path(path).is_file()]
+        if absent or not files:
+            missing.append(f"fold {fold}, seed {', '.join(absent)}" if absent else f"fold {fold}")
+        else:
+            folds.append(read_fold(fold, files))
+    return f"missing ({'; '.join(missing)})" if missing else folds
+
+
+def _judge(
+    job: Mapping[str, Any], claim: Mapping[str, Any], rows: Mapping[str, list[FoldCounts] | str], bootstrap: Bootstrap
+) -> Judged:
+    sides = [claim["first"], claim["second"]]
+    quoted = [rows[side] for side in sides if job["places"][side]["reported"]]
+    if quoted:
+        return Judged(claim, NOT_TESTABLE, {}, {}, why=str(quoted[0]))
+    gaps = dict.fromkeys(_gap(side, rows[side]) for side in sides if isinstance(rows[side], str))
+    if gaps:
+        return Judged(claim, NOT_RUN, {}, {}, why="; ".join(gaps))
+    first, second = (rows[side] for side in sides)
+    found: dict[str, Interval] = {}
+    for void in VOIDS:
+        try:
+            points = [100 * value for value in bootstrap.difference(first, second, claim["metric"], void)]
+        except CrnetError as error:
+            raise CrnetError(f"Claim {claim['id']}, {sides[0]} against {sides[1]}: {error}") from error
+        if not any(map(math.isnan, points)):
+            found[void] = Interval(*points)
+    verdicts = {
+        void: verdict(found[void], claim["direction"], claim["bound"]) if void in found else UNDECIDED for void in VOIDS
+    }
+    notes = [] if len(found) == len(VOIDS) else [_UNDEFINED]
+    if [part.seeds for part in first] != [part.seeds for part in second]:
+        notes.append("training seeds differ, so they are resampled apart")
+    return Judged(
+        claim,
+        verdicts[HEADLINE],
+        found,
+        verdicts,
+        folds=tuple(part.fold for part in first),
+        seeds=min(len(part.seeds) for part in (*first, *second)),
+        episodes=sum(len(part.classes) for part in first),
+        why="; ".join(notes),
+    )
+
+
+def _gap(side: str, reason: str) -> str:
+    return f"{side.replace('/', ', ')}: {reason}" if reason.startswith("missing") else reason
+
+
+# ---------------------------------------------------------------- CSV
+
+
+def _csv_row(result: Judged) -> list[Any]:
+    claim, inside = result.claim, result.paper_inside
+    here, there = (_three(result.difference.get(void)) for void in VOIDS)
+    values = [
+        *(claim["id"], claim["claim"], claim["paper"], *here, result.verdict),
+        *("" if inside is None else "yes" if inside else "no", claim["direction"], float(claim["bound"])),
+        *(claim["metric"], HEADLINE, claim["table"], claim["first"], claim["second"], claim["shots"]),
+        *(" ".join(map(str, result.folds)), result.seeds, result.episodes, claim["where"]),
+        *(*there, result.verdicts.get(OTHER)),
+        "; ".join(filter(None, [result.why, claim["note"]])),
+    ]
+    return [_plain(value) for value in values]
+
+
+def _three(interval: Interval | None) -> tuple[float | None, ...]:
+    return (None, None, None) if interval is None else tuple(interval)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return f"{round(value, CSV_DECIMALS) + 0.0:.{CSV_DECIMALS}f}"  # + 0.0: no "-0.00"
+    return "" if value is None else value
+
+
+# ---------------------------------------------------------------- Markdown
+
+
+def render_markdown(job: Mapping[str, Any], results: Sequence[Judged], bootstrap: Bootstrap) -> str:
+    """What the data are, the count of verdicts, one line a claim, and how the verdicts were reached."""
+    parts = ["# The paper's claims", *_banner(job), summary(results)]
+    parts.append(_grid(results))
+    parts += caption(job, results, bootstrap)
+    return "\n\n".join(parts) + "\n"
+
+
+def _banner(job: Mapping[str, Any]) -> list[str]:
+    if job["generated"]:
+        return ["**A test of the suite, not of the paper: data are generated.**"]
+    if job["orientation_only"]:
+        return ["**The data differ from the paper's: verdicts are about these data, its sizes are for orientation.**"]
+    return []
+
+
+def summary(results: Sequence[Judged]) -> str:
+    """One sentence with the count of each verdict."""
+    count = {name: sum(result.verdict == name for result in results) for name in VERDICTS}
+    claims = "1 claim" if len(results) == 1 else f"{len(results)} claims"
+    text = (
+        f"Of {claims}, {count[SUPPORTED]} {'is' if count[SUPPORTED] == 1 else 'are'} supported, "
+        f"{count[CONTRADICTED]} contradicted and {count[UNDECIDED]} undecided"
+    )
+    if count[NOT_RUN]:
+        text += f"; {count[NOT_RUN]} {'was' if count[NOT_RUN] == 1 else 'were'} not run in this study"
+    if count[NOT_TESTABLE]:
+        text += f"; {count[NOT_TESTABLE]} cannot be tested"
+    return f"{text}."
+
+
+def _grid(results: Sequence[Judged]) -> str:
+    lines = [
+        ["Claim", "Where", "Paper", "Ours", "Verdict", "Paper's size inside?"],
+        [":---", ":---", "---:", "---:", ":---", ":---:"],
+    ]
+    for result in results:
+        claim, inside = result.claim, result.paper_inside
+        lines.append(
+            [
+                claim["claim"],
+                claim["where"],
+                paper_text(claim),
+                _ours(result.difference.get(HEADLINE)),
+                _verdict_text(result),
+                "—" if inside is None else "yes" if inside else "no",
+            ]
+        )
+    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
+
+
+def paper_text(claim: Mapping[str, Any]) -> str:
+    """The paper's size, or the bound where it names only that."""
+    if claim["paper"] is not None:
+        return points(claim["paper"])
+    return "—" if claim["at_least"] is None else f"> {claim['at_least']:g}"
+
+
+def points(value: float) -> str:
+    """A difference with its sign and one decimal; zero has no sign."""
+    rounded = round(value, 1)
+    return f"{rounded:+.1f}".replace("-", "−") if rounded else "0.0"
+
+
+def _ours(interval: Interval | None) -> str:
+    if interval is None:
+        return "—"
+    # no-break spaces: in a narrow window the interval moves below the estimate whole
+    return f"**{points(interval.value)}** [{points(interval.low)},\N{NO-BREAK SPACE}{points(interval.high)}]"
+
+
+def _verdict_text(result: Judged) -> str:
+    if result.verdict in (SUPPORTED, CONTRADICTED):
+        return f"**{result.verdict}**" + (f" ({result.why})" if result.why else "")
+    return result.verdict + (f": {result.why}" if result.why else "")
+
+
+def caption(job: Mapping[str, Any], results: Sequence[Judged], bootstrap: Bootstrap) -> list[str]:
+    """The paragraphs below the table: data, estimator, verdicts, void pixels, remarks."""
+    level, margin = f"{100 * bootstrap.level:g} %", f"{job['margin']:g} point{'' if job['margin'] == 1 else 's'}"
+    tested = [result for result in results if result.difference]
+    estimator = (
+        f"Ours: the first cell minus the second, in points of mIoU unless the claim says FB-IoU, mean over folds; "
+        f"[low, high] is the {level} percentile interval of a stratified bootstrap over episodes and training seeds, "
+        f"{bootstrap.resamples} resamples, paired: both cells see the same episodes and, where they are equal, the "
+        f"same seeds. {_sizes(job, tested)}"
+    )
+    rule = (
+        "Verdict: a claim that one is above the other is supported if the whole interval lies above 0 (or above the "
+        'size it says is exceeded), contradicted if it lies below. A claim of no gain ("saturates", "adds nothing") '
+        f"is supported if the whole interval lies below a margin of {margin}, contradicted if it lies above: not "
+        "finding a gain does not support it. Any other interval leaves a claim undecided. Verdicts are taken before "
+        f"rounding and each for itself, at {level}, without a correction for their number. Whether the paper's size "
+        "lies inside the interval is asked apart from the direction; the paper gives its sizes without an interval."
+    )
+    paragraphs = [
+        " ".join([job["caption"], *_data_sentences(job), *_encoder_sentence(job)]),
+        estimator,
+        rule,
+        _void_sentence(tested),
+    ]
+    if any(result.verdict == NOT_TESTABLE for result in results):
+        paragraphs.append(
+            "Claims about other methods cannot be tested here: their figures are quoted by the paper, so they have no "
+            "episodes to be paired with."
+        )
+    remarks: dict[str, list[str]] = {}
+    for result in results:
+        if result.claim["note"]:
+            remarks.setdefault(result.claim["note"], []).append(f"“{result.claim['claim']}”")
+    if remarks:
+        paragraphs.append(" ".join(["Remarks.", *(f"On {', '.join(of)}: {note}." for note, of in remarks.items())]))
+    return [paragraph.strip() for paragraph in paragraphs]
+
+
+def _sizes(job: Mapping[str, Any], tested: Sequence[Judged]) -> str:
+    if not tested:
+        return "No claim was run."
+    seeds = {result.seeds for result in tested}
+    episodes = {result.episodes // len(result.folds) for result in tested}
+    tables: dict[str, list[str]] = {}  # by their folds
+    for result in tested:
+        folds = f"fold{'s' if len(result.folds) > 1 else ''} {', '.join(map(str, result.folds))}"
+        every = job["places"][result.claim["first"]]["dataset_folds"]
+        folds += f" of {every}" if len(result.folds) < every else ""
+        tables.setdefault(folds, []).append(table_name(result.claim["table"]))
+    places = [f"{folds} ({', '.join(dict.fromkeys(names))})" for folds, names in tables.items()]
+    where = "; ".join(places) if len(places) > 1 else next(iter(tables))
+    text = f"{_span(seeds)} training seed{'' if seeds == {1} else 's'}, {_span(episodes)} episodes a fold; {where}."
+    if 1 in seeds:
+        text += (
+            " With one training seed an interval covers episodes only: a verdict is about these trained models, not "
+            "about training them again."
+        )
+    return text
+
+
+def _span(values: set[int]) -> str:
+    return f"{min(values)}" if len(values) == 1 else f"{min(values)} to {max(values)}"
+
+
+def _data_sentences(job: Mapping[str, Any]) -> list[str]:
+    """What the evaluations say of their data: that it is a subset, and of a split that is not the paper's."""
+    reports = {Path(c["counts"]).with_name("evaluation.json") for p in job["places"].values() for c in p["cells"]}
+    about = [read_json(report) for report in sorted(reports) if report.is_file()]
+    subsets = {report.get("subset") or "" for report in about} - {""}
+    splits = {report.get("split_note") or "" for report in about} - {""}
+    return [*(f"The data are {subset}." for subset in sorted(subsets)), *sorted(splits)]
+
+
+def _encoder_sentence(job: Mapping[str, Any]) -> list[str]:
+    """What stands in this study for the paper's two backbones, by the roles that the tables name."""
+    known = {"ResNet-50": job["encoders"].get("main"), "VGG16": job["encoders"].get("vgg16")}
+    named = [f"{text} where the paper has {paper}" for paper, text in known.items() if text]
+    return [f"Encoders: {', '.join(named)}."] if named else []
+
+
+def _void_sentence(tested: Sequence[Judged]) -> str:
+    text = f"Void pixels are {VOID_NAMES[HEADLINE].removeprefix('void ')}, as the code of the paper's time did."
+    changed = [r for r in tested if r.verdicts[OTHER] != r.verdict]
+    if changed:
+        listed = "; ".join(f"{r.claim['claim']}: {r.verdicts[OTHER]}" for r in changed)
+        return f"{text} With them ignored these verdicts differ: {listed}."
+    return f"{text} With them ignored every verdict is the same." if tested else text

@@ -1,0 +1,127 @@
+"""All claims that were tested in one plot: our difference and its interval against the paper's size."""
+
+import textwrap
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from crnet.config.claims import table_name
+from crnet.errors import CrnetError
+from crnet.files import read_csv
+from crnet.report.claims import CONTRADICTED, HEADER, NOT_RUN, NOT_TESTABLE, SUPPORTED, UNDECIDED
+from crnet.report.figures import BLACK, BLUE, GREY, PURPLE, SHADE, STYLE, VERMILLION, WIDTH, save
+
+# Colour, marker and its filling; the verdict stands beside each line in words, too.
+LOOKS = {
+    SUPPORTED: {"color": BLUE, "marker": "o", "mfc": BLUE},
+    CONTRADICTED: {"color": PURPLE, "marker": "s", "mfc": PURPLE},
+    UNDECIDED: {"color": GREY, "marker": "o", "mfc": "white"},
+}
+ROW, LABEL = 0.30, 50  # inches a line; characters of a claim before it is broken
+
+
+def plot_claims(job: dict[str, Any], claims_csv: Path, out_prefix: Path) -> None:
+    """One line a claim that was tested, in groups by table; the others are counted below.
+
+    Args:
+        job: ``crnet.config.claims.claims_job``.
+        claims_csv: what ``claims.render_claims`` wrote.
+        out_prefix: path without suffix.
+
+    Raises:
+        CrnetError: the CSV holds other claims than the job.
+    """
+    lines = read_csv(claims_csv)
+    ids = [claim["id"] for claim in job["claims"]]
+    if [line.get("id") for line in lines] != ids or set(HEADER) - set(lines[0]):
+        raise CrnetError(f"{claims_csv} does not hold the claims of study {job['study']}: render the claims first.")
+    tested = [line for line in lines if line["estimate"]]
+    groups = [(table, list(own)) for table, own in groupby(tested, key=lambda line: line["table"])]
+    rows = len(tested) + len(groups)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 1.6 + ROW * max(rows, 1)), layout="constrained")
+        figure.suptitle(f"{job['title']}: the paper's claims", fontsize=11, x=0.01, ha="left")
+        axes = figure.subplots()
+        if tested:
+            _panel(axes, groups)
+            axes.set_xlabel("\n".join(["difference in points", *_left_out(lines)]))
+            handles = _legend(job, tested)
+            figure.legend(handles=handles, loc="outside lower center", ncols=(len(handles) + 1) // 2)
+        else:
+            axes.set_axis_off()
+            text = "\n".join(["No claim was tested in this study.", *_left_out(lines)])
+            axes.text(0.5, 0.5, text, ha="center", va="center")
+    save(figure, out_prefix)
+
+
+def _panel(axes: Axes, groups: Sequence[tuple[str, list[dict[str, str]]]]) -> None:
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(9, integer=True))
+    axes.axvline(0, color=BLACK, lw=0.9, zorder=1)
+    labels, y = {}, 0
+    for table, lines in groups:
+        axes.axhspan(y - 0.42, y + 0.42, color=SHADE, lw=0, zorder=1.5)
+        axes.text(0.01, y, table_name(table), transform=axes.get_yaxis_transform(), va="center", weight="bold")
+        for line in lines:
+            y += 1
+            labels[y] = "\n".join(textwrap.wrap(line["claim"], LABEL))
+            _line(axes, y, line)
+        y += 1
+    axes.set_yticks(list(labels), list(labels.values()), fontsize=8.5, linespacing=1.0)
+    axes.set_ylim(y - 0.4, -0.6)
+    axes.margins(x=0.04)
+
+
+def _line(axes: Axes, y: int, line: dict[str, str]) -> None:
+    look = LOOKS[line["verdict"]]
+    value, low, high, bound = (float(line[key]) for key in ("estimate", "low", "high", "bound"))
+    axes.plot([low, high], [y, y], color=look["color"], lw=1.8, marker="|", ms=8, mew=1.4)
+    axes.plot(value, y, ls="", ms=5, mew=1.3, **look)
+    if line["paper"]:
+        # above the interval, so that neither hides the other
+        axes.plot(float(line["paper"]), y - 0.31, "D", mfc="white", mec=VERMILLION, mew=1.2, ms=4.5)
+    if bound:
+        axes.plot([bound, bound], [y - 0.42, y + 0.42], color=BLACK, lw=1.1, ls=(0, (2, 1.2)))
+    decided = line["verdict"] != UNDECIDED
+    axes.text(
+        1.01,
+        y,
+        line["verdict"],
+        transform=axes.get_yaxis_transform(),
+        va="center",
+        fontsize=8.5,
+        color=BLACK if decided else GREY,
+        weight="bold" if line["verdict"] == CONTRADICTED else "normal",
+    )
+
+
+def _legend(job: dict[str, Any], tested: Sequence[dict[str, str]]) -> list[Line2D]:
+    seen = {line["verdict"] for line in tested}
+    handles = [
+        Line2D([], [], lw=1.8, ms=5, mew=1.3, label=f"ours with 95 % interval: {name}", **look)
+        for name, look in LOOKS.items()
+        if name in seen
+    ]
+    if any(line["paper"] for line in tested):
+        label = "paper (other data)" if job["orientation_only"] else "paper"
+        handles.append(Line2D([], [], ls="", marker="D", mfc="white", mec=VERMILLION, mew=1.2, ms=4.5, label=label))
+    if any(float(line["bound"]) for line in tested):
+        dash = (0, (2, 1.2))
+        handles.append(Line2D([], [], color=BLACK, lw=1.1, ls=dash, label="bound of the verdict, where it is not 0"))
+    return handles
+
+
+def _left_out(lines: Sequence[dict[str, str]]) -> list[str]:
+    """How many claims are not shown, in words."""
+    count = {name: sum(line["verdict"] == name for line in lines) for name in (NOT_RUN, NOT_TESTABLE)}
+    undefined = sum(line["verdict"] == UNDECIDED and not line["estimate"] for line in lines)
+    parts = [f"{number} {name}" for name, number in (*count.items(), ("undefined", undefined)) if number]
+    return [f"Not shown, of {len(lines)} claims: {', '.join(parts)}."] if parts else []

@@ -1,0 +1,183 @@
+"""The page of a study and its cost: sums by hand, and every missing part is said in its place."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_tables import make_job
+
+from crnet.bootstrap import Bootstrap
+from crnet.errors import CrnetError
+from crnet.files import write_csv
+from crnet.report.cost import COLUMNS, CPU, GPU, costs, render_cost
+from crnet.report.page import slug, write_page
+from crnet.report.page_html import write_html
+from crnet.report.page_provenance import render_provenance
+from crnet.report.tables import render_table
+
+RUNS = (  # run, kind, method, variant, shots, status, seconds, peak, device, threads
+    ("a", "train", "crnet", "crnet", "", "finished", "1800", str(2**30), "cpu", "2"),
+    ("b", "train", "crnet", "crnet", "", "failed", "900", "", "cpu", "2"),
+    ("c", "train", "crnet", "wide", "", "finished", "7200", str(3 * 2**30), "cuda", "8"),
+    ("t", "tune", "crnet", "crnet", "5", "finished", "36", "1", "cpu", "1"),
+    ("e", "evaluate", "crnet", "crnet", "5", "finished", "12.345678", "1", "cpu", "1"),
+    ("e+fusion", "evaluate", "crnet", "crnet", "5", "finished", "", "", "cpu", "1"),
+)
+
+
+def lines(*runs: tuple) -> list[dict[str, str]]:
+    return [dict(zip(COLUMNS, run, strict=True)) for run in runs or RUNS]
+
+
+def test_cost_sums_hours_by_kind_device_and_variant() -> None:
+    kinds, variants = costs(lines())
+    found = {(cost.name, cost.unit): cost for cost in kinds}
+    training = found["Training", CPU]
+    assert training.hours == pytest.approx((1800 + 900) * 2 / 3600)  # core-hours: two threads
+    assert (training.runs, training.failed, training.peak_bytes) == (2, 1, 2**30)
+    assert training.seconds == (900, 1800)
+    assert found["Training", GPU].hours == pytest.approx(2)  # a GPU counts once, whatever its threads
+    assert found["Evaluation", CPU].runs == 1  # two readings of one job
+    assert [cost.name for cost in variants["Training"]] == ["crnet", "wide"]
+    assert [cost.name for cost in variants["Choosing finetuning's settings"]] == ["crnet, 5-shot"]
+
+
+def test_cost_reads_without_float_tails() -> None:
+    text = "\n\n".join(render_cost(lines()))
+    assert "**1.51 CPU-core-hours and 2.00 GPU-hours** in 5 runs." in text
+    assert "1350 (900 to 1800)" in text and "3.00 GiB" in text and "12.3 " in text
+    assert "12.34" not in text
+    assert "1 run failed" in text
+    assert "2.00 GPU-hours" in text
+    assert "recorded no time" not in text
+    assert "1 run recorded no time." in render_cost(lines(("x", "train", "m", "m", "", "failed", *[""] * 4)))
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ([], "no line with the column"),
+        (lines(("x", "train", "m", "m", "", "finished", "soon", "", "cpu", "1")), "soon"),
+    ],
+)
+def test_cost_refuses_other_files(runs: list, message: str) -> None:
+    with pytest.raises(CrnetError, match=message):
+        costs(runs)
+
+
+def test_provenance_lists_only_what_differs() -> None:
+    runs = [
+        line | {"commit": "a" * 40, "dirty": "true", "versions.torch": torch, "cpu": "EPYC", "dataset.name": "voc"}
+        for line, torch in zip(lines(), ("2.1", "2.1", "2.2", "2.1", "2.1", "9.9"), strict=True)
+    ]
+    runs = [line | {"dataset_digest": "5d796cceb7020e40633453", "fold": "0", "episodes_digest": ""} for line in runs]
+    text = "\n".join(render_provenance(runs))
+    assert "2.1 (4 runs); 2.2 (1 run)" in text
+    assert "| EPYC " in text and "EPYC (" not in text
+    assert "`aaaaaaaaaaaa` with uncommitted changes" in text
+    assert "voc `5d796cceb7020e40`" in text
+    assert "9.9" not in text  # a second reading is no run
+    assert "GPU" not in text.replace("cuda", "")
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A study's folder with two tables, one plot, and nothing else."""
+    folder = tmp_path / "results" / "demo"
+    job = make_job(tmp_path)
+    for name, source in (("table2", "CRNet (CVPR 2020), Table 2"), ("table3", "CRNet (CVPR 2020), Table 3")):
+        render_table(job | {"table": name, "source": source}, folder / "tables" / name, Bootstrap(50))
+    (folder / "figures").mkdir()
+    Image.new("RGB", (4, 4)).save(folder / "figures" / "table2.png")
+    return folder
+
+
+JOB = {
+    **{"study": "demo", "title": "Demo", "caption": "Generated scenes.", "orientation_only": True},
+    "tables": [
+        {"name": "table2", "title": "Modules"},
+        {"name": "table3", "title": "Extras"},
+        {"name": "table4", "title": "Shots"},
+    ],
+    "command": "snakemake --cores all --configfile demo.yaml",
+}
+
+
+def section(text: str, title: str) -> str:
+    return text.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def test_page_says_what_is_missing(results: Path) -> None:
+    write_page(JOB, results)
+    text = (results / "README.md").read_text()
+    assert "`claims.md` has not been made" in section(text, "The paper's claims")
+    assert "`tables/table4.md` has not been made" in section(text, "Table 4: Shots")
+    assert "`figures/table3.png` has not been made" in section(text, "Table 3: Extras")
+    assert "`figures/k-shot.png` has not been made" in section(text, "Shots and strategies")
+    # the command, with the one file as its target
+    how = "`snakemake results/demo/figures/episodes.png --cores all --configfile demo.yaml` makes it"
+    assert how in section(text, "Test episodes")
+    for title in ("Cost", "Provenance"):
+        assert "`runs.csv` has not been made" in section(text, title)
+
+
+def test_page_shows_grids_and_says_shared_text_once(results: Path) -> None:
+    write_page(JOB, results)
+    text = (results / "README.md").read_text()
+    table = section(text, "Table 2: Modules")
+    assert "| Condition only" in table and "![Table 2: Modules](figures/table2.png)" in table
+    assert "](tables/table2.csv)" in table
+    assert "Fold 0" not in text  # the details are a click away
+    for once in (
+        "Generated scenes.",
+        "stratified bootstrap",
+        "2 training seeds and 60 episodes",
+        "The data differ from",
+    ):
+        assert text.count(once) == 1
+    assert text.count("Paper: CRNet (CVPR 2020), Table 3.") == 1
+    first = text.index("[Table 2](#table-2-modules)")
+    assert first < text.index("## How to read the tables") < text.index("## Table 2")
+    write_page(JOB, results)
+    assert (results / "README.md").read_text() == text
+
+
+def test_page_takes_claims_cost_and_provenance(results: Path) -> None:
+    (results / "claims.md").write_text(
+        "# The paper's claims\n\nOf 1 claim, 1 is supported.\n\n| Claim |\n| :--- |\n| It works |\n\nA long method.\n"
+    )
+    header = (*COLUMNS, "commit", "dirty")
+    write_csv(results / "runs.csv", header, [(*run, "b" * 40, "false") for run in RUNS])
+    write_page(JOB, results)
+    text = (results / "README.md").read_text()
+    claims = section(text, "The paper's claims")
+    assert "Of 1 claim, 1 is supported." in claims and "| It works |" in claims
+    assert "A long method." not in claims and "(claims.md)" in claims
+    assert "2.00 GPU-hours" in section(text, "Cost")
+    assert "`bbbbbbbbbbbb`" in section(text, "Provenance")
+    assert "[runs.csv](runs.csv)" in section(text, "Make it again")
+
+
+def test_page_refuses_what_it_cannot_read(results: Path) -> None:
+    with pytest.raises(CrnetError, match="no folder of results"):
+        write_page(JOB, results / "none")
+    (results / "tables" / "table2.md").write_text("# A table of another time\n")
+    with pytest.raises(CrnetError, match=r"table2\.md: is not a table"):
+        write_page(JOB, results)
+
+
+def test_html_stands_alone(results: Path) -> None:
+    write_page(JOB, results)
+    write_html(results / "README.md", results.parent / "page.html")
+    text = (results.parent / "page.html").read_text()
+    assert 'src="data:image/png;base64,' in text and "figures/table2.png" not in text
+    assert '<h2 id="table-2-modules">' in text and 'href="#table-2-modules"' in text
+    assert 'href="tables/' not in text
+    assert "<strong>" in text and "**" not in text and "\0" not in text
+    assert "<code>snakemake results/demo/claims.md" in text
+    assert text.count("<table>") == text.count("</table>") == 2
+
+
+def test_anchors_are_githubs() -> None:
+    assert slug("Table 4: K-shot, by fusion & finetuning") == "table-4-k-shot-by-fusion--finetuning"
+    assert slug("The paper's claims") == "the-papers-claims"
