@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, workflow.basedir)
 from snakemake.exceptions import WorkflowError
 
-from crnet.config import resolve, study as studies
+from crnet.config import claims as paper_claims, resolve, study as studies
 from crnet.errors import CrnetError
 from crnet.files import canonical
 from crnet.gpu import has_nvidia_gpu
@@ -15,13 +15,15 @@ from crnet.gpu import has_nvidia_gpu
 studies.export_package(workflow.basedir)
 try:
     PLAN = studies.load(workflow.configfiles, config, Path(workflow.basedir))
+    AT = studies.Layout(PLAN)
+    CLAIMS = paper_claims.claims_job(PLAN, AT, Path(workflow.basedir) / paper_claims.CLAIMS)
 except CrnetError as error:
     raise WorkflowError(f"crnet: {error}")
 
 STUDY = PLAN.study
-AT = studies.Layout(PLAN)
 TABLES = {name: studies.table_job(PLAN, AT, name) for name in PLAN.tables}
 SHEET = studies.sheet_job(PLAN, AT)
+K_SHOT = "table4" if "table4" in TABLES else None
 FORMATS = ["png", "svg"]
 
 
@@ -63,6 +65,7 @@ rule all:
     default_target: True
     input:
         rules.tables.input,
+        rules.page.output,
         f"{AT.results}/runs.csv",
         f"{AT.work}/tracked/{STUDY.study}.txt",
         [f"{AT.results}/figures/episodes.{suffix}" for suffix in FORMATS if SHEET],

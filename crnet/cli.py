@@ -76,7 +76,7 @@ def show(results: Path) -> None:
     if not (results / "runs.csv").is_file():
         raise CrnetError(f"{results}: has no runs.csv; give the results folder of a finished study, e.g. results/demo.")
     click.echo(f"\nruns     {results / 'runs.csv'}")
-    for kind, pattern in (("table", "tables/*.md"), ("plot", "figures/*.png")):
+    for kind, pattern in (("page", "README.md"), ("claims", "claims.md"), ("table", "tables/*.md"), ("plot", "figures/*.png")):
         for path in sorted(results.glob(pattern)):
             click.echo(f"{kind:<8} {path}")
 
@@ -280,6 +280,44 @@ def table(job: dict, tables: Path, figures: Path) -> None:
 
     render_table(job, tables / job["table"])
     plot_table(job, tables / f"{job['table']}.csv", figures / job["table"])
+
+
+@cli.command()
+@click.option("--job", type=JSON, required=True)
+@click.option("--out", type=PATH, required=True, help="Path without suffix; .csv and .md are written.")
+@click.option("--figures", type=PATH, required=True, help="Path without suffix; .png and .svg are written.")
+def claims(job: dict, out: Path, figures: Path) -> None:
+    """Judge the paper's claims from stored counts."""
+    from crnet.report.claims import render_claims
+    from crnet.report.claims_plot import plot_claims
+
+    render_claims(job, out)
+    plot_claims(job, Path(f"{out}.csv"), figures)
+
+
+@cli.command("k-shot")
+@click.option("--job", type=JSON, required=True)
+@click.option("--table", "table_csv", type=PATH, required=True)
+@click.option("--out", type=PATH, required=True, help="Path without suffix; .png and .svg are written.")
+def k_shot(job: dict, table_csv: Path, out: Path) -> None:
+    """Draw the k-shot curve from Table 4."""
+    from crnet.report.k_shot import plot_k_shot
+
+    plot_k_shot(job, table_csv, out)
+
+
+@cli.command()
+@click.option("--job", type=JSON, required=True)
+@click.option("--results", type=PATH, required=True)
+@click.option("--html", type=PATH, help="The same as one file that stands alone, for Snakemake's report.")
+def page(job: dict, results: Path, html: Path | None) -> None:
+    """Write a study's page, RESULTS/README.md, from the files beside it."""
+    from crnet.report.page import PAGE, write_page
+    from crnet.report.page_html import write_html
+
+    write_page(job, results)
+    if html:
+        write_html(results / PAGE, html)
 
 
 @cli.command()

@@ -112,7 +112,8 @@ def _row(prediction: Prediction, index: Index) -> dict[str, Any]:
 
 def _write_counts(out: Path, rows: list[dict[str, Any]], finetuned: bool) -> None:
     header = (*EPISODE_COLUMNS, *COUNT_COLUMNS, *(LOSS_COLUMNS if finetuned else ()))
-    for name, reading in {"counts": "query"} | ({"counts-fusion": "fused"} if finetuned else {}).items():
+    readings = {"counts": "query", "counts-fusion": "fused"} if finetuned else {"counts": "query"}
+    for name, reading in readings.items():
         lines = [[*r["episode"], *r[reading], *r["support"], *(r["support_loss"] or [])] for r in rows]
         write_csv(out / f"{name}.csv", header, lines)
 

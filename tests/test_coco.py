@@ -14,10 +14,10 @@ from PIL import Image
 from pycocotools import mask as run_lengths
 
 from crnet.config.settings import component
-from crnet.data import coco, coco2014, episodes
+from crnet.data import coco, episodes
 from crnet.data.index import Index, Pair
 from crnet.data.prepare import prepare as prepare_dataset
-from crnet.data.splits import Splits, of_eighty
+from crnet.data.splits import Splits
 from crnet.errors import CrnetError
 from crnet.features import SquashedMasks
 from crnet.files import canonical, read_csv, read_json
@@ -358,42 +358,6 @@ def test_masks_at_input_size_are_kept_within_bounds(source):
             masks.read(image, class_id)
     assert masks._bytes == sum(map(len, masks._kept.values())) <= 150
     np.testing.assert_array_equal(masks.read("t1", 1, (3,)), first)
-
-
-# Splits of the 80 classes
-
-
-def test_splits_of_eighty_classes():
-    by_name = {name: coco2014.splits({"split": name}) for name in ("40-20-20", "interleaved", "contiguous")}
-    ours = by_name["40-20-20"]
-    assert (ours.folds, ours.held_out) == ((tuple(range(61, 81)),), (tuple(range(41, 61)),))
-    assert (ours.classes[60], ours.classes[-1], len(ours.classes)) == ("dining table", "toothbrush", 80)
-    assert by_name["interleaved"].folds[1][:3] == (2, 6, 10)
-    assert by_name["contiguous"].folds[3] == tuple(range(61, 81))
-    for name in ("interleaved", "contiguous"):
-        assert sorted(c for fold in by_name[name].folds for c in fold) == list(range(1, 81))
-        assert by_name[name].held_out == ((), (), (), ())
-    assert len({splits.digest for splits in by_name.values()}) == 3
-    assert ours.note == (
-        "40/20/20 split by sorted category ids (ours; the paper's classes were never published), digest 6175c750"
-    )
-
-
-def test_an_unknown_split_is_named():
-    with pytest.raises(CrnetError, match="unknown split '60-20': choose from 40-20-20, contiguous, interleaved"):
-        of_eighty(coco2014.CLASSES, "60-20")
-    with pytest.raises(CrnetError, match=r"coco2014\.split: '60-20' is not one of '40-20-20', 'contiguous'"):
-        component("dataset", "coco2014", "test").class_names({"name": "coco2014", "split": "60-20"})
-
-
-def test_folds_follow_the_settings():
-    known = component("dataset", "coco2014", "test")
-    assert list(known.class_names({})) == [0]
-    assert known.class_names({"name": "coco2014", "split": "interleaved"})[3][:2] == ["motorcycle", "truck"]
-    assert list(component("dataset", "pascal5i", "test").class_names({"name": "pascal5i"})) == [0, 1, 2, 3]
-
-
-# Real photos
 
 
 def test_real_photos_from_archives_to_episodes(shared, tmp_path):

@@ -7,15 +7,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from crnet import evaluate as evaluation
-from crnet import methods
+from crnet import methods, predict
 from crnet.data import episodes, transforms
-from crnet.data.index import Index, binary_mask
+from crnet.data.index import Index
 from crnet.errors import CrnetError
-from crnet.evaluate import Evaluator, evaluate, scaled
+from crnet.evaluate import evaluate
 from crnet.files import read_csv, read_json
 from crnet.methods import Pairs
 from crnet.metrics import episode_counts
+from crnet.predict import Predictor, scaled
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def table(tiny, tmp_path_factory) -> Path:
 
 def score(tiny, table, weights, out, **changes):
     spec = tiny.evaluation(tiny.training(), **changes)
-    evaluate(spec, tiny.data, table, tiny.encoder, weights, out, "cpu", 1)
+    evaluate(spec, tiny.data, table, tiny.encoder, weights, None, None, out, "cpu", 1)
     return (out / "counts.csv").read_bytes()
 
 
@@ -48,8 +48,8 @@ def _numbers(path: Path) -> np.ndarray:
 def test_same_bytes_again_and_with_another_grouping(tiny, table, weights, tmp_path, monkeypatch):
     first = score(tiny, table, weights, tmp_path / "a", shots=2, scales=[0.75, 1.0])
     assert score(tiny, table, weights, tmp_path / "b", shots=2, scales=[0.75, 1.0]) == first
-    monkeypatch.setattr(evaluation, "POOL_BYTES", 1)  # nothing is kept from one chunk to the next
-    monkeypatch.setattr(evaluation, "CHUNK", 5)
+    monkeypatch.setattr(predict, "POOL_BYTES", 1)  # nothing is kept from one chunk to the next
+    monkeypatch.setattr(predict, "CHUNK", 5)
     regrouped = tmp_path / "c"
     score(tiny, table, weights, regrouped, shots=2, scales=[0.75, 1.0])
     a, c = (_numbers(folder / "counts.csv") for folder in (tmp_path / "a", regrouped))
@@ -59,36 +59,37 @@ def test_same_bytes_again_and_with_another_grouping(tiny, table, weights, tmp_pa
 def test_counts_are_those_of_a_plain_loop(tiny, table, weights):
     """One photo, one pair at a time, written out: encode, predict, upsample, average, count."""
     spec = tiny.evaluation(tiny.training(), shots=2, scales=[0.75, 1.25], refinements=3)
-    evaluator = Evaluator(spec, tiny.data, tiny.encoder, weights, "cpu")
-    index, chosen = evaluator.index, list(episodes.read(table).episodes)[:4]
+    predictor = Predictor(spec, tiny.data, tiny.encoder, weights, "cpu")
+    index, chosen = predictor.index, list(episodes.read(table).episodes)[:4]
 
     def maps(photo, size, keep=None):
         image = torch.from_numpy(transforms.squash(index.read_image(photo), size)).permute(2, 0, 1)[None]
-        return evaluator.encoder(image, None if keep is None else keep[None])
+        return predictor.encoder(image, None if keep is None else keep[None])
 
-    for episode, prediction, _ in evaluator.predict(chosen):
+    for prediction in predictor.fused(chosen):
+        episode = prediction.episode
         total = 0
         for size in (48, 80):
-            query = evaluator.method.embed(maps(episode.query, size))
+            query = predictor.method.embed(maps(episode.query, size))
             for support in episode.supports[:2]:
-                mask = transforms.squash_mask(binary_mask(index.read_mask(support), episode.class_id), size)
+                mask = transforms.squash_mask(index.class_mask(support, episode.class_id), size)
                 mask = torch.from_numpy(mask)
                 whole, masked = maps(support, size), maps(support, size, mask == 1)
-                pairs = Pairs(query, evaluator.method.embed(whole), evaluator.method.embed(masked), mask[None])
-                logits = evaluator.method.predict(pairs, 3)
+                pairs = Pairs(query, predictor.method.embed(whole), predictor.method.embed(masked), mask[None])
+                logits = predictor.method.predict(pairs, 3)
                 size_of_query = index.size(episode.query)
                 total = total + torch.nn.functional.interpolate(logits, size_of_query, mode="bilinear").softmax(1)
         plain = (total[0, 1] > total[0, 0]).numpy()
-        assert prediction.shape == size_of_query
-        assert (plain != prediction).mean() < 1e-3
+        assert prediction.query.shape == size_of_query
+        assert (plain != prediction.query).mean() < 1e-3
 
 
 def test_controls_are_scored_without_weights(tiny, table, tmp_path):
     spec = tiny.evaluation(tiny.training(method="all-foreground"))
-    evaluate(spec, tiny.data, table, tiny.encoder, None, tmp_path, "cpu", 1)
+    evaluate(spec, tiny.data, table, tiny.encoder, None, None, None, tmp_path, "cpu", 1)
     index, about = Index.load(tiny.data), read_json(tmp_path / "evaluation.json")
     for row in read_csv(tmp_path / "counts.csv"):
-        mask = binary_mask(index.read_mask(row["query"]), int(row["class"]))
+        mask = index.class_mask(row["query"], int(row["class"]))
         expected = episode_counts(np.ones_like(mask, bool), mask)
         assert tuple(int(v) for v in list(row.values())[4:12]) == expected
     assert about["weights_sha256"] == ""
@@ -104,13 +105,13 @@ def test_more_passes_and_more_scales_change_the_prediction(tiny, table, weights,
 def test_episodes_of_another_fold_are_refused(tiny, table, weights, tmp_path):
     spec = tiny.evaluation(tiny.training(fold=1))
     with pytest.raises(CrnetError, match="episodes of fold 0, not 1"):
-        evaluate(spec, tiny.data, table, tiny.encoder, weights, tmp_path, "cpu", 1)
+        evaluate(spec, tiny.data, table, tiny.encoder, weights, None, None, tmp_path, "cpu", 1)
 
 
 def test_weights_of_another_variant_are_refused(tiny, table, weights, tmp_path):
     spec = tiny.evaluation(tiny.training(model={"width": 4}))
     with pytest.raises(CrnetError, match="not weights of this crnet"):
-        evaluate(spec, tiny.data, table, tiny.encoder, weights, tmp_path, "cpu", 1)
+        evaluate(spec, tiny.data, table, tiny.encoder, weights, None, None, tmp_path, "cpu", 1)
 
 
 def test_scaled_sides_are_whole_cells():

@@ -220,7 +220,9 @@ def _evaluation(
         "seed": seed,
     }
     if trains(method):
-        training["train"] = check({**study.train, **switches.train}, TRAIN, TRAIN_LIMITS, f"{where}.train")
+        training["train"] = check(
+            {**study.train, **benchmark.train, **switches.train}, TRAIN, TRAIN_LIMITS, f"{where}.train"
+        )
     evaluate = {**study.evaluate, **switches.evaluate}
     if "shots" in evaluate:
         raise CrnetError(f"{where}.evaluate.shots: is given by the table's key 'shots', leave it out here.")

@@ -92,11 +92,16 @@ class Table(_Strict):
 
 
 class Benchmark(_Strict):
-    """Data, folds and test episodes that a table's ``benchmark`` stands for in this study."""
+    """Data, folds and test episodes that a table's ``benchmark`` stands for in this study.
+
+    Attributes:
+        train: Differences from the study's training, where other data ask for another budget.
+    """
 
     dataset: Settings
     folds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     episodes: Settings = {}
+    train: Settings = {}
 
 
 class ArchiveSettings(_Strict):

@@ -91,7 +91,8 @@ def plot_table(job: dict[str, Any], table_csv: Path, out_prefix: Path) -> None:
         for axes in grid[-1]:
             axes.set_xlabel(f"percent{_scope(job)}")
         handles = _table_legend(job, lines)
-        figure.legend(handles=handles, loc="outside lower center", ncols=(len(handles) + 1) // 2)
+        columns = (len(handles) + 1) // 2 if fold_columns(job) else len(handles)
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns)
     save(figure, out_prefix)
 
 
@@ -101,13 +102,14 @@ def _marks(job: dict, shown: Sequence[int]) -> list[tuple[float, dict, int]]:
     Lines that hold the paper's mark or a word alone are closer to the next than those with folds below them.
     """
     marks: list[tuple[float, dict, int]] = []
-    step, close, y = (1.0 if len(shown) == 1 else 0.9), 0.62, 0.0
+    step, close, after, y = (1.0 if len(shown) == 1 else 0.9), 0.62, 0.0, 0.0
     for row in sorted(job["rows"], key=lambda row: row["control"]):  # stable
         for shots in shown:
             run = any(cell["shots"] == shots for cell in row["cells"])
-            y += 0.15 if run and marks and marks[-1][0] > y - step else 0  # room for the paper's mark above it
+            y += 0.15 if run and after == close else 0  # room for the paper's mark above it
             marks.append((y, row, shots))
-            y += step if run else close
+            after = step if run else close
+            y += after
         y += 0 if len(shown) == 1 else 0.45
     return marks
 
@@ -198,6 +200,8 @@ def _table_legend(job: dict, lines: Sequence[dict[str, str]]) -> list[Line2D | P
         label = "paper (other data)" if job["orientation_only"] else "paper"
         meanings.append(dot("D", label, mec=VERMILLION, mew=1.2, ms=4.5))
     folds = [dot(_cycle(FOLD_MARKERS, fold), f"fold {fold}", mec=BLUE, ms=4.5) for fold in fold_columns(job)]
+    if not folds:
+        return meanings
     empty = Line2D([], [], ls="", label=" ")
     return [handle for pair in zip_longest(meanings, folds, fillvalue=empty) for handle in pair]
 

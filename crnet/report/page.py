@@ -50,8 +50,7 @@ def write_page(job: Mapping[str, Any], results: Path) -> None:
     sections = [
         ("The paper's claims", _claims(job, results)),
         ("How to read the tables", [*shared.values()] or ["No table has been made yet."]),
-        *((_heading(table), _table(job, results, table, parts[table["name"]], shared)) for table in job["tables"]),
-        ("Shots and strategies", _curve(job, results)),
+        *_tables(job, results, parts, shared),
         ("Test episodes", _sheet(job, results)),
         ("Training", _losses(job, results)),
         ("Cost", _from_runs(job, results, render_cost)),
@@ -160,6 +159,16 @@ def _listed(job: Mapping[str, Any], names: Sequence[str]) -> str:
 
 def _and(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _tables(
+    job: Mapping[str, Any], results: Path, parts: Mapping[str, TablePart | None], shared: Mapping[str, str]
+) -> list[tuple[str, list[str]]]:
+    """A section for each table, and the curve over shots after the table that it shows, or last."""
+    names = [table["name"] for table in job["tables"]]
+    sections = [(_heading(table), _table(job, results, table, parts[table["name"]], shared)) for table in job["tables"]]
+    place = names.index(CURVE_TABLE) + 1 if CURVE_TABLE in names else len(names)
+    return [*sections[:place], ("Shots and strategies", _curve(job, results)), *sections[place:]]
 
 
 def _table(

@@ -4,7 +4,10 @@
 localrules:
     runs,
     table,
+    claims,
+    k_shot,
     losses,
+    page,
     sheet,
     track,
     tables,
@@ -60,6 +63,43 @@ rule table:
         figures=lambda wc, output: os.path.dirname(output[-1]),
     shell:
         "python -m crnet table --job {params.job:q} --tables {params.tables:q} --figures {params.figures:q} > {log:q} 2>&1"
+
+
+rule claims:
+    input:
+        [cell["counts"] for place in CLAIMS["places"].values() for cell in place["cells"]],
+    output:
+        f"{AT.results}/claims.csv",
+        report(f"{AT.results}/claims.md", category="Claims", caption="../report/claims.rst"),
+        report(f"{AT.results}/figures/claims.png", category="Claims", caption="../report/claims.rst"),
+        f"{AT.results}/figures/claims.svg",
+    log:
+        f"logs/report/{STUDY.study}-claims.log",
+    conda:
+        "../../environment.yml"
+    params:
+        job=canonical(CLAIMS),
+        out=lambda wc, output: os.path.splitext(output[0])[0],
+        figures=lambda wc, output: os.path.splitext(output[2])[0],
+    shell:
+        "python -m crnet claims --job {params.job:q} --out {params.out:q} --figures {params.figures:q} > {log:q} 2>&1"
+
+
+rule k_shot:
+    input:
+        f"{AT.results}/tables/table4.csv",
+    output:
+        report(f"{AT.results}/figures/k-shot.png", category="Plots", caption="../report/k-shot.rst"),
+        f"{AT.results}/figures/k-shot.svg",
+    log:
+        f"logs/report/{STUDY.study}-k-shot.log",
+    conda:
+        "../../environment.yml"
+    params:
+        job=canonical(TABLES.get(K_SHOT)),
+        out=lambda wc, output: os.path.splitext(output[0])[0],
+    shell:
+        "python -m crnet k-shot --job {params.job:q} --table {input:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule losses:
@@ -123,3 +163,24 @@ rule tables:
     input:
         [f"{AT.results}/tables/{name}.{suffix}" for name in TABLES for suffix in ["csv", "md", "tex"]],
         [f"{AT.results}/figures/{name}.{suffix}" for name in [*TABLES, "losses"] for suffix in FORMATS],
+        [f"{AT.results}/figures/k-shot.{suffix}" for suffix in FORMATS if K_SHOT],
+        rules.claims.output,
+
+
+rule page:
+    input:
+        rules.tables.input,
+        runs=f"{AT.results}/runs.csv",
+        sheet=[f"{AT.results}/figures/episodes.png"] if SHEET else [],
+    output:
+        page=f"{AT.results}/README.md",
+        html=report(f"{AT.work}/report/{STUDY.study}.html", category="Page", caption="../report/page.rst"),
+    log:
+        f"logs/report/{STUDY.study}-page.log",
+    conda:
+        "../../environment.yml"
+    params:
+        job=canonical(studies.page_job(PLAN, workflow.configfiles)),
+        results=lambda wc, output: os.path.dirname(output.page),
+    shell:
+        "python -m crnet page --job {params.job:q} --results {params.results:q} --html {output.html:q} > {log:q} 2>&1"
