@@ -65,7 +65,6 @@ rule all:
     default_target: True
     input:
         rules.tables.input,
-        rules.page.output,
         f"{AT.results}/runs.csv",
         f"{AT.work}/tracked/{STUDY.study}.txt",
         [f"{AT.results}/figures/episodes.{suffix}" for suffix in FORMATS if SHEET],

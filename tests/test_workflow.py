@@ -52,13 +52,14 @@ def finished(tmp_path_factory) -> Path:
 def test_everything_is_there(finished):
     results = finished / "results/tiny"
     names = {str(p.relative_to(results)) for p in results.rglob("*") if p.is_file()}
+    assert {"README.md", "claims.csv", "claims.md"} <= names
     for kind in ("csv", "md", "tex"):
-        assert f"tables/table3.{kind}" in names
-    for picture in ("table3", "losses", "episodes"):
+        assert {f"tables/{table}.{kind}" for table in ("table3", "table4", "table7")} <= names
+    for picture in ("table3", "table4", "table7", "claims", "k-shot", "losses", "episodes"):
         assert {f"figures/{picture}.png", f"figures/{picture}.svg"} <= names
     with open(results / "runs.csv") as stream:
         runs = list(csv.DictReader(stream))
-    assert Counter(row["kind"] for row in runs) == {"train": 6, "evaluate": 10}
+    assert Counter(row["kind"] for row in runs) == {"train": 10, "tune": 2, "evaluate": 28 + 2}  # two readings a finetuned one
     assert (finished / "mlflow.db").exists()
 
 
@@ -91,8 +92,8 @@ def test_a_checkout_with_results_but_no_work_renders_tables_and_would_train_for_
     copy = tmp_path / "clone"
     shutil.copytree(finished, copy, ignore=shutil.ignore_patterns("work", ".snakemake", "mlflow.db"))
     shutil.rmtree(copy / "results/tiny/tables")
-    assert planned(copy, "tables") == {"table": 1}
-    assert planned(copy)["train"] == 6
+    assert planned(copy, "tables") == {"table": 3, "k_shot": 1, "page": 1}
+    assert planned(copy)["train"] == 10
 
 
 def change_table(folder: Path, change) -> None:
@@ -119,11 +120,13 @@ class TestWhatRunsAgain:
 
     def test_a_label_its_table(self, finished):
         change_table(finished, lambda table: table["rows"][0].update(label="Base"))
-        assert planned(finished) == {"table": 1}
+        assert planned(finished) == {"table": 1, "page": 1}
 
     def test_a_variant_its_own_jobs(self, finished):
         change_table(finished, lambda table: table["rows"][3]["set"].update(model={"gate_tied": True}))
-        assert planned(finished) == Counter(train=2, evaluate=2, table=1, runs=1, losses=1, sheet=1, track=1)
+        assert planned(finished) == Counter(
+            train=2, evaluate=2, table=1, claims=1, runs=1, losses=1, sheet=1, track=1, page=1
+        )
 
     def test_a_new_row_its_own_jobs(self, finished):
         row = {
@@ -132,7 +135,7 @@ class TestWhatRunsAgain:
             "set": {"evaluate": {"scales": [0.75, 1.0, 1.25], "refinements": 10}},
         }
         change_table(finished, lambda table: table["rows"].append(row))
-        assert planned(finished) == Counter(evaluate=2, table=1, runs=1, track=1, losses=1)
+        assert planned(finished) == Counter(evaluate=2, table=1, runs=1, track=1, losses=1, page=1)
 
 
 def stopped(folder: Path, **changes) -> str:
@@ -160,7 +163,7 @@ def test_a_study_for_a_gpu_stops_on_a_machine_without(finished):
 
 def test_a_class_with_too_few_photos_stops_before_training(finished):
     benchmark = {**STUDY["benchmarks"]["pascal"], "episodes": {"count": 6, "seeds": [0], "shots": 20}}
-    output = stopped(finished, study="few", benchmarks={"pascal": benchmark})
+    output = stopped(finished, study="few", tables=["table3"], benchmarks={"pascal": benchmark})
     assert "too few test photos" in output
     assert not list((finished / "results").glob("few/evaluate"))
     assert "rule train" not in output
@@ -168,4 +171,4 @@ def test_a_class_with_too_few_photos_stops_before_training(finished):
 
 def test_lint_and_paper_dry_run(finished):
     assert "GPU" not in snakemake(finished, "--dry-run", study="configs/studies/paper.yaml").stderr
-    assert planned(finished, study="configs/studies/paper.yaml")["download"] == 3
+    assert planned(finished, study="configs/studies/paper.yaml")["download"] == 7

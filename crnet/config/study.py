@@ -193,17 +193,17 @@ def encoder_text(spec: Mapping[str, Any]) -> str:
     return f"{spec['name']} ({', '.join(layers)})" if layers else spec["name"]
 
 
-def page_job(plan: Plan, files: Iterable[str | os.PathLike]) -> dict[str, Any]:
+def page_job(plan: Plan) -> dict[str, Any]:
     """What a study's page says besides its results: its caption, its tables in order, how it was made."""
     study = plan.study
-    command = " ".join(["snakemake --cores all", *(["--configfile", *map(str, files)] if files else [])])
+    chosen = "" if study.study == DEFAULT_STUDY.stem else f" --configfile {DEFAULT_STUDY.with_stem(study.study)}"
     return {
         "study": study.study,
         "title": study.title,
         "caption": study.caption,
         "orientation_only": study.orientation_only,
         "tables": [{"name": name, "title": table.title} for name, table in plan.tables.items()],
-        "command": command,
+        "command": f"snakemake --cores all{chosen}",
     }
 
 

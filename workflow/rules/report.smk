@@ -159,17 +159,18 @@ rule track:
         "python -m crnet track {params.results:q} 2>&1 | tee {output:q} > {log:q}"
 
 
-rule tables:
-    input:
-        [f"{AT.results}/tables/{name}.{suffix}" for name in TABLES for suffix in ["csv", "md", "tex"]],
-        [f"{AT.results}/figures/{name}.{suffix}" for name in [*TABLES, "losses"] for suffix in FORMATS],
-        [f"{AT.results}/figures/k-shot.{suffix}" for suffix in FORMATS if K_SHOT],
-        rules.claims.output,
+# What is made from stored counts alone.
+RENDERED = [
+    *[f"{AT.results}/tables/{name}.{suffix}" for name in TABLES for suffix in ["csv", "md", "tex"]],
+    *[f"{AT.results}/figures/{name}.{suffix}" for name in [*TABLES, "losses"] for suffix in FORMATS],
+    *[f"{AT.results}/figures/k-shot.{suffix}" for suffix in FORMATS if K_SHOT],
+    *rules.claims.output,
+]
 
 
 rule page:
     input:
-        rules.tables.input,
+        RENDERED,
         runs=f"{AT.results}/runs.csv",
         sheet=[f"{AT.results}/figures/episodes.png"] if SHEET else [],
     output:
@@ -180,7 +181,13 @@ rule page:
     conda:
         "../../environment.yml"
     params:
-        job=canonical(studies.page_job(PLAN, workflow.configfiles)),
+        job=canonical(studies.page_job(PLAN)),
         results=lambda wc, output: os.path.dirname(output.page),
     shell:
         "python -m crnet page --job {params.job:q} --results {params.results:q} --html {output.html:q} > {log:q} 2>&1"
+
+
+rule tables:
+    input:
+        RENDERED,
+        rules.page.output,
