@@ -76,7 +76,12 @@ def show(results: Path) -> None:
     if not (results / "runs.csv").is_file():
         raise CrnetError(f"{results}: has no runs.csv; give the results folder of a finished study, e.g. results/demo.")
     click.echo(f"\nruns     {results / 'runs.csv'}")
-    for kind, pattern in (("page", "README.md"), ("claims", "claims.md"), ("table", "tables/*.md"), ("plot", "figures/*.png")):
+    for kind, pattern in (
+        ("page", "README.md"),
+        ("claims", "claims.md"),
+        ("table", "tables/*.md"),
+        ("plot", "figures/*.png"),
+    ):
         for path in sorted(results.glob(pattern)):
             click.echo(f"{kind:<8} {path}")
 

@@ -41,9 +41,7 @@ class Trial:
     diverged: int = 0
 
 
-def choose(
-    spec: dict, data: Path, encoder: Path | None, weights: Path, out: Path, device: str, threads: int
-) -> None:
+def choose(spec: dict, data: Path, encoder: Path | None, weights: Path, out: Path, device: str, threads: int) -> None:
     """Try every rate with every number of steps; write ``trials.csv`` and ``choice.json`` into ``out``.
 
     The highest mIoU wins, the fewest steps and then the lowest rate among equals.

@@ -10,6 +10,7 @@ from crnet.bootstrap import Bootstrap
 from crnet.errors import CrnetError
 from crnet.files import write_csv
 from crnet.report.cost import COLUMNS, CPU, GPU, costs, render_cost
+from crnet.report.finetuning import render_finetuning
 from crnet.report.page import slug, write_page
 from crnet.report.page_html import write_html
 from crnet.report.page_provenance import render_provenance
@@ -181,3 +182,17 @@ def test_html_stands_alone(results: Path) -> None:
 def test_anchors_are_githubs() -> None:
     assert slug("Table 4: K-shot, by fusion & finetuning") == "table-4-k-shot-by-fusion--finetuning"
     assert slug("The paper's claims") == "the-papers-claims"
+
+
+def test_finetuning_shows_chosen_settings_and_losses_once_a_job():
+    tuned = {"kind": "tune", "run": "trials", "train_run": "model", "variant": "crnet", "miou_untouched": "50.04"}
+    scored = {"kind": "evaluate", "run": "finetuned", "train_run": "model", "fold": "2", "seed": "0", "shots": "5"}
+    scored |= {"choice.lr": "0.0003", "choice.steps": "20", "support_loss_before": "0.8", "support_loss_after": "0.2"}
+    lines = [tuned | {"miou_ignore": "52.26"}, scored, scored | {"run": "finetuned+fusion"}]
+    lead, table, _ = render_finetuning(lines)
+    assert "25 %" in lead
+    rows = table.splitlines()
+    assert len(rows) == 3
+    cells = [cell.strip() for cell in rows[2].strip("|").split("|")]
+    assert cells == ["crnet", "2", "0", "5", "0.0003", "20", "50.0 → 52.3", "0.800 → 0.200"]
+    assert render_finetuning([{"kind": "train", "run": "model", "train_run": ""}]) == []

@@ -65,7 +65,8 @@ def write_evaluation(folder: Path, run: str, spec: dict, scales: tuple[float, ..
 def index(folder: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     jsons, logs = sorted(folder.glob("train/*/train.json")), sorted(folder.glob("train/*/log.csv"))
     evaluations = sorted(folder.glob("evaluate/*/evaluation.json"))
-    collect(jsons, logs, evaluations, folder / "runs.csv", folder / "training.csv")
+    choices = sorted(folder.glob("finetune/*/choice.json"))
+    collect(jsons, logs, choices, evaluations, folder / "runs.csv", folder / "training.csv")
     return read_csv(folder / "runs.csv"), read_csv(folder / "training.csv")
 
 
@@ -114,7 +115,7 @@ def test_order_of_reports_changes_no_byte(tmp_path: Path) -> None:
     first = [(tmp_path / name).read_bytes() for name in ("runs.csv", "training.csv")]
     trains, logs = (sorted(tmp_path.glob(f"train/*/{name}"), reverse=True) for name in ("train.json", "log.csv"))
     evaluations = sorted(tmp_path.glob("evaluate/*/evaluation.json"), reverse=True)
-    collect(trains, logs, evaluations, tmp_path / "runs.csv", tmp_path / "training.csv")
+    collect(trains, logs, [], evaluations, tmp_path / "runs.csv", tmp_path / "training.csv")
     assert [(tmp_path / name).read_bytes() for name in ("runs.csv", "training.csv")] == first
     assert [row["run"] for row in read_csv(tmp_path / "runs.csv")] == [
         "run-0",
@@ -190,11 +191,37 @@ def test_faulty_reports_are_refused_by_name(tmp_path: Path) -> None:
     report, log = tmp_path / "train/a/train.json", tmp_path / "train/a/log.csv"
     outputs = (tmp_path / "runs.csv", tmp_path / "training.csv")
     with pytest.raises(CrnetError, match=r"log.csv: has no train.json beside it"):
-        collect([], [log], [], *outputs)
+        collect([], [log], [], [], *outputs)
     copy = tmp_path / "copy/train.json"
     write_json(copy, json.loads(report.read_text()))
     with pytest.raises(CrnetError, match="run 'a' is reported twice"):
-        collect([report, copy], [], [], *outputs)
+        collect([report, copy], [], [], [], *outputs)
     write_json(copy, {"run": "b"})
     with pytest.raises(CrnetError, match=r"copy/train.json: is not the report of a run .*spec"):
-        collect([copy], [], [], *outputs)
+        collect([copy], [], [], [], *outputs)
+
+
+def test_trials_are_runs_and_a_finetuned_evaluation_is_two_rows(tmp_path: Path) -> None:
+    spec = training_spec()
+    write_training(tmp_path, "a", spec)
+    tuning = {"train": spec, "evaluate": {"shots": 5}, "finetune": {"lr": [0.1, 0.2]}}
+    chosen = {"lr": 0.2, "steps": 10, "miou": 51.5, "miou_untouched": 50.0}
+    write_json(tmp_path / "finetune/t/choice.json", {"run": "t", "spec": tuning, **ORIGIN, **chosen})
+    folder = tmp_path / "evaluate/a-5shot"
+    choice = {"choice": {"lr": 0.2, "steps": 10}}
+    finetuned = tuning | {"episodes": {"count": 1}, "evaluate": {"shots": 5, "strategy": "finetune"}}
+    write_json(folder / "evaluation.json", {"run": "a-5shot", "spec": finetuned, **ORIGIN, **choice})
+    losses = ("support_loss_before", "support_loss_after")
+    header = ("episode_seed", "episode", "class", "query", *QUERY_COLUMNS, *SUPPORT_COLUMNS, *losses)
+    for name, hit in (("counts", 10), ("counts-fusion", 20)):
+        counts = [0, 0, 1, "a", *(hit, 20, 60, 80), *(hit, 40, 60, 100), "", "", 0.8, 0.2]
+        write_csv(folder / f"{name}.csv", header, [counts])
+    rows = {row["run"]: row for row in index(tmp_path)[0]}
+    assert [row["kind"] for row in rows.values()] == ["train", "tune", "evaluate", "evaluate"]
+    assert (rows["t"]["choice.lr"], rows["t"]["choice.steps"], rows["t"]["miou_ignore"]) == ("0.2", "10", "51.5")
+    assert {rows[name]["train_run"] for name in ("t", "a-5shot", "a-5shot+fusion")} == {"a"}
+    first, fused = rows["a-5shot"], rows["a-5shot+fusion"]
+    assert (first["miou_ignore"], fused["miou_ignore"]) == ("50.0", "100.0")
+    assert (first["support_loss_before"], first["support_loss_after"]) == ("0.8", "0.2")
+    assert (first["evaluate.strategy"], fused["evaluate.strategy"]) == ("finetune", "finetune-fusion")
+    assert first["seconds"] == "12.5" and fused["seconds"] == ""

@@ -59,7 +59,11 @@ def test_everything_is_there(finished):
         assert {f"figures/{picture}.png", f"figures/{picture}.svg"} <= names
     with open(results / "runs.csv") as stream:
         runs = list(csv.DictReader(stream))
-    assert Counter(row["kind"] for row in runs) == {"train": 10, "tune": 2, "evaluate": 28 + 2}  # two readings a finetuned one
+    assert Counter(row["kind"] for row in runs) == {
+        "train": 10,
+        "tune": 2,
+        "evaluate": 28 + 2,
+    }  # two readings a finetuned one
     assert (finished / "mlflow.db").exists()
 
 

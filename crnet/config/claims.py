@@ -190,4 +190,8 @@ def _place_job(tables: Mapping[str, dict], quoted: Container[tuple[str, str]], p
         folds = {"folds": list(table["folds"]), "dataset_folds": table["dataset_folds"]}
         return {"cells": kept, **folds, "reported": False, "absent": ""}
     why = (row or {}).get("absent", {}).get(f"{place.shots}-shot") or "not in this study"
-    return {**nothing, "absent": f"{name}, {place.row}, {place.shots}-shot: {why}"}
+    # What the study leaves out as a whole needs no place, and is said once for both sides of a claim.
+    return {
+        **nothing,
+        "absent": why if why.startswith("the study") else f"{name}, {place.row}, {place.shots}-shot: {why}",
+    }

@@ -109,7 +109,7 @@ def evaluation_name(spec: Spec) -> str:
 
 
 def tuning_spec(evaluation: Spec) -> Spec | None:
-    """The trials that choose steps and rate of a finetuned evaluation: at one scale, so that all of a training share it."""
+    """The trials that choose how an evaluation finetunes: at one scale, so that all evaluations of a training share them."""
     if "finetune" not in evaluation:
         return None
     kept = {key: evaluation["evaluate"][key] for key in ("rev", "size", "refinements", "precision")}
@@ -237,7 +237,9 @@ def _evaluation(
     if evaluate["strategy"] == "fusion":
         return evaluation, False
     if shots < 2:
-        raise CrnetError(f"{where}.evaluate.strategy: {evaluate['strategy']} takes pairs of supports, at least 2 shots.")
+        raise CrnetError(
+            f"{where}.evaluate.strategy: {evaluate['strategy']} takes pairs of supports, at least 2 shots."
+        )
     if not trains(method):
         raise CrnetError(f"{where}.evaluate.strategy: {method} has no weights to finetune; its strategy is fusion.")
     # One job finetunes and writes both readings: they differ in the last step only.

@@ -13,6 +13,7 @@ from typing import Any
 from crnet.errors import CrnetError
 from crnet.files import atomic_write, read_csv
 from crnet.report.cost import render_cost
+from crnet.report.finetuning import render_finetuning
 from crnet.report.page_provenance import render_provenance
 from crnet.report.table_layout import DETAILS, READING
 from crnet.report.tables_markdown import ORIENTATION
@@ -51,6 +52,7 @@ def write_page(job: Mapping[str, Any], results: Path) -> None:
         ("The paper's claims", _claims(job, results)),
         ("How to read the tables", [*shared.values()] or ["No table has been made yet."]),
         *_tables(job, results, parts, shared),
+        *_finetuning(results),
         ("Test episodes", _sheet(job, results)),
         ("Training", _losses(job, results)),
         ("Cost", _from_runs(job, results, render_cost)),
@@ -243,6 +245,13 @@ def _from_runs(job: Mapping[str, Any], results: Path, render: Any) -> list[str]:
     path = results / "runs.csv"
     lines = read_csv(path) if path.is_file() else []
     return render(lines) if lines else _missing(job, "The list of runs", results, "runs.csv")
+
+
+def _finetuning(results: Path) -> list[tuple[str, list[str]]]:
+    """The section on finetuning; none for a study without."""
+    path = results / "runs.csv"
+    paragraphs = render_finetuning(read_csv(path)) if path.is_file() else []
+    return [("Finetuning: settings and loss on the supports", paragraphs)] if paragraphs else []
 
 
 def _again(job: Mapping[str, Any], results: Path) -> list[str]:

@@ -127,7 +127,7 @@ def _row(path: Path, kind: str) -> Row:
     if kind == "evaluate":
         identity["shots"] = spec["evaluate"]["shots"]
         if not failed:
-            report |= headline(path.with_name("counts.csv"))
+            report |= headline(path.with_name("counts.csv")) | support_losses(path.with_name("counts.csv"))
     status = {"status": "failed" if failed else "finished", "failed": failed}
     versions = flatten({"versions": report.pop("versions", {})})
     return {**report, **versions, **settings, **identity, **status, "spec": spec}
@@ -142,6 +142,13 @@ def headline(counts_csv: Path) -> dict[str, float]:
         for void in ("ignore", "background")
     }
     return {name: round(100 * value, 4) for name, value in scores.items()}
+
+
+def support_losses(counts_csv: Path) -> dict[str, float]:
+    """Mean loss on the supports before and after finetuning; nothing of a network that was not finetuned."""
+    rows = read_csv(counts_csv)
+    names = [name for name in ("support_loss_before", "support_loss_after") if name in rows[0]]
+    return {name: round(sum(float(row[name]) for row in rows) / len(rows), 6) for name in names}
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> Row:
