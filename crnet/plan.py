@@ -1,161 +1,221 @@
-"""``crnet plan``: what a study would run and need, before anything is run. Imports no torch."""
+"""``crnet plan``: what a study would run and need, before anything is run. Imports no torch.
+
+Sizes that are not known before the data are there are estimates; each line says what it rests on.
+"""
 
 import os
-import shutil
+import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from crnet.config import resolve, study
 from crnet.config.defaults import JOB_BYTES, POOL_BYTES
-from crnet.config.resolve import Plan
+from crnet.config.resolve import Cell, Plan
 from crnet.config.study import Layout
-from crnet.data import transforms
-from crnet.data.archives import Archive, is_verified
-from crnet.data.archives import resolve as resolve_archive
-from crnet.data.index import Index
+from crnet.data.archives import is_verified
+from crnet.files import read_json
 from crnet.gpu import has_nvidia_gpu
+from crnet.sizes import (
+    GIB,
+    DataSet,
+    Need,
+    archive_bytes,
+    archives_of,
+    episodes_of,
+    file_systems,
+    jobs_at_once,
+    needs_of,
+    plural,
+    readable,
+)
 
-GIB = 2**30
-EXTRACTED_SHARE = 1.05  # bytes on disk after extraction, of a VOC or SBD archive (JPEGs do not shrink)
+WIDTH = 110  # of what is printed
 
 
 def describe(files: Sequence[Path]) -> str:
-    """The plan of a study as text: counts, downloads, disk, memory, warnings where this machine falls short."""
+    """The plan of a study as text: counts, data, disk, memory, warnings where this machine falls short."""
     plan = study.load(files)
     layout = Layout(plan)
-    disk, lines = _disk(plan, layout)
-    return "\n".join([*_counts(plan), "", *_data(plan, layout), "", *lines, "", *_warnings(plan, layout, disk)])
+    data = [DataSet(spec, layout) for spec in plan.datasets.values()]
+    needs = needs_of(plan, layout, data)
+    parts = [_runs(plan), _work(plan, data), _data_lines(plan, layout, data), _disk_lines(needs)]
+    return "\n\n".join("\n".join(lines) for lines in [*parts, _warnings(plan, needs)])
 
 
-def _counts(plan: Plan) -> list[str]:
-    asked = len(plan.cells)
-    trained = [cell for cell in plan.cells if "train" in plan.evaluations[cell.evaluation]["train"]]
-    lines = [
-        f"study        {plan.study.study}: {plan.study.title}",
-        f"device       {plan.study.device}, {plan.study.threads} thread(s) a job",
-        f"trainings    {len(plan.trainings)}, shared by {len(trained)} table cells",
-        f"evaluations  {len(plan.evaluations)}, shared by {asked} table cells",
-    ]
+def _line(name: str, text: str) -> list[str]:
+    """``text`` behind ``name``, wrapped to the width."""
+    return textwrap.wrap(f"{name:<14}{text}", WIDTH, subsequent_indent=" " * 14, break_on_hyphens=False)
+
+
+def _aligned(rows: Iterable[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
+    """Rows of cells in columns: those in ``left`` flush left, others right."""
+    rows = [list(row) for row in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(f"{c:<{w}}" if i in left else f"{c:>{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        .rstrip() for row in rows
+    ]  # fmt: skip
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number else "-"
+
+
+def _runs(plan: Plan) -> list[str]:
+    """The runs of each table, what the tables share, and what the study leaves out."""
+    lines = _line("study", f"{plan.study.study}: {plan.study.title}")
+    lines += [*_line("device", f"{plan.study.device}, {plural(plan.study.threads, 'thread')} a job"), ""]
+    rows = [("table", "rows run", "reported", "left out", "cells", "trainings", "tunings", "evaluations")]
     for name, table in plan.tables.items():
         cells = [cell for cell in plan.cells if cell.table == name]
-        evaluations = {cell.evaluation for cell in cells}
-        specs = [plan.evaluations[e]["train"] for e in evaluations]
-        trainings = {resolve.training_name(spec) for spec in specs if "train" in spec}
-        lines.append(f"  {name:<10} {len(table.rows)} rows: {len(trainings)} trainings, {len(evaluations)} evaluations")
-    episodes = sum(len(e["episodes"]["seeds"]) * e["episodes"]["count"] for e in plan.evaluations.values())
-    lines.append(f"test         {episodes:,} episode predictions")
-    budgets = Counter((t["train"]["epochs"], t["train"]["epoch_episodes"]) for t in plan.trainings.values())
-    for (epochs, count), number in budgets.items():
-        each = f"{epochs} epochs x {count:,} episodes" if count else f"{epochs} epochs x the fold's training pairs"
-        lines.append(f"budget       {number} trainings of {each}")
-    if plan.study.device == "cuda":
-        lines.append("GPU-hours    not known: no step times of a GPU have been measured yet")
-    else:
-        lines.append("CPU-hours    not known beforehand; each run's seconds are in runs.csv afterwards")
+        run = {row.id for row in table.rows} & {cell.row for cell in cells}
+        reported = sum(row.reported for row in table.rows)
+        counts = (len(run), reported, len(table.rows) - len(run) - reported, len(cells), *_distinct(plan, cells))
+        rows.append((name, *map(_count, counts)))
+    alone, shared = _alone(plan), (len(plan.trainings), len(plan.tunings), len(plan.evaluations))
+    blank = ("", "", "", "")
+    rows.append(("if no cell shared", "", "", "", _count(len(plan.cells)), *map(_count, alone)))
+    rows.append(("study, all shared", *blank, *map(_count, shared)))
+    rows.append(("saved", *blank, *(_count(a - b) for a, b in zip(alone, shared, strict=True))))
+    lines += _aligned(rows)
+    lines += ["", *_line("cells", "a row at one number of shots, one fold and one seed")]
+    if plan.study.controls:
+        names = ", ".join(plan.study.controls)
+        lines += _line("controls", f"in every table besides, with one seed and nothing to train: {names}")
+    return lines + _left_out(plan)
+
+
+def _distinct(plan: Plan, cells: Iterable[Cell]) -> tuple[int, int, int]:
+    """Trainings, tunings and evaluations that fill ``cells``."""
+    evaluations = {cell.evaluation: plan.evaluations[cell.evaluation] for cell in cells}
+    trainings = {resolve.training_name(e["train"]) for e in evaluations.values() if "train" in e["train"]}
+    tunings = {resolve.tuning_name(spec) for e in evaluations.values() if (spec := resolve.tuning_spec(e))}
+    return len(trainings), len(tunings), len(evaluations)
+
+
+def _alone(plan: Plan) -> tuple[int, int, int]:
+    """Trainings, tunings and evaluations if each cell had its own."""
+    specs = [plan.evaluations[cell.evaluation] for cell in plan.cells]
+    return sum("train" in spec["train"] for spec in specs), sum("finetune" in spec for spec in specs), len(specs)
+
+
+def _left_out(plan: Plan) -> list[str]:
+    """One line a reason: which tables lose how many rows at which shots."""
+    places: dict[str, Counter] = {}
+    for (table, row, shots), reason in plan.not_run.items():
+        kind = "control" if row in plan.study.controls else "row"
+        places.setdefault(reason, Counter())[table, shots, kind] += 1
+    lines = []
+    for reason, counts in places.items():
+        texts: dict[tuple[str, int], list[str]] = {}
+        for (table, shots, kind), number in counts.items():
+            texts.setdefault((table, shots), []).append(plural(number, kind))
+        where = ", ".join(f"{table} {shots}-shot ({', '.join(parts)})" for (table, shots), parts in texts.items())
+        lines += _line("left out", f"{where}: {reason}")
     return lines
 
 
-def _data(plan: Plan, layout: Layout) -> list[str]:
+def _work(plan: Plan, data: Sequence[DataSet]) -> list[str]:
+    """How much the runs have to do: episodes, steps, hours as far as known."""
+    at_hand = {resolve.dataset_name(d.spec): d for d in data}
+    budgets: dict[tuple[str, int, int], list[int | None]] = {}
+    for training in plan.trainings.values():
+        settings, spec = training["train"], training["dataset"]
+        count = settings["epoch_episodes"] or at_hand[resolve.dataset_name(spec)].training_pairs_of(training)
+        key = spec["name"], settings["epochs"], settings["epoch_episodes"]
+        budgets.setdefault(key, []).append(count and count * settings["epochs"])
     lines = []
-    for spec in plan.datasets.values():
-        folder = Path(layout.data(spec))
-        if (folder / "dataset.json").is_file():
-            index = Index.load(folder)
-            lines.append(
-                f"data         {spec['name']}: prepared, {len(index.photos):,} photos, digest {index.digest[:16]}"
-            )
-            lines.append(f"             {index.subset or 'the whole data set'}")
+    for (name, epochs, count), episodes in budgets.items():
+        each = plural(count, "episode") if count else "the fold's training pairs"
+        known = "not known before the data are prepared" if None in episodes else f"{sum(episodes):,} episodes"
+        text = f"{plural(len(episodes), 'run')} on {name} of {plural(epochs, 'epoch')} x {each}: {known}"
+        lines += _line("training", text)
+    finetuned = {name: e for name, e in plan.evaluations.items() if "finetune" in e}
+    if finetuned:
+        fused = len({cell.evaluation for cell in plan.cells if cell.fused})
+        episodes = [episodes_of(e) for e in finetuned.values()]
+        steps = sum(n * max(e["finetune"]["steps"]) for n, e in zip(episodes, finetuned.values(), strict=True))
+        trials = sum(_trial_steps(spec["finetune"]) for spec in plan.tunings.values())
+        each = next(iter(plan.tunings.values()))["finetune"]
+        rates, stops = len(set(each["lr"])), len(set(each["steps"]))
+        tried = f"{plural(rates, 'rate')} x {plural(stops, 'number')} of steps"
+        lines += _line(
+            "tuning",
+            f"{plural(len(plan.tunings), 'run')} of {tried} on {plural(each['trial_episodes'], 'episode')}: "
+            f"{trials:,} steps of finetuning",
+        )
+        lines += _line(
+            "finetuning",
+            f"{plural(len(finetuned), 'evaluation')}, {fused} of them also fused: {sum(episodes):,} episodes, "
+            f"at most {steps:,} steps",
+        )
+    predicted = sum(map(episodes_of, plan.evaluations.values()))
+    lines += _line("test", f"{predicted:,} episodes, the finetuned ones among them")
+    if plan.study.device == "cuda":
+        return lines + _line("GPU-hours", "not known: no step times of a GPU have been measured yet")
+    return lines + _line("CPU-hours", "not known beforehand; each run's seconds are in runs.csv afterwards")
+
+
+def _trial_steps(settings: dict) -> int:
+    """Of one tuning: each rate goes to the most steps, the fewer are stations on the way."""
+    return len(settings["lr"]) * settings["trial_episodes"] * max(settings["steps"])
+
+
+def _data_lines(plan: Plan, layout: Layout, data: Sequence[DataSet]) -> list[str]:
+    lines = []
+    for each in data:
+        name = each.spec["name"]
+        if each.prepared:
+            about = read_json(each.folder / "dataset.json")
+            text = f"{name}: prepared, {about['subset'] or 'the whole data set'}, digest {about['digest'][:16]}"
         else:
-            lines.append(f"data         {spec['name']}: not prepared yet")
-    for archive, path in _archives(plan, layout).items():
-        if is_verified(archive, Path(layout.archives)):
+            photos = each.photos
+            text = f"{name}: not prepared yet" + (f", {photos:,} photos" if photos else "")
+        lines += _line("data", text)
+    rows = []
+    for archive, path in archives_of(plan, layout).items():
+        if is_verified(archive, path.parent):
             state = "verified"
         else:
             state = "to be verified" if path.is_file() else "to be downloaded"
-        size = f"{archive.size / GIB:.2f} GiB" if archive.size else "size not known"
-        lines.append(f"archive      {archive.name}: {size}, {state}")
-    return lines or ["data         no archives: everything is generated"]
+        rows.append(("archive     ", archive.name, readable(archive_bytes(archive, path)), state))
+    return lines + (_aligned(rows, (0, 1, 3)) if rows else _line("archives", "none: everything is generated"))
 
 
-def _archives(plan: Plan, layout: Layout) -> dict[Archive, Path]:
-    settings = {name: s.model_dump(exclude_none=True) for name, s in plan.study.archives.items()}
-    names = [a for spec in plan.datasets.values() for a in layout.archive_names("dataset", spec)]
-    names += [a for spec in plan.encoders.values() for a in layout.archive_names("encoder", spec)]
-    archives = [resolve_archive(name, settings) for name in dict.fromkeys(names)]
-    return {archive: Path(layout.archives) / archive.name for archive in archives}
+def _disk_lines(needs: Sequence[Need]) -> list[str]:
+    rows = [("disk", "whole", "to come", "")]
+    rows += [(need.name, readable(need.whole), readable(need.to_come), need.basis) for need in needs]
+    unknown = [need.name for need in needs if need.whole is None or need.to_come is None]
+    whole, to_come = sum(need.whole or 0 for need in needs), sum(need.to_come or 0 for need in needs)
+    note = f"without what is not known: {', '.join(unknown)}" if unknown else ""
+    rows.append(("total", readable(whole), readable(to_come), note))
+    for folder, _, free in file_systems(needs):
+        rows.append(("free", "", readable(free), f"on the disk of {folder}"))
+    return _aligned(rows, (0, 3))
 
 
-def _disk(plan: Plan, layout: Layout) -> tuple[int, list[str]]:
-    archives = _archives(plan, layout)
-    missing = sum(a.size or 0 for a, path in archives.items() if not path.is_file())
-    extracted = sum(
-        int((a.size or 0) * EXTRACTED_SHARE) for a in archives if a.name.endswith((".tar", ".tgz"))
-        and not Path(layout.extracted_root).exists()
-    )  # fmt: skip
-    features = 0
-    for spec in {layout.features(t): t for t in plan.trainings.values() if layout.features(t)}.values():
-        if not (Path(layout.features(spec)) / "features.json").is_file():
-            features += _feature_bytes(plan, layout, spec)
-    need = missing + extracted + features
-    lines = [f"download     {missing / GIB:.2f} GiB", f"disk         {need / GIB:.2f} GiB more than now"]
-    lines.append(
-        f"memory       at most {_memory(plan) / GIB:.1f} GiB, most of it embedded test photos that may be kept"
-    )
-    if features:
-        lines.append(f"             of it cached features {features / GIB:.2f} GiB")
-    if features and any("channels" not in _encoder_channels(s["encoder"]) for s in plan.trainings.values()):
-        lines.append("             (features of an encoder from outside are assumed to have 1536 channels)")
-    return need, lines
+def _memory(plan: Plan) -> int:
+    """Bytes that the jobs of a study take at most."""
+    return jobs_at_once(plan) * (JOB_BYTES + POOL_BYTES)
 
 
-def _memory(plan: Plan) -> float:
-    """Bytes that the jobs of a study take at most: as many at once as threads and GPUs let Snakemake start."""
-    jobs = 1 if plan.study.device == "cuda" else max(1, (os.cpu_count() or 1) // plan.study.threads)
-    return jobs * (JOB_BYTES + POOL_BYTES)
-
-
-def _encoder_channels(spec: dict) -> dict:
-    from crnet.config.settings import component
-
-    if ":" in spec["name"]:
-        return {}
-    layers = component("encoder", spec["name"], "encoder").literals["LAYERS"]
-    return {"channels": sum(layers[layer] for layer in spec["layers"])}
-
-
-def _feature_bytes(plan: Plan, layout: Layout, training: dict) -> int:
-    """Bytes of a feature store: photos and pairs, times views, times maps in half precision."""
-    data = Path(layout.data(training["dataset"]))
-    if (data / "dataset.json").is_file():
-        index = Index.load(data)
-        items = len({p.image for p in index.pairs("train", range(1, len(index.classes) + 1))})
-        items += len(index.pairs("train", range(1, len(index.classes) + 1)))
-    else:
-        items = int(2.7 * training["dataset"].get("images_train", 10_092))
-    cells = (-(-training["train"]["size"] // 8)) ** 2
-    channels = _encoder_channels(training["encoder"]).get("channels", 1536)
-    return items * transforms.VIEWS[training["train"]["views"]] * cells * channels * 2
-
-
-def _warnings(plan: Plan, layout: Layout, disk: int) -> list[str]:
-    warnings = []
+def _warnings(plan: Plan, needs: Sequence[Need]) -> list[str]:
+    need_memory, cores = _memory(plan), os.cpu_count() or 1
+    text = f"at most {need_memory / GIB:.0f} GiB, most of it embedded test photos that may be kept"
+    lines, warnings = _line("memory", text), []
     if plan.study.device == "cuda" and not has_nvidia_gpu():
         warnings.append("this machine has no NVIDIA GPU, and the study needs one (device: cuda)")
-    free = shutil.disk_usage(_existing(Path(layout.work))).free
-    if free < disk:
-        warnings.append(f"{layout.work}: {free / GIB:.1f} GiB free, {disk / GIB:.1f} GiB needed")
+    for folder, to_come, free in file_systems(needs):
+        if free < to_come:
+            warnings.append(f"too little disk for {folder}: {readable(free)} free, {readable(to_come)} needed")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if memory < _memory(plan):
+    if memory < need_memory:
         warnings.append(
-            f"{memory / GIB:.0f} GiB of memory, jobs may take {_memory(plan) / GIB:.0f} GiB; use fewer --cores"
+            f"{memory / GIB:.0f} GiB of memory, jobs may take {need_memory / GIB:.0f} GiB; use fewer --cores"
         )
-    cores = os.cpu_count() or 1
     if plan.study.threads > cores:
-        warnings.append(f"a job wants {plan.study.threads} threads, this machine has {cores} cores")
-    return [f"WARNING      {text}" for text in warnings] or ["machine      falls short in nothing that is checked"]
-
-
-def _existing(path: Path) -> Path:
-    path = path.absolute()
-    return next(folder for folder in [path, *path.parents] if folder.exists())
+        warnings.append(f"a job wants {plural(plan.study.threads, 'thread')}, this machine has {cores} cores")
+    if not warnings:
+        return lines + _line("machine", "falls short in nothing that is checked")
+    return lines + [line for text in warnings for line in _line("WARNING", text)]

@@ -1,0 +1,259 @@
+"""What ``crnet plan`` says: counts by hand, sizes by hand, and where the machine falls short."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from crnet import plan as planning
+from crnet.config import study
+from crnet.config.settings import component
+from crnet.errors import CrnetError
+from crnet.files import write_csv
+from crnet.plan import WIDTH, describe
+from crnet.sizes import DataSet, archives_of, needs_of, readable, weight_bytes
+
+ROOT = Path(__file__).resolve().parents[1]
+PAPER, DEMO, PHOTOS = (ROOT / f"configs/studies/{name}.yaml" for name in ("paper", "demo", "photos"))
+TINY = ROOT / "tests/tiny.yaml"
+GIB = 2**30
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(monkeypatch, tmp_path):
+    """Nothing is downloaded or prepared here, and all encoders are found."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules/resnet50v2.py").write_text("")  # stands in for an encoder from outside, which is not shipped
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+
+
+@pytest.fixture
+def photos_here(tmp_path) -> Path:
+    """The list of photos is named relative to the checkout."""
+    subset = {"dataset": {"subset": str(ROOT / "configs/studies/photos-ids.txt")}}
+    file = tmp_path / "here.yaml"
+    file.write_text(json.dumps({"benchmarks": {"pascal": subset, "k-shot": subset}}))
+    return file
+
+
+def row(text: str, name: str) -> list[str]:
+    """What follows ``name`` at the start of a line, cell by cell; cells are two blanks apart."""
+    lines = [line for line in text.splitlines() if line.startswith(f"{name}  ")]
+    assert len(lines) == 1, f"{len(lines)} lines start with {name}"
+    return re.split(r"\s{2,}", lines[0])[1:]
+
+
+def sizes(*files: Path) -> dict[str, tuple[float | None, float | None]]:
+    plan = study.load(files)
+    layout = study.Layout(plan)
+    data = [DataSet(spec, layout) for spec in plan.datasets.values()]
+    return {need.name: (need.whole, need.to_come) for need in needs_of(plan, layout, data)}
+
+
+def test_counts_of_the_papers_study():
+    text = describe([PAPER])
+    # 4 folds x 3 seeds = 12 runs a row and number of shots; 2 controls x 4 folds = 8 besides; COCO has 1 fold.
+    # rows run, reported, left out, cells, trainings, tunings, evaluations
+    assert row(text, "table2") == ["3", "-", "-", "44", "36", "-", "44"]  # 3 x 12 + 8
+    # Multi-scale is the stripped model's training: 3 kinds x 12.
+    assert row(text, "table3") == ["4", "-", "-", "56", "36", "-", "56"]  # 4 x 12 + 8
+    assert row(text, "refinement-steps") == ["4", "-", "-", "56", "12", "-", "56"]  # one training serves 4 rows
+    # Each of 2 models: fusion at 3 shots, finetune at 2, finetune + fusion at 2: 7 x 12 cells, controls 3 x 8; the last
+    # two are one evaluation: 5 x 12. Tunings are one a training: 2 x 12.
+    assert row(text, "table4") == ["6", "-", "-", "192", "24", "24", "144"]
+    assert row(text, "table5") == ["2", "8", "-", "32", "24", "-", "32"]  # 2 x 12 + 8
+    assert row(text, "table6") == ["2", "8", "-", "32", "24", "24", "32"]
+    assert row(text, "table7") == ["4", "-", "-", "28", "12", "-", "28"]  # 4 rows x 2 shots x 3 seeds + 2 controls x 2
+    # Alone: 440 cells; less the controls' 8 + 8 + 8 + 24 + 8 + 8 + 4 = 68 they are trained; 4 x 24 + 24 are finetuned.
+    assert row(text, "if no cell shared") == ["440", "372", "120", "440"]
+    # Trainings: condition, cross-reference, both, refinement, full, full with VGG16: 6 x 12, and COCO's 4 x 3.
+    # Tunings: both, full, full with VGG16: 3 x 12.
+    # Evaluations, PASCAL: table 2's 3, table 3's other 3, 4 numbers of refinements, VGG16: 11 x 12 + 8 = 140;
+    # k-shot: table 4's 144 and VGG16's 12 = 156; COCO 28.
+    assert row(text, "study, all shared") == ["84", "36", "324"]
+    assert row(text, "saved") == ["288", "84", "116"]
+    assert "left out  " not in text.replace("left out  cells", "")
+
+
+def test_work_of_the_papers_study():
+    text = " ".join(describe([PAPER]).split())
+    # A fold trains on the 13,680 published pairs but its own: 3 x 13,680 over 4 folds; 6 kinds x 3 seeds, 200 epochs.
+    assert "72 runs on pascal5i of 200 epochs x the fold's training pairs: 147,744,000 episodes" in text
+    assert "12 runs on coco2014 of 200 epochs x 10,260 episodes: 24,624,000 episodes" in text
+    # 3 rates x 100 episodes x 50 steps, on which those of 10 and 25 are stations: 15,000 each.
+    assert "36 runs of 3 rates x 3 numbers of steps on 100 episodes: 540,000 steps" in text
+    # Table 4's 2 models x 2 shots x 12, of which all are also fused, and table 6's 12 of VGG16; 1,000 episodes each.
+    assert "60 evaluations, 48 of them also fused: 60,000 episodes, at most 3,000,000 steps" in text
+    # 140 of PASCAL and 28 of COCO with 5 x 1,000 episodes, 156 of k-shot with 1,000.
+    assert "996,000 episodes, the finetuned ones among them" in text
+
+
+def test_counts_of_the_demo():
+    text = describe([DEMO])
+    # As the paper's, with one seed: 4 runs a row and number of shots.
+    assert row(text, "table2") == ["3", "-", "-", "20", "12", "-", "20"]
+    assert row(text, "table4") == ["6", "-", "-", "80", "8", "8", "64"]  # cells 7 x 2 x 4 + 24, runs 5 x 2 x 4 + 24
+    assert row(text, "table6") == ["2", "8", "-", "16", "8", "8", "16"]
+    assert row(text, "table7") == ["4", "-", "-", "12", "4", "-", "12"]
+    # Evaluations: 11 x 4 + 8 of pascal, (2 x 5 + 1) x 4 + 24 of k-shot, 4 x 2 + 4 of coco.
+    assert row(text, "study, all shared") == ["28", "12", "132"]
+    assert "archives      none: everything is generated" in text
+    assert sizes(DEMO)["archives"] == sizes(DEMO)["extracted"] == (0, 0)
+
+
+def test_disk_of_the_papers_study():
+    found = sizes(PAPER)
+    voc, sbd, coco = 1_999_639_040, 1_419_539_633, 13_510_573_713 + 6_645_013_297 + 252_872_794
+    resnet, vgg = 102_530_333, 553_433_881
+    expected = {
+        "archives": voc + sbd + coco + resnet + vgg,  # each once, though two tables ask for VGG16's
+        "extracted": 1.1 * (voc + sbd),  # COCO's are read in place, weights are not unpacked
+        "prepared": 11_473 * 4400 + (82_783 + 40_504) * 2700,
+        "encoders": 2 * 100e6,
+        "features": 0,  # encoded while training
+        # 9 x 256 weights a channel of the encoder, 191 x 256^2 and FC layers of 4 x 128 x 256 behind, 4 bytes each:
+        # 60 models on the last 2048 channels, 12 on all 3072, 12 on VGG16's 1024.
+        "weights": 4 * (60 * 2048 + 12 * 3072 + 12 * 1024) * 9 * 256 + 4 * 84 * 193 * 256**2,
+        # The largest is COCO's with refinement: weights, momentum, 2 x 41 x 41 x 2 bytes a pair; and the one before.
+        "states": 2 * (2 * 4 * (2048 * 9 * 256 + 193 * 256**2) + 240_070 * 6724),
+        "results": 100 * (996_000 + 60_000),
+    }
+    assert found == {name: (pytest.approx(size), pytest.approx(size)) for name, size in expected.items()}
+    text = describe([PAPER])
+    assert row(text, "total")[:2] == [f"{sum(expected.values()) / GIB:.2f} GiB"] * 2 == ["35.65 GiB"] * 2
+    assert "22.80 GiB  22.80 GiB  7 of 7 archives to download" in text
+    assert "1.1 x 2 archives, 3 archives read in place" in text
+
+
+def test_features_of_photos_are_exact(photos_here):
+    # Preparing these photos gave 1,281 training photos and pairs, and two maps of 29 x 29 x 512 and 1024 halves.
+    assert sizes(PHOTOS, photos_here)["features"][0] == 1281 * 29 * 29 * (512 + 1024) * 2
+    assert "1 store, 1,536 channels assumed" in describe([PHOTOS, photos_here])
+
+
+def test_rows_that_a_study_leaves_out(photos_here):
+    text = describe([PHOTOS, photos_here])
+    assert "left out      table4 10-shot (6 rows, 2 controls): the study leaves out 10 shots\n" in text
+    assert "left out      table5 1-shot (1 row), table6 5-shot (1 row): the study has no encoder vgg16\n" in text
+    assert row(text, "table4")[:3] == ["6", "-", "-"]  # run at the other shots
+    assert row(text, "table5")[:3] == ["1", "8", "1"]
+
+
+def test_an_absent_list_of_photos_is_one_sentence():
+    with pytest.raises(CrnetError, match=r"photos-ids\.txt, setting subset, is absent") as caught:
+        describe([PHOTOS])
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_there_is_not_to_come(tmp_path):
+    before = sizes(TINY)
+    plan = study.load([TINY])
+    layout = study.Layout(plan)
+    spec = next(spec for spec in plan.datasets.values() if spec["name"] == "shapes5i")
+    folder = Path(layout.data(spec))
+    folder.mkdir(parents=True)
+    (folder / "dataset.json").write_text(json.dumps({"subset": None, "digest": "0123456789abcdef" * 4}))
+    write_csv(folder / "images.csv", ["image"], [["a"], ["b"], ["c"]])
+    write_csv(
+        folder / "pairs.csv", ["image", "class", "split"], [["a", 1, "train"], ["a", 2, "train"], ["b", 1, "val"]]
+    )
+    training = next(iter(plan.trainings))
+    weights = Path(layout.training(training)) / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"")
+    after = sizes(TINY)
+    assert after["prepared"][1] == int(280 * (8000 + 0.55 * 64**2))  # shapes80's alone
+    assert after["weights"][1] == pytest.approx(before["weights"][1] - weight_bytes(plan.trainings[training]))
+    # One photo and its two pairs, 8 x 8 cells of 64 + 96 channels in half precision, in place of an estimate.
+    data = DataSet(spec, layout)
+    assert (data.training_photos, data.training_pairs()) == (1, 2)
+    estimate = 40 + int(40 * 2.1)
+    assert before["features"][0] - after["features"][0] == (estimate - 3) * 8 * 8 * (64 + 96) * 2
+    assert "shapes5i: prepared, the whole data set, digest 0123456789abcdef\n" in describe([TINY])
+
+
+def test_placed_and_half_downloaded_archives(tmp_path):
+    before = sizes(PAPER)["archives"]
+    folder = tmp_path / "data/archives"
+    folder.mkdir(parents=True)
+    (folder / "benchmark.tgz").write_bytes(bytes(10))
+    (folder / "val2014.zip.part").write_bytes(bytes(1000))
+    after = sizes(PAPER)["archives"]
+    assert before[1] - after[1] == 1_419_539_633 + 1000
+    text = describe([PAPER])
+    assert "6 of 7 archives to download" in text
+    assert re.search(r"benchmark\.tgz +0\.1 MiB  to be verified", text)
+
+
+def test_an_archive_of_unknown_size_is_said_to_be_so(tmp_path):
+    (tmp_path / "mirror.yaml").write_text(
+        json.dumps({"archives": {"benchmark.tgz": {"checksum": "sha256:" + "0" * 64}}})
+    )
+    text = describe([PAPER, tmp_path / "mirror.yaml"])
+    assert row(text, "archives")[:2] == ["not known", "not known"]
+    assert row(text, "total")[-1] == "without what is not known: archives, extracted"
+
+
+def test_each_archive_is_counted_once():
+    plan = study.load([PAPER], {"encoders": {"other": {"name": "resnet50", "layers": ["layer2", "layer3"]}}})
+    names = [archive.name for archive in archives_of(plan, study.Layout(plan))]
+    assert len(names) == len(set(names)) == 7
+
+
+def test_warnings(monkeypatch):
+    monkeypatch.setattr(planning, "has_nvidia_gpu", lambda: False)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=30 * GIB))
+    text = describe([PAPER])
+    assert "WARNING       this machine has no NVIDIA GPU, and the study needs one (device: cuda)" in text
+    assert re.search(r"WARNING too little disk for .*: 30\.00 GiB free, 35\.65 GiB needed", " ".join(text.split()))
+    monkeypatch.setattr(planning, "has_nvidia_gpu", lambda: True)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=36 * GIB))
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 64 * GIB // 4096}[name])
+    text = describe([PAPER])
+    assert "WARNING" not in text
+    assert "machine       falls short in nothing that is checked" in text
+    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 8 * GIB // 4096}[name])
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    text = describe([PAPER])
+    assert "8 GiB of memory, jobs may take 9 GiB" in text
+    assert "a job wants 4 threads, this machine has 2 cores" in text
+
+
+@pytest.mark.parametrize("file", [DEMO, PAPER, PHOTOS, TINY], ids=lambda path: path.stem)
+def test_output_is_for_people(file, photos_here):
+    text = describe([file, photos_here] if file == PHOTOS else [file])
+    assert max(map(len, text.splitlines())) <= WIDTH
+    assert not re.search(r"\d\.\d{3}", text)  # no float tails
+    assert "None" not in text
+
+
+@pytest.mark.parametrize("switches", [{}, {"multi_level": False}, {"cross_reference": False}, {"refinement": False}])
+def test_weights_are_estimated_from_above(switches):
+    from crnet import methods
+
+    model = component("method", "crnet", "test").settings({"width": 64, **switches}, "test")
+    training = {"method": "crnet", "model": model, "encoder": {"name": "small", "layers": ["layer3", "layer4"]}}
+    real = 4 * sum(t.numel() for t in methods.build("crnet", (64, 96), model).state_dict().values())
+    assert real <= weight_bytes(training) <= 2 * real
+    if not switches:
+        assert weight_bytes(training) <= 1.01 * real
+
+
+def test_readable_sizes():
+    assert [readable(n) for n in (None, 0, 1, 5 * 2**20, GIB // 10 + 1, 2000 * GIB)] == [
+        "not known", "-", "0.1 MiB", "5.0 MiB", "0.10 GiB", "2,000.00 GiB",
+    ]  # fmt: skip
+
+
+def test_planning_the_papers_study_imports_no_torch():
+    code = (
+        "import sys; from pathlib import Path; from crnet.plan import describe; describe([Path(sys.argv[1])]); "
+        "assert not {'torch', 'mlflow', 'pandas', 'snakemake', 'scipy'} & set(sys.modules), 'heavy import'"
+    )
+    subprocess.run([sys.executable, "-c", code, str(PAPER)], check=True, cwd=ROOT)
