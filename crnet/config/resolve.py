@@ -109,7 +109,7 @@ def evaluation_name(spec: Spec) -> str:
 
 
 def tuning_spec(evaluation: Spec) -> Spec | None:
-    """Trials that choose how an evaluation finetunes: at one scale, so that all evaluations of a training share them."""
+    """Trials that choose how an evaluation finetunes: at one scale, so that a training's evaluations share them."""
     if "finetune" not in evaluation:
         return None
     kept = {key: evaluation["evaluate"][key] for key in ("rev", "size", "refinements", "precision")}
