@@ -204,6 +204,7 @@ def page_job(plan: Plan) -> dict[str, Any]:
         "orientation_only": study.orientation_only,
         "tables": [{"name": name, "title": table.title} for name, table in plan.tables.items()],
         "command": f"snakemake --cores all{chosen}",
+        "sheet": study.sheet is not None,
     }
 
 

@@ -172,7 +172,7 @@ def _explain(axes: Axes, y: float, mean: dict[str, str]) -> None:
     elif note.startswith(NOT_AVAILABLE):
         text, colour = NOT_AVAILABLE, GREY
     else:
-        text, colour = "missing" if ";" in note else note, VERMILLION
+        text, colour = short_gap(note), VERMILLION
     if not mean["paper"]:
         axes.text(0.02, y, text, transform=axes.get_yaxis_transform(), color=colour, va="center")
         return

@@ -37,8 +37,7 @@ def write_page(job: Mapping[str, Any], results: Path) -> None:
 
     Args:
         job: ``study``, ``title``, ``caption``, ``orientation_only``, ``tables`` (a list of ``name`` and
-            ``title``) and ``command``, the one that makes the study. ``sheet_command`` may say how the episode
-            sheet is made, where a study does not make it by itself.
+            ``title``), ``command``, the one that makes the study, and ``sheet``, whether it draws an episode sheet.
         results: the study's folder, e.g. ``results/demo``.
 
     Raises:
@@ -219,10 +218,11 @@ def _curve(job: Mapping[str, Any], results: Path) -> list[str]:
 def _sheet(job: Mapping[str, Any], results: Path) -> list[str]:
     file = "figures/episodes.png"
     if not (results / file).is_file():
-        how = f"`{job['sheet_command']}` draws it." if job.get("sheet_command") else _how(job, results, file)
+        if not job.get("sheet", True):
+            return ["*This study draws no sheet of test episodes; its key `sheet` would ask for one.*"]
         return [
             "*The sheet of test episodes is not here: it was not drawn, or its photos may not be passed on. "
-            f"{how} Its place is `{file}`.*"
+            f"{_how(job, results, file)} Its place is `{file}`.*"
         ]
     text = (
         "From above: support with its mask, query, prediction, truth. Chosen by rule, not by eye: the first episodes "

@@ -104,7 +104,7 @@ def _data_sentences(job: dict) -> list[str]:
                 splits.add(about.get("split_note") or "")
                 left_out |= {(cell["fold"], name): size for name, size in about.get("left_out", {}).items()}
     sentences = [f"The data are {subset}." for subset in sorted(subsets - {""})]
-    sentences += sorted(splits - {""})
+    sentences += [f"{split.rstrip('.')}." for split in sorted(splits - {""})]
     if left_out:
         named = ", ".join(f"{name} ({size}) of fold {fold}" for (fold, name), size in sorted(left_out.items()))
         sentences.append(f"Classes left out because they have too few test photos (their number): {named}.")

@@ -1,12 +1,12 @@
 """The numbers of a table: every row x shots x metric x void convention x fold, and the mean over folds.
 
-A fold of which any seed's counts are absent is missing, and a row with a missing fold has no mean: a mean over
-other folds than the caption says would be another quantity. A row that is only quoted from the paper has no
+A fold of which any seed's counts are absent is missing, or failed where the cell says why its training did, and a row
+with such a fold has no mean: a mean over other folds than the caption says would be another quantity. A row that is only quoted from the paper has no
 counts, and one that cannot be had for a number of shots says why.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,24 @@ def _read_folds(job: dict, row: dict, shots: int) -> tuple[dict[int, FoldCounts]
         if files and not absent:
             parts[fold] = read_fold(fold, files)
             continue
-        seeds = "" if row["control"] or not absent else f", seed {', '.join(map(str, absent))}"
-        notes[fold] = f"missing (fold {fold}{seeds})"
+        failed = {cell["seed"]: cell["failed"] for cell in planned if cell["fold"] == fold and "failed" in cell}
+        notes[fold] = _gap(fold, [] if row["control"] else absent, failed)
     return parts, notes
+
+
+def _gap(fold: int, absent: Sequence[int], failed: Mapping[int, str]) -> str:
+    """Which seeds of a fold have no counts; of those whose training failed, why the first did."""
+    kind, named = ("failed", [s for s in absent if s in failed]) if failed else ("missing", absent)
+    others = [f"seed {', '.join(str(s) for s in absent if s not in failed)} missing"] if set(absent) - set(named) else []
+    seeds = f", seed {', '.join(map(str, named))}" if named else ""
+    why = [failed[named[0]]] if failed and named else []
+    return f"{kind} (fold {fold}{seeds})" + "".join(f": {part}" for part in [", ".join([*why, *others])] if part)
+
+
+def short_gap(note: str) -> str:
+    """The note of a missing or failed cell without its reasons, for places that are narrow."""
+    kind = note.partition(" ")[0]
+    return kind if ";" in note else note.partition("): ")[0] + (")" if "): " in note else "")
 
 
 def _why_none(row: dict, shots: int) -> str:

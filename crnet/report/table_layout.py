@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from crnet.report.table_cells import METRIC_NAMES, NOT_AVAILABLE, REPORTED, VOID_NAMES, VOIDS, Cell
+from crnet.report.table_cells import METRIC_NAMES, NOT_AVAILABLE, REPORTED, VOID_NAMES, VOIDS, Cell, short_gap
 
 TICK = "✓"
 NONE = "—"
@@ -127,8 +127,8 @@ def short_note(cell: Cell) -> str:
     """Why a value is absent, as short as a cell needs it; the caption has it in full."""
     if cell.note.startswith(NOT_AVAILABLE):
         return NOT_AVAILABLE
-    if cell.note.startswith("missing"):
-        return "missing" if ";" in cell.note else cell.note
+    if cell.note.startswith(("missing", "failed")):
+        return short_gap(cell.note)
     return NONE
 
 
