@@ -75,7 +75,7 @@ def evaluate(
     for prediction in progress:
         done.add(_row(prediction, index))
     predictor.encoder.verify()
-    _write_counts(out, done.rows, bool(chosen))
+    written = _write_counts(out, done.rows, bool(chosen))
     write_json(out / "evaluation.json", {
         "run": out.name,
         "spec": spec,
@@ -86,6 +86,7 @@ def evaluate(
         "episodes_per_second": len(done.rows) / max(done.seconds, 1e-9),
         "dtype": str(compute_dtype(predictor.device, spec["evaluate"]["precision"])).removeprefix("torch."),
         **digests,
+        **written,
         "left_out": table.left_out,
         "subset": index.subset or "",
         "split_note": index.split_note or "",
@@ -110,12 +111,16 @@ def _row(prediction: Prediction, index: Index) -> dict[str, Any]:
     }
 
 
-def _write_counts(out: Path, rows: list[dict[str, Any]], finetuned: bool) -> None:
+def _write_counts(out: Path, rows: list[dict[str, Any]], finetuned: bool) -> dict[str, str]:
+    """Write the counts; returns their digests as ``evaluation.json`` holds them, so that a changed count shows."""
     header = (*EPISODE_COLUMNS, *COUNT_COLUMNS, *(LOSS_COLUMNS if finetuned else ()))
     readings = {"counts": "query", "counts-fusion": "fused"} if finetuned else {"counts": "query"}
+    digests = {}
     for name, reading in readings.items():
         lines = [[*r["episode"], *r[reading], *r["support"], *(r["support_loss"] or [])] for r in rows]
         write_csv(out / f"{name}.csv", header, lines)
+        digests[f"{name.replace('-', '_')}_sha256"] = sha256_file(out / f"{name}.csv")
+    return digests
 
 
 def _read_choice(choice: Path | None, spec: dict) -> dict:
