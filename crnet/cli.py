@@ -12,6 +12,7 @@ import click
 
 from crnet import __version__
 from crnet.errors import CrnetError
+from crnet.files import REMEDIES
 
 # Threads that spin while they wait make jobs side by side several times slower; read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -52,6 +53,13 @@ def main() -> None:
         cli(standalone_mode=False)
     except CrnetError as error:
         click.echo(f"crnet: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        # No room, no permission: the machine's fault, wherever it shows.
+        place = error.filename or "a file"
+        click.echo(f"crnet: {place}: {error.strerror}; {REMEDIES[error.errno]}, then start again.", err=True)
         sys.exit(2)
     except click.ClickException as error:
         error.show()
@@ -107,6 +115,19 @@ def prepare(spec: dict, archives: Path, extracted: Path, out: Path) -> None:
     from crnet.data.prepare import prepare as run
 
     run(spec, archives, extracted, out)
+
+
+@cli.command("check-data")
+@click.option("--configfile", "files", type=PATH, multiple=True, help="Study, then overrides; default: the demo.")
+@click.option("--out", type=PATH, help="Write the table of findings here too, as CSV.")
+def check_data(files: tuple[Path, ...], out: Path | None) -> None:
+    """Read every photo and mask of a study and list all that is wrong; status 3 if anything is."""
+    from crnet.data.check import check_study, describe
+
+    results = check_study(files)
+    click.echo(describe(results, out))
+    if any(result.findings for result in results):
+        sys.exit(3)
 
 
 @cli.command("encoder")
@@ -300,6 +321,15 @@ def claims(job: dict, out: Path, figures: Path) -> None:
     plot_claims(job, Path(f"{out}.csv"), figures)
 
 
+@cli.command()
+@click.option("--configfile", "files", type=PATH, multiple=True, help="Study, then overrides; default: the demo.")
+def render(files: tuple[Path, ...]) -> None:
+    """Render a study that is not whole: tables, claims and runs from what is there, gaps marked missing or failed."""
+    from crnet.report.partial import render as run
+
+    click.echo(run(files))
+
+
 @cli.command("k-shot")
 @click.option("--job", type=JSON, required=True)
 @click.option("--table", "table_csv", type=PATH, required=True)
@@ -353,3 +383,29 @@ def create_store() -> None:
     from crnet.tracking import store_uri
 
     run(store_uri(Path.cwd()))
+
+
+@cli.command()
+@click.argument("results", type=PATH)
+@click.option("--configfile", "files", type=PATH, multiple=True, help="Study; default: the one of the folder's name.")
+@click.option("--work", "works", type=PATH, multiple=True, help="Where weights and data may lie; default: the study's.")
+@click.option("--sample", type=click.IntRange(0), default=8, show_default=True, help="Episodes to predict again.")
+@click.option("--seed", type=click.IntRange(0), help="Of the sample; drawn and printed if not given.")
+@click.option("--all", "everything", is_flag=True, help="List every difference, not just the first of each kind.")
+@device_option
+def audit(
+    results: Path,
+    files: tuple[Path, ...],
+    works: tuple[Path, ...],
+    sample: int,
+    seed: int | None,
+    everything: bool,
+    device: str,
+) -> None:
+    """Check published RESULTS against their counts, digests, data and weights; status 3 if anything differs."""
+    from crnet.audit import audit as run
+
+    text, differences = run(results, files, works, sample, seed, device, everything)
+    click.echo(text)
+    if differences:
+        sys.exit(3)

@@ -7,6 +7,7 @@ from typing import Any
 from tqdm import tqdm
 
 from crnet import provenance
+from crnet.checkpoint import load_json, remove_state, save_json
 from crnet.data.episodes import read as read_episodes
 from crnet.data.index import Index
 from crnet.encoding import compute_dtype
@@ -140,11 +141,10 @@ class _Done:
         self.state, self.identity = state, identity
         self.rows: list[dict[str, Any]] = []
         before = 0.0
-        if state is not None and state.is_file():
-            saved = read_json(state)
-            if saved["identity"] == identity:
-                self.rows, before = saved["rows"], saved["seconds"]
-                print(f"going on after {len(self.rows)} episodes", flush=True)
+        saved = None if state is None else load_json(state)
+        if saved is not None and saved["identity"] == identity:
+            self.rows, before = saved["rows"], saved["seconds"]
+            print(f"going on after {len(self.rows)} episodes", flush=True)
         self._started = time.monotonic() - before
         self._saved = time.monotonic()
 
@@ -155,9 +155,9 @@ class _Done:
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         if self.state is not None and time.monotonic() - self._saved > SAVE_SECONDS:
-            write_json(self.state, {"identity": self.identity, "rows": self.rows, "seconds": self.seconds})
+            save_json(self.state, {"identity": self.identity, "rows": self.rows, "seconds": self.seconds})
             self._saved = time.monotonic()
 
     def remove(self) -> None:
         if self.state is not None:
-            self.state.unlink(missing_ok=True)
+            remove_state(self.state)

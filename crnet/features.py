@@ -5,6 +5,7 @@ does not matter to memory; and ``features.json``, written last. Items are all vi
 views of all training pairs with the background removed. Masks stay with the data set: a store reads them when asked.
 """
 
+import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -20,7 +21,7 @@ from crnet.data import transforms
 from crnet.data.index import Index
 from crnet.encoding import FrozenEncoder, as_images
 from crnet.errors import CrnetError
-from crnet.files import read_json, write_json
+from crnet.files import cannot_write, read_json, write_json
 
 BATCH = 16  # photos through the encoder at a time
 MASK_BYTES = 256 << 20  # of compressed masks in memory: some 100,000 at 321 px
@@ -36,7 +37,11 @@ def training_pairs(index: Index) -> list:
 
 
 def write_store(spec: dict, data: Path, encoder: FrozenEncoder, out: Path) -> None:
-    """Encode all training photos, and all training pairs without background, in all views of ``spec``."""
+    """Encode all training photos, and all training pairs without background, in all views of ``spec``.
+
+    Raises:
+        CrnetError: a feature beyond float16, or no room: that is found before the second batch is encoded.
+    """
     index, size, kind = Index.load(data), spec["size"], spec["views"]
     views = transforms.VIEWS[kind]
     photos, pairs = training_photos(index), training_pairs(index)
@@ -56,7 +61,7 @@ def write_store(spec: dict, data: Path, encoder: FrozenEncoder, out: Path) -> No
             keeps.append(transforms.apply_view_to_mask(kind, view, keep))
         maps = encoder(as_images(images), torch.from_numpy(np.stack(keeps)))
         if not arrays:
-            arrays = [_create(out / f"map{i}.npy", len(jobs), m) for i, m in enumerate(maps)]
+            arrays = _create(out, len(jobs), maps)
         for array, m in zip(arrays, maps, strict=True):
             rows = m.permute(0, 2, 3, 1).to("cpu", torch.float16)
             if not torch.isfinite(rows).all():
@@ -64,8 +69,11 @@ def write_store(spec: dict, data: Path, encoder: FrozenEncoder, out: Path) -> No
                     f"{out}: features exceed float16's range; set train.features to 'live' for this encoder."
                 )
             array[start : start + len(batch)] = rows.numpy()
-    for array in arrays:
-        array.flush()
+    try:
+        for array in arrays:
+            array.flush()
+    except OSError as error:
+        raise cannot_write(out, sum(array.nbytes for array in arrays), error) from error
     write_json(
         out / "features.json",
         {
@@ -79,9 +87,32 @@ def write_store(spec: dict, data: Path, encoder: FrozenEncoder, out: Path) -> No
     )
 
 
-def _create(path: Path, items: int, example: Tensor) -> np.memmap:
-    _, channels, height, width = example.shape
-    return open_memmap(path, mode="w+", dtype=np.float16, shape=(items, height, width, channels))
+def _create(out: Path, items: int, examples: list[Tensor]) -> list[np.memmap]:
+    """An array a map, with all its room on the disk: a mapped file that meets a full disk later kills the process."""
+    shapes = [(items, *m.shape[2:], m.shape[1]) for m in examples]
+    paths = [out / f"map{i}.npy" for i in range(len(shapes))]
+    arrays = []
+    try:
+        for path, shape in zip(paths, shapes, strict=True):
+            array = open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+            if hasattr(os, "posix_fallocate"):  # not on macOS
+                with open(path, "r+b") as stream:
+                    os.posix_fallocate(stream.fileno(), 0, array.offset + array.nbytes)
+            arrays.append(array)
+    except OSError as error:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise cannot_write(out, sum(2 * int(np.prod(shape, dtype=np.int64)) for shape in shapes), error) from error
+    return arrays
+
+
+def _opened(path: Path) -> np.memmap:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CrnetError(
+            f"{path}: is absent or cut short ({error}); delete its folder to have it made again."
+        ) from error
 
 
 class SquashedMasks:
@@ -122,7 +153,7 @@ class FeatureStore:
         photos, pairs = self.description["photos"], self.description["pairs"]
         self._photo_row = {photo: i for i, photo in enumerate(photos)}
         self._pair_row = {(image, class_id): len(photos) + i for i, (image, class_id) in enumerate(pairs)}
-        self._maps = [np.load(folder / f"map{i}.npy", mmap_mode="r") for i in range(len(self.description["channels"]))]
+        self._maps = [_opened(folder / f"map{i}.npy") for i in range(len(self.description["channels"]))]
         self._masks = SquashedMasks(index, self.description["spec"]["size"])
 
     def photos(self, keys: list[tuple[str, int]], maps: tuple[int, ...]) -> list[Tensor]:

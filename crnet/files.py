@@ -1,6 +1,7 @@
 """Files written whole or not at all, and one canonical text for anything that is hashed."""
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -9,6 +10,28 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from crnet.errors import CrnetError
+
+# What to do about the commonest faults of a machine, by the system's number of the fault.
+REMEDIES = {
+    errno.ENOSPC: "make room on its disk",
+    errno.EDQUOT: "make room in your quota on its disk",
+    errno.EFBIG: "raise the limit on a file's size (ulimit -f)",
+    errno.EROFS: "choose a folder that can be written to",
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EPERM: "choose a folder that you may write to",
+    errno.ENOTDIR: "a file stands where a folder has to be, move it away",
+    errno.EEXIST: "a file stands where a folder has to be, move it away",
+    errno.EISDIR: "a folder stands where the file has to be, move it away",
+    errno.ENAMETOOLONG: "choose shorter names",
+    errno.EIO: "the disk is failing, look at the system's log",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+}
+
+
+class DamagedFile(CrnetError, ValueError):
+    """A file that was read is not what its format says; a ValueError too, for those who can do without the file."""
 
 
 def canonical(value: Any) -> str:
@@ -25,11 +48,44 @@ def sha256_file(path: str | os.PathLike) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def atomic_write(path: str | os.PathLike, content: str | bytes) -> None:
-    """Write ``content`` so that ``path`` holds either its former content or all of the new one, also after a kill."""
-    path = Path(path)
+def readable(size: float) -> str:
+    """A number of bytes as people read it, e.g. ``1.5 GiB``."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def cannot_write(path: str | os.PathLike, need: int, error: OSError) -> CrnetError:
+    """One sentence on a failed write of ``need`` bytes: what, why, and what to do before the same command goes on."""
+    remedy = REMEDIES.get(error.errno, "see to its folder")
+    return CrnetError(
+        f"{path}: {readable(need)} cannot be written ({error.strerror or error}); {remedy}, then start again: what "
+        "was finished before is kept."
+    )
+
+
+def atomic_write(path: str | os.PathLike, content: str | bytes, keep: str | os.PathLike | None = None) -> None:
+    """Write ``content`` so that ``path`` holds either its former content or all of the new one, also after a kill.
+
+    For a moment the disk has to hold both.
+
+    Args:
+        keep: where the former content goes, once the new one is on the disk.
+
+    Raises:
+        CrnetError: it cannot be written, e.g. the disk is full; the former content is then untouched.
+    """
+    path, data = Path(path), content.encode() if isinstance(content, str) else content
+    try:
+        _write(path, data, keep)
+    except OSError as error:
+        raise cannot_write(path, len(data), error) from error
+
+
+def _write(path: Path, data: bytes, keep: str | os.PathLike | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -37,6 +93,8 @@ def atomic_write(path: str | os.PathLike, content: str | bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -59,8 +117,12 @@ def write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Seq
 
 
 def read_csv(path: str | os.PathLike) -> list[dict[str, str]]:
-    with open(path, newline="") as stream:
-        return list(csv.DictReader(stream))
+    """The rows of a CSV with a header. Raises DamagedFile if it is none."""
+    try:
+        with open(path, newline="", encoding="utf-8") as stream:
+            return list(csv.DictReader(stream))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DamagedFile(f"{path}: is no CSV any more ({error}); delete it to have it made again.") from error
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -68,5 +130,9 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    with open(path) as stream:
-        return json.load(stream)
+    """What a JSON file holds. Raises DamagedFile if it is none."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            return json.load(stream)
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(f"{path}: is no JSON any more ({error}); delete it to have it made again.") from error

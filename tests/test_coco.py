@@ -212,7 +212,7 @@ def _first(source: Source, split: str, section: str) -> dict:
 DAMAGES = {
     "image that the JSON lacks": (
         lambda s: s.json["val"]["images"].pop(0),
-        r"instances_val2014\.json .*annotation 1 is of image 11, which the JSON lacks",
+        r"instances_val2014\.json .*, annotation 1 is of image 11, which the JSON lacks",
     ),
     "photo that the JSON lacks": (
         lambda s: s.json["val"]["images"].pop(2),
@@ -243,7 +243,7 @@ DAMAGES = {
     ),
     "other categories": (
         lambda s: _first(s, "val", "categories").update(name="cart"),
-        "4 categories that are not the expected ones: cart",
+        "4 categories that are not the expected ones, e.g. cart",
     ),
     "broken JSON": (lambda s: s.json.update(val='{"images": ['), r"instances_val2014\.json in .* is no JSON"),
     "other JSON": (lambda s: s.json.update(val="[]"), "has no list 'images'"),
@@ -254,7 +254,7 @@ DAMAGES = {
         lambda s: s.photos["val"].update({"v2.jpg": photo(0, (20, 30))}),
         r"v2\.jpg in .*val2014\.zip is 30x20 px but .*instances_val2014\.json.* says 48x40",
     ),
-    "no image": (lambda s: s.photos["val"].update({"v2.jpg": b"no"}), r"v2\.jpg in .* is no readable image"),
+    "no image": (lambda s: s.photos["val"].update({"v2.jpg": b"no"}), r"v2\.jpg in .* is not a readable image"),
     "odd polygon": (
         lambda s: _first(s, "train", "annotations").update(segmentation=[[1, 2, 3, 4, 5, 6, 7]]),
         "annotation 1 has a broken segmentation .*7 numbers",
@@ -303,7 +303,7 @@ def test_absent_and_broken_archives(source, tmp_path):
     with pytest.raises(CrnetError, match=r"val2014\.zip cannot be read"):
         coco.prepare(tmp_path, tmp_path / "out", **arguments)
     (tmp_path / "val2014.zip").unlink()
-    with pytest.raises(CrnetError, match=r"There is no archive .*val2014\.zip: fetch it first"):
+    with pytest.raises(CrnetError, match=r"archive .*val2014\.zip is absent: fetch it first"):
         coco.prepare(tmp_path, tmp_path / "out", **arguments)
     (tmp_path / "prepared" / coco.MASKS).write_bytes(b"")
     with pytest.raises(CrnetError, match=r"masks\.jsonl holds no masks at byte \d+ .*prepare the data again"):

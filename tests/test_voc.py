@@ -209,14 +209,17 @@ DAMAGES = {
         lambda v, s: save_mask(v / "SegmentationClass/t1.png", square(9)),
         r"t1\.png holds the id 9: only 0 to 4",
     ),
-    "no mask": (lambda v, s: (v / "SegmentationClass/t2.png").unlink(), r"mask of t2 is needed"),
+    "no mask": (
+        lambda v, s: (v / "SegmentationClass/t2.png").unlink(),
+        r"t2\.png is absent, but the mask of t2 is needed",
+    ),
     "no sbd mask": (
         lambda v, s: (s / "cls/s1.mat").unlink(),
-        r"mask of s1 is needed but is not at .*s1\.mat",
+        r"s1\.mat is absent, but the mask of s1 is needed",
     ),
     "no photo": (
         lambda v, s: (v / "JPEGImages/v1.jpg").unlink() or (s / "img/v1.jpg").unlink(),
-        r"photo v1 is",
+        r"v1\.jpg is absent, but the photo v1 is listed",
     ),
     "no list": (lambda v, s: (s / "val.txt").unlink(), r"list .*val\.txt is absent"),
     "photo cut": (lambda v, s: _truncate(v / "JPEGImages/t1.jpg"), r"t1\.jpg is not a readable image"),

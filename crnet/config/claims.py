@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from crnet.config.resolve import Plan
 from crnet.config.schema import Sentence, Slug, Table, load_table, parse
-from crnet.config.study import Layout, encoder_text, table_job
+from crnet.config.study import Layout, check_command, encoder_text, table_job
 from crnet.config.yaml_files import load_yaml
 from crnet.errors import CrnetError
 
@@ -148,7 +148,7 @@ def claims_job(plan: Plan, layout: Layout, path: Path) -> dict[str, Any]:
     known = {name: load_table(folder, name) for name in dict.fromkeys(place.table for place in used)}
     quoted = {(name, row.id) for name, table in known.items() for row in table.rows if row.reported}
     tables = {name: table_job(plan, layout, name) for name in plan.tables if name in known}
-    return {
+    job = {
         "study": study.study,
         "title": study.title,
         "caption": study.caption,
@@ -160,6 +160,8 @@ def claims_job(plan: Plan, layout: Layout, path: Path) -> dict[str, Any]:
         "places": {place.key: _place_job(tables, quoted, place) for place in used},
         "claims": [_claim_job(claim, claims.bound(claim)) for claim in claims.claims],
     }
+    check_command(str(path), job)
+    return job
 
 
 def _claim_job(claim: Claim, bound: float) -> dict[str, Any]:

@@ -279,6 +279,14 @@ def _dataset(given: Mapping[str, Any], fold: int, where: str) -> Spec:
     return {"name": name, **settings}
 
 
+def _importable(package: str) -> bool:
+    """Whether there is such a package; it is not imported."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # as __main__, which has no file
+        return False
+
+
 def _encoder(encoders: Mapping[str, Any], role: str, where: str) -> Spec:
     if role not in encoders:
         raise CrnetError(f"{where}.encoder: unknown encoder role {role!r}; the study defines: {', '.join(encoders)}.")
@@ -290,11 +298,11 @@ def _encoder(encoders: Mapping[str, Any], role: str, where: str) -> Spec:
     known = components("encoder")
     if name is None:
         raise CrnetError(f"{place}.name: is missing; known: {', '.join(known)}, or package.module:factory.")
-    if FACTORY.fullmatch(str(name)):
-        if importlib.util.find_spec(name.split(":")[0].split(".")[0]) is None:
+    if isinstance(name, str) and FACTORY.fullmatch(name):
+        if not _importable(name.split(":")[0].split(".")[0]):
             raise CrnetError(f"{place}.name: no module of encoder {name!r} is found; put its folder on PYTHONPATH.")
         return {"name": name, **check(settings, {"rev": 1}, {}, place)}
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise CrnetError(
             f"{place}.name: unknown encoder {name!r}; known: {', '.join(known)}, or package.module:factory."
         )

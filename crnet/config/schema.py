@@ -4,13 +4,23 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from crnet.config.settings import is_text
 from crnet.config.yaml_files import load_yaml
 from crnet.errors import CrnetError
 
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
-Sentence = Annotated[str, Field(max_length=2000)]
+
+
+def _text(value: str) -> str:
+    if not is_text(value):
+        raise ValueError("holds a control character; take it out")
+    return value
+
+
+Sentence = Annotated[str, Field(max_length=2000), AfterValidator(_text)]
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Shots = Annotated[int, Field(ge=1, le=20)]
 ShotName = Annotated[str, Field(pattern=r"^\d{1,2}-shot$")]
 Settings = dict[str, Any]
@@ -42,12 +52,12 @@ class Row(_Strict):
 
     id: Slug
     label: Sentence
-    ticks: dict[str, bool | Sentence] = {}
+    ticks: dict[Sentence, bool | Sentence] = {}
     reported: bool = False
     shots: list[Shots] | None = None
     absent: dict[ShotName, Sentence] = {}
     set: Switches = Switches()
-    paper: dict[ShotName, dict[Literal["miou", "fbiou"], float]] = {}
+    paper: dict[ShotName, dict[Literal["miou", "fbiou"], Percent]] = {}
 
     @model_validator(mode="after")
     def _consistent(self) -> "Row":
@@ -82,12 +92,14 @@ class Table(_Strict):
         for row in self.rows:
             named = {f"{shots}-shot": shots for shots in self.shots}
             if unknown := [name for name in [*row.paper, *row.absent] if name not in named]:
-                raise ValueError(f"row {row.id!r} speaks of {unknown[0]}, but the table has {', '.join(named)}")
+                raise ValueError(f"row {row.id!r} speaks of {unknown[0]}, but the table's shots are {', '.join(named)}")
             run = self.shots if row.shots is None else row.shots
             if other := [shots for shots in run if shots not in self.shots]:
-                raise ValueError(f"row {row.id!r} asks for {other[0]} shots, but the table has {', '.join(named)}")
+                raise ValueError(
+                    f"row {row.id!r} asks for {other[0]} shots, but the table's shots are {', '.join(named)}"
+                )
             if clash := [name for name in row.absent if named[name] in run]:
-                raise ValueError(f"row {row.id!r} is run at {clash[0]}, so it cannot be absent there")
+                raise ValueError(f"row {row.id!r} is run at {clash[0]} by its shots, so it cannot be absent there")
         return self
 
 
@@ -130,9 +142,9 @@ class Folders(_Strict):
     @field_validator("*")
     @classmethod
     def _plain(cls, value: str) -> str:
-        # These become file names in a workflow, where braces are wildcards and blanks end an argument.
-        if not re.fullmatch(r"[\w./+@~-]+", value, re.ASCII):
-            raise ValueError(f"{value!r} may hold only letters, digits and . / _ + @ ~ -")
+        # These become file names in a workflow: braces are wildcards, blanks end an argument, - starts an option.
+        if not re.fullmatch(r"[\w./+@~][\w./+@~-]{0,199}", value, re.ASCII):
+            raise ValueError(f"{value!r} may hold only letters, digits and . / _ + @ ~ -, at most 200, no - in front")
         return value.rstrip("/")
 
 
@@ -146,7 +158,7 @@ class Study(_Strict):
     tables: Annotated[list[Slug], Field(min_length=1)]
     benchmarks: Annotated[dict[Slug, Benchmark], Field(min_length=1)]
     encoders: Annotated[dict[Slug, Settings | None], Field(min_length=1)]  # null: rows that ask for it are not run
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1)]
     shots: Annotated[list[Shots], Field(min_length=1)] | None = None  # those of the tables that are run; null: all
     controls: list[Slug] = ["all-foreground", "prototype"]
     methods: dict[Slug, Settings] = {}

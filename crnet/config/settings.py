@@ -3,6 +3,8 @@
 import ast
 import difflib
 import importlib
+import sys
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -81,7 +83,7 @@ def components(kind: str) -> dict[str, Component]:
 def component(kind: str, name: str, where: str) -> Component:
     """The component called ``name``; raises CrnetError that lists the known ones."""
     known = components(kind)
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise CrnetError(f"{where}: unknown {kind} {name!r}{_nearest(name, known)}; known: {', '.join(known)}.")
     return known[name]
 
@@ -108,11 +110,16 @@ def check(given: Mapping[str, Any], defaults: Mapping[str, Any], limits: Mapping
     return result
 
 
+def is_text(value: str) -> bool:
+    """Whether files, terminals and plots can show it: no control character but tab and line end, no half character."""
+    return not any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n" for c in value)
+
+
 def _fit(value: Any, default: Any, place: str) -> Any:
     if isinstance(default, bool) or isinstance(value, bool):
         fits = isinstance(value, bool) and isinstance(default, bool)
     elif isinstance(default, float):
-        fits = isinstance(value, int | float)
+        fits = isinstance(value, int | float) and abs(value) <= sys.float_info.max
         value = float(value) if fits else value
     elif isinstance(default, list | tuple):
         fits = isinstance(value, list | tuple) and len(value) > 0
@@ -120,6 +127,8 @@ def _fit(value: Any, default: Any, place: str) -> Any:
             value = [_fit(item, default[0], f"{place}[{i}]") for i, item in enumerate(value)]
     else:
         fits = isinstance(value, type(default))
+        if isinstance(value, str) and fits and not is_text(value):
+            raise CrnetError(f"{place}: {value!r} holds a character that no text or file name does; take it out.")
     if not fits:
         wanted = "list (not empty)" if isinstance(default, list | tuple) else type(default).__name__
         raise CrnetError(f"{place}: {value!r} is not a {wanted} like the default {default!r}.")

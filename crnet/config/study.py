@@ -1,6 +1,7 @@
 """From YAML files to a checked plan, and where each of its files lies."""
 
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from crnet.files import canonical, sha256_text
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_STUDY = Path("configs/studies/demo.yaml")
 TABLES = Path("configs/tables")
+LONGEST_ARGUMENT = 120_000  # Linux: 128 KiB with the rest of the command
 
 
 def load(files: Iterable[Path] = (), overrides: Mapping[str, Any] | None = None, root: Path = ROOT) -> Plan:
@@ -37,9 +39,23 @@ def load(files: Iterable[Path] = (), overrides: Mapping[str, Any] | None = None,
     where = " + ".join(str(file) for file in files)
     study = parse(Study, content, where)
     try:
-        return resolve.resolve(study, root / TABLES)
+        plan = resolve.resolve(study, root / TABLES)
+        layout = Layout(plan)
+        for name in plan.tables:
+            check_command(name, table_job(plan, layout, name))
+        return plan
     except CrnetError as error:
         raise CrnetError(f"{where}: {error}") from error
+
+
+def check_command(name: str, job: Mapping[str, Any]) -> None:
+    """Raise CrnetError for a job whose description is longer than a system lets an argument of a command be."""
+    length = len(shlex.quote(canonical(job)))
+    if length > LONGEST_ARGUMENT:
+        raise CrnetError(
+            f"{name}: its {sum(len(row['cells']) for row in job.get('rows', []))} cells and its texts make an argument "
+            f"of {length:,} bytes, and systems pass {LONGEST_ARGUMENT:,} to a job; use fewer seeds or shorter texts."
+        )
 
 
 def export_package(root: str | os.PathLike) -> None:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crnet.data.findings import Finding, Report, fail, reason
 from crnet.data.packed import BROKEN_ZIP, PackedMasks
 from crnet.errors import CrnetError
 
+FETCH_AGAIN = "fetch the archive again"
 KEYS = {
     "images": {"id": int, "file_name": str, "width": int, "height": int},
     "categories": {"id": int, "name": str},
@@ -39,64 +41,77 @@ class Annotations:
     by_image: dict[int, list[dict]]
 
 
-def read(archive: Path, member: str) -> Annotations:
+def read(archive: Path, member: str, report: Report = fail) -> Annotations:
     """Read a JSON out of a zip archive.
 
+    Args:
+        report: takes what is wrong with single entries, which are then left out; it raises unless told otherwise.
+
     Raises:
-        CrnetError: no such archive or member, broken JSON, absent keys, an id that occurs twice, or an annotation of
-            an image or category that the JSON lacks.
+        CrnetError: no such archive or member, broken JSON, absent lists; and by ``report`` absent keys, an id that
+            occurs twice, or an annotation of an image or category that the JSON lacks.
     """
     where = f"{member} in {archive}"
     try:
         with zipfile.ZipFile(archive) as source:
             content = json.loads(source.read(member))
-    except ValueError as error:
-        raise CrnetError(f"{where} is no JSON ({error}): fetch the archive again.") from error
+    except (ValueError, RecursionError) as error:
+        raise Finding(where, f"is no JSON ({reason(error)})", FETCH_AGAIN) from error
     except BROKEN_ZIP as error:
-        raise CrnetError(f"{where} cannot be read ({error}): fetch the archive again.") from error
-    return check(content, where)
+        raise Finding(where, f"cannot be read ({reason(error)})", FETCH_AGAIN) from error
+    return check(content, where, report)
 
 
-def check(content: Any, where: str) -> Annotations:
-    """The annotations of a JSON's content; raises CrnetError like ``read``."""
-    for section, keys in KEYS.items():
-        entries = content.get(section) if isinstance(content, dict) else None
-        if not isinstance(entries, list):
-            raise CrnetError(f"{where} has no list {section!r}: it is no file of COCO's instances.")
-        seen = set()
-        for entry in entries:
-            wrong = [k for k, kind in keys.items() if not (isinstance(entry, dict) and isinstance(entry.get(k), kind))]
-            if wrong:
-                raise CrnetError(f"{where} has an entry of {section} without a proper {wrong[0]!r}: {str(entry)[:80]}.")
-            if entry["id"] in seen:
-                raise CrnetError(f"{where} has two entries of {section} with the id {entry['id']}: ids must differ.")
-            seen.add(entry["id"])
-    names = {category["id"]: category["name"] for category in content["categories"]}
+def check(content: Any, where: str, report: Report = fail) -> Annotations:
+    """The annotations of a JSON's content; raises and reports CrnetError like ``read``."""
+    images, categories, annotations = (_entries(content, section, where, report) for section in KEYS)
+    names = {category["id"]: category["name"] for category in categories}
     class_of = {category: number + 1 for number, category in enumerate(sorted(names))}
-    by_image: dict[int, list[dict]] = {image["id"]: [] for image in content["images"]}
-    for annotation in content["annotations"]:
+    by_image: dict[int, list[dict]] = {image["id"]: [] for image in images}
+    for annotation in annotations:
         if annotation["image_id"] not in by_image:
-            raise CrnetError(
-                f"{where}: annotation {annotation['id']} is of image {annotation['image_id']}, which the JSON lacks."
+            what = f"is of image {annotation['image_id']}, which the JSON lacks"
+        elif annotation["category_id"] not in class_of:
+            what = (
+                f"has the category id {annotation['category_id']}, which is out of range: the JSON has {len(class_of)} "
+                f"categories, {min(class_of, default=0)} to {max(class_of, default=0)}"
             )
-        if annotation["category_id"] not in class_of:
-            raise CrnetError(
-                f"{where}: annotation {annotation['id']} has the category id {annotation['category_id']}, which is out "
-                f"of range: the JSON has {len(class_of)} categories, {min(class_of, default=0)} to "
-                f"{max(class_of, default=0)}."
-            )
-        by_image[annotation["image_id"]].append(annotation)
-    return Annotations(where, content["images"], tuple(names[c] for c in class_of), class_of, by_image)
+        else:
+            by_image[annotation["image_id"]].append(annotation)
+            continue
+        report(Finding(f"{where}, annotation {annotation['id']}", what, FETCH_AGAIN))
+    return Annotations(where, images, tuple(names[c] for c in class_of), class_of, by_image)
 
 
-def masks_of(annotations: Annotations, image: dict) -> tuple[PackedMasks, frozenset[int]]:
+def _entries(content: Any, section: str, where: str, report: Report) -> list[dict]:
+    """The proper entries of a section, each id once."""
+    entries = content.get(section) if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise Finding(where, f"has no list {section!r}", "it is no file of COCO's instances, fetch the archive again")
+    proper: dict[int, dict] = {}
+    for entry in entries:
+        known = isinstance(entry, dict)
+        wrong = [key for key, kind in KEYS[section].items() if not (known and isinstance(entry.get(key), kind))]
+        if wrong:
+            what = f"has an entry of {section} without a proper {wrong[0]!r}, {str(entry)[:80]!r}"
+            report(Finding(where, what, FETCH_AGAIN))
+        elif entry["id"] in proper:
+            what = f"has two entries of {section} with the id {entry['id']}"
+            report(Finding(where, what, "ids must differ, fetch the archive again"))
+        else:
+            proper[entry["id"]] = entry
+    return list(proper.values())
+
+
+def masks_of(annotations: Annotations, image: dict, report: Report = fail) -> tuple[PackedMasks, frozenset[int]]:
     """Masks of all classes of an image, and the class ids of its crowds.
 
     The mask of a class is the union of its instances. Crowds (``iscrowd``) of whatever class are void for all: they
     are drawn roughly, over whatever else is there. An instance that lies in a crowd stays what it is.
 
-    An annotation without an area (no polygon, or none with three points) paints nothing. Raises CrnetError for a
-    segmentation that is neither polygons nor run lengths of the image's size.
+    An annotation without an area (no polygon, or none with three points) paints nothing, and what a polygon covers
+    outside the image is cut off. A segmentation that is neither polygons nor run lengths of the image's size is
+    reported, which raises CrnetError, or left out.
     """
     from pycocotools import mask
 
@@ -104,7 +119,11 @@ def masks_of(annotations: Annotations, image: dict) -> tuple[PackedMasks, frozen
     crowds: list[dict] = []
     crowd_classes = set()
     for annotation in annotations.by_image[image["id"]]:
-        runs = _runs(annotation, image["height"], image["width"], annotations.where)
+        try:
+            runs = _runs(annotation, image["height"], image["width"], annotations.where)
+        except CrnetError as error:
+            report(error)
+            continue
         class_id = annotations.class_of[annotation["category_id"]]
         if annotation["iscrowd"]:
             crowds += runs
@@ -129,6 +148,8 @@ def _runs(annotation: dict, height: int, width: int, where: str) -> list[dict]:
             counts = segmentation["counts"]
             if isinstance(counts, list) and (min(counts, default=0) < 0 or sum(counts) != height * width):
                 raise ValueError(f"its run lengths do not add up to {height * width}")
+            if isinstance(counts, str) and not (counts and all("0" <= letter <= "o" for letter in counts)):
+                raise ValueError("its run lengths are not compressed as COCO's")
             runs = mask.frPyObjects(segmentation, height, width) if isinstance(counts, list) else segmentation
             mask.decode(runs)  # raises for a broken string
             return [runs]
@@ -136,8 +157,9 @@ def _runs(annotation: dict, height: int, width: int, where: str) -> list[dict]:
         polygons = [_polygon(polygon) for polygon in segmentation]
         polygons = [polygon for polygon in polygons if len(polygon) >= 6]
         return mask.frPyObjects(polygons, height, width) if polygons else []
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise CrnetError(f"{where}: annotation {annotation['id']} has a broken segmentation ({error}).") from error
+    except Exception as error:  # pycocotools raises anything, even plain Exception; the cause is chained
+        place = f"{where}, annotation {annotation['id']}"
+        raise Finding(place, f"has a broken segmentation ({reason(error)})", FETCH_AGAIN) from error
 
 
 def _polygon(numbers: Sequence[float]) -> list[float]:

@@ -241,8 +241,8 @@ def _record(path: Path, checksum: str) -> None:
     status = path.stat()
     try:
         write_json(_sidecar(path), {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "checksum": checksum})
-    except OSError as error:
-        say(f"{path.name}: verified, but hashed at each start: cannot write {path.parent} ({error.strerror})")
+    except CrnetError as error:
+        say(f"{path.name}: verified, but hashed at each start, as its checksum is not kept: {error}")
 
 
 def _sidecar(path: Path) -> Path:

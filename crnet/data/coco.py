@@ -13,13 +13,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
-
 from crnet.data import annotations
-from crnet.data.annotations import Annotations
+from crnet.data.annotations import FETCH_AGAIN, Annotations
+from crnet.data.findings import Finding, Report, fail, reason
 from crnet.data.index import SPLITS
 from crnet.data.packed import BROKEN_ZIP, PackedMasks, decode
-from crnet.data.pixels import UNREADABLE
+from crnet.data.pixels import opened, photo_size
 from crnet.data.splits import Splits
 from crnet.data.voc import RULE_MORE_THAN
 from crnet.errors import CrnetError
@@ -93,7 +92,7 @@ def prepare(
             digest.update(canonical(identity).encode() + line)
             lines.append(line)
             offset += len(line)
-    _check_names([row[0] for row in images], archives)
+    _check_names([row[0] for row in images], archives, fail)
     description = {
         "name": name,
         "layout": "coco",
@@ -115,65 +114,108 @@ def prepare(
     return description
 
 
-def scan_split(archives: Path, split: str, classes: tuple[str, ...], grid: int) -> Iterator[Scan]:
-    """All photos of a split ("train" or "val") by file name.
+def check(archives: Path, report: Report, *, splits: Splits, settings: dict) -> int:
+    """Find all that ``prepare`` would stop at, and photos that are cut short; writes nothing.
+
+    Args:
+        report: takes each finding; the others are those of ``prepare``.
+
+    Returns:
+        The number of photos that were read.
 
     Raises:
-        CrnetError: see ``annotations.read``; other classes than ``classes``; a photo that only one of archive and JSON
-            knows, or whose size is not the JSON's.
+        CrnetError: an archive or a JSON is absent or broken as a whole.
+    """
+    names = []
+    for split in SPLITS:
+        scans = scan_split(archives, split, splits.classes, settings["rule_grid"], report, decode_photos=True)
+        names += [photo.image for photo in scans]
+    _check_names(names, archives, report)
+    return len(names)
+
+
+def scan_split(
+    archives: Path,
+    split: str,
+    classes: tuple[str, ...],
+    grid: int,
+    report: Report = fail,
+    decode_photos: bool = False,
+) -> Iterator[Scan]:
+    """All photos of a split ("train" or "val") by file name.
+
+    Args:
+        decode_photos: read each photo whole, which finds those that are cut short but takes minutes for 120,000;
+            else their heads only.
+
+    Raises:
+        CrnetError: see ``annotations.read``; other classes than ``classes``; and by ``report`` a photo that only one of
+            archive and JSON knows, or that is unreadable, or whose size is not the JSON's, which is left out.
     """
     from tqdm import tqdm
 
     archive = archives / f"{split}2014.zip"
     for path in (archive, archives / ANNOTATIONS):
         if not path.is_file():
-            raise CrnetError(f"There is no archive {path}: fetch it first.")
-    found = annotations.read(archives / ANNOTATIONS, f"annotations/instances_{split}2014.json")
+            raise Finding(f"the archive {path}", "is absent", "fetch it first")
+    found = annotations.read(archives / ANNOTATIONS, f"annotations/instances_{split}2014.json", report)
     if found.classes != classes:
         unlike = next((b for a, b in zip(classes, found.classes, strict=False) if a != b), "fewer or more")
-        raise CrnetError(f"{found.where} has {len(found.classes)} categories that are not the expected ones: {unlike}.")
+        what = f"has {len(found.classes)} categories that are not the expected ones, e.g. {unlike}"
+        raise Finding(found.where, what, FETCH_AGAIN)
     try:
         source = zipfile.ZipFile(archive)
     except BROKEN_ZIP as error:
-        raise CrnetError(f"{archive} cannot be read ({error}): fetch it again.") from error
+        raise Finding(archive, f"cannot be read ({reason(error)})", "fetch it again") from error
     with source:
-        members = _members(source, archive, found)
+        members = _members(source, archive, found, report)
         images = sorted(found.images, key=lambda image: image["file_name"])
+        images = [image for image in images if image["file_name"] in members]
         for image in tqdm(images, desc=f"reading {split}2014", unit="photo", mininterval=1):
-            yield _scan(source, archive, members[image["file_name"]], split, image, found, grid)
+            try:
+                member = members[image["file_name"]]
+                _check_photo(source, archive, member, image, found, decode_photos)
+                photo = _scan(member, split, image, found, grid, report)
+            except CrnetError as error:
+                report(error)
+                continue
+            yield photo
 
 
-def _members(source: zipfile.ZipFile, archive: Path, found: Annotations) -> dict[str, zipfile.ZipInfo]:
+def _members(source: zipfile.ZipFile, archive: Path, found: Annotations, report: Report) -> dict[str, zipfile.ZipInfo]:
     """File name -> member; archive and JSON have to know the same photos."""
     members = {PurePosixPath(info.filename).name: info for info in source.infolist() if not info.is_dir()}
     named = {image["file_name"] for image in found.images}
     if absent := named - set(members):
-        raise CrnetError(f"{archive} lacks {len(absent)} photos that {found.where} names, among them {min(absent)}.")
+        what = f"lacks {len(absent)} photos that {found.where} names, among them {min(absent)}"
+        report(Finding(archive, what, FETCH_AGAIN))
     if unknown := set(members) - named:
-        raise CrnetError(f"{found.where} lacks {len(unknown)} photos of {archive}, among them {min(unknown)}.")
+        what = f"lacks {len(unknown)} photos of {archive}, among them {min(unknown)}"
+        report(Finding(found.where, what, FETCH_AGAIN))
     return members
 
 
-def _scan(
-    source: zipfile.ZipFile,
-    archive: Path,
-    member: zipfile.ZipInfo,
-    split: str,
-    image: dict,
-    found: Annotations,
-    grid: int,
-) -> Scan:
+def _check_photo(
+    source: zipfile.ZipFile, archive: Path, member: zipfile.ZipInfo, image: dict, found: Annotations, decode: bool
+) -> None:
+    where = f"{member.filename} in {archive}"
     try:
-        with source.open(member) as stream, Image.open(stream) as photo:  # reads the head only
-            width, height = photo.size
-    except (*UNREADABLE, *BROKEN_ZIP) as error:
-        raise CrnetError(f"{member.filename} in {archive} is no readable image ({error}): fetch it again.") from error
-    if (width, height) != (image["width"], image["height"]):
-        raise CrnetError(
-            f"{member.filename} in {archive} is {width}x{height} px but {found.where} says "
-            f"{image['width']}x{image['height']}: they have to agree."
-        )
-    packed, crowds = annotations.masks_of(found, image)
+        if decode:
+            size = photo_size(source.read(member), where)
+        else:
+            with source.open(member) as stream, opened(stream, where, "image") as photo:  # reads the head only
+                size = photo.size
+    except BROKEN_ZIP as error:
+        raise Finding(where, f"is no readable image ({reason(error)})", FETCH_AGAIN) from error
+    if size != (image["width"], image["height"]):
+        stated = f"{image['width']}x{image['height']}"
+        what = f"is {size[0]}x{size[1]} px but {found.where} says {stated}"
+        raise Finding(where, what, "they have to agree, fetch the archives again")
+
+
+def _scan(member: zipfile.ZipInfo, split: str, image: dict, found: Annotations, grid: int, report: Report) -> Scan:
+    height, width = image["height"], image["width"]
+    packed, crowds = annotations.masks_of(found, image, report)
     decoded = {class_id: decode(runs, height, width) for class_id, runs in packed.masks.items()}
     return Scan(
         image=PurePosixPath(image["file_name"]).stem,
@@ -189,9 +231,9 @@ def _scan(
     )
 
 
-def _check_names(names: list[str], archives: Path) -> None:
+def _check_names(names: list[str], archives: Path, report: Report) -> None:
     if names and (commonest := Counter(names).most_common(1)[0])[1] > 1:
-        raise CrnetError(f"{archives} holds {commonest[1]} photos called {commonest[0]}: names must differ.")
+        report(Finding(archives, f"holds {commonest[1]} photos called {commonest[0]}", "names must differ"))
 
 
 def _subset(published: Mapping[str, int] | None, at_hand: Mapping[str, int]) -> str | None:

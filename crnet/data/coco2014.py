@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from crnet.data import coco
+from crnet.data.findings import Report
 from crnet.data.splits import Splits, of_eighty
 
 SETTINGS = {
@@ -44,3 +45,9 @@ def prepare(archives: Path, extracted: Path, out: Path, settings: dict) -> dict:
     """
     settings = {**SETTINGS, **settings}
     return coco.prepare(archives, out, name="coco2014", splits=splits(settings), published=PUBLISHED, settings=settings)
+
+
+def check(archives: Path, extracted: Path, settings: dict, report: Report) -> int:
+    """Report all that ``prepare`` would stop at, and photos cut short; see ``coco.check``."""
+    settings = {**SETTINGS, **settings}
+    return coco.check(archives, report, splits=splits(settings), settings=settings)

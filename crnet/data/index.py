@@ -84,9 +84,18 @@ class Index:
         """Open a prepared data set.
 
         Raises:
-            CrnetError: the folder is not a (finished) prepared data set.
+            CrnetError: the folder is not a (finished) prepared data set, or its files were changed.
         """
-        folder = Path(folder)
+        try:
+            return cls._load(Path(folder))
+        except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise CrnetError(
+                f"{folder} is no prepared data set any more, one of its files was changed ({error!r}): delete its "
+                "dataset.json to have it prepared again."
+            ) from error
+
+    @classmethod
+    def _load(cls, folder: Path) -> "Index":
         # dataset.json is written last, so that its presence means that the other two are whole.
         if not (folder / "dataset.json").is_file():
             raise CrnetError(f"{folder} is no prepared data set (it has no dataset.json): prepare the data first.")

@@ -16,10 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from crnet.data.pixels import read_rgb
+from crnet.data.pixels import VOID, read_rgb
 from crnet.errors import CrnetError
-
-VOID = 255
 
 # What zipfile raises for an absent, broken or foreign archive, or a member that is absent or damaged.
 BROKEN_ZIP = (OSError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError)

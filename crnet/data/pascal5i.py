@@ -1,8 +1,10 @@
 """PASCAL-5i: VOC 2012 and SBD in four folds of five classes (Shaban et al. 2017; Table 1 of the paper)."""
 
 from pathlib import Path
+from typing import Any
 
 from crnet.data import voc
+from crnet.data.findings import Finding, Report
 from crnet.data.splits import Splits, plain
 from crnet.errors import CrnetError
 from crnet.files import sha256_text
@@ -60,27 +62,43 @@ def prepare(archives: Path, extracted: Path, out: Path, settings: dict) -> dict:
     Raises:
         CrnetError: a folder is absent, or anything that ``voc.prepare`` finds.
     """
-    settings = {**SETTINGS, **settings}
+    return voc.prepare(*_roots(extracted), out, **_arguments(settings))
+
+
+def check(archives: Path, extracted: Path, settings: dict, report: Report) -> int:
+    """Report all that ``prepare`` would stop at; see ``voc.check``."""
+    return voc.check(*_roots(extracted), report, **_arguments(settings))
+
+
+def _roots(extracted: Path) -> list[Path]:
+    roots = roots_in(extracted)
+    for root, archive in zip(roots, ARCHIVES, strict=True):
+        if not root.is_dir():
+            raise Finding(root, "is absent", f"extract {archive} into {extracted / archive}")
+    return roots
+
+
+def roots_in(extracted: Path) -> list[Path]:
+    """The folders in the layouts of VOC and SBD, as their archives hold them."""
     voc_archive, sbd_archive = ARCHIVES
-    roots = [
+    return [
         extracted / voc_archive / "VOCdevkit" / "VOC2012",
         extracted / sbd_archive / "benchmark_RELEASE" / "dataset",
     ]
-    for root, archive in zip(roots, ARCHIVES, strict=True):
-        if not root.is_dir():
-            raise CrnetError(f"{root} is absent: extract {archive} into {extracted / archive}.")
+
+
+def _arguments(settings: dict) -> dict[str, Any]:
+    settings = {**SETTINGS, **settings}
     published = published_pairs()
-    return voc.prepare(
-        *roots,
-        out,
-        name="pascal5i",
-        classes=CLASSES,
-        folds=FOLDS,
-        pairs=published if settings["pairs"] == "published" else settings["pairs"],
-        subset_ids=_subset_ids(settings["subset"]),
-        settings=settings,
-        published=published,
-    )
+    return {
+        "name": "pascal5i",
+        "classes": CLASSES,
+        "folds": FOLDS,
+        "pairs": published if settings["pairs"] == "published" else settings["pairs"],
+        "subset_ids": _subset_ids(settings["subset"]),
+        "settings": settings,
+        "published": published,
+    }
 
 
 def published_pairs(path: Path = PAIRS_FILE) -> list[tuple[str, str, int]]:

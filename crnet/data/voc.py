@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from crnet.data.findings import Finding, Report, fail, reason
 from crnet.data.index import SPLITS
-from crnet.data.packed import VOID
-from crnet.data.pixels import UNREADABLE, read_ids
+from crnet.data.pixels import EXTRACT_AGAIN, check_ids, photo_size, read_ids, read_sbd
 from crnet.errors import CrnetError
 from crnet.files import atomic_write, canonical, sha256_text, write_csv, write_json
 
@@ -41,7 +41,7 @@ class Scan:
     """What reading a photo and its mask told: size, pixels by class, classes that the rule keeps, digests."""
 
     source: Source
-    mask: Path
+    mask: Path  # of an SBD mask the PNG, if one was written
     width: int
     height: int
     pixels: dict[int, int]
@@ -95,17 +95,9 @@ def prepare(
     out.mkdir(parents=True, exist_ok=True)
     (out / "dataset.json").unlink(missing_ok=True)
 
-    sources = find_photos(voc_root, sbd_root)
-    found = len(sources)
-    if subset_ids is not None:
-        sources = _restrict(sources, subset_ids, voc_root)
-
-    grid = settings.get("rule_grid", RULE_GRID)
-    scans = [scan(source, out, len(classes), grid) for source in _progress(sources, f"reading {name}")]
-
+    scans, found = _scan_all(voc_root, sbd_root, out, name, len(classes), subset_ids, settings, fail)
     by_rule = {(s.source.split, s.source.image, class_id) for s in scans for class_id in s.by_rule}
-    at_hand = {s.source.image for s in scans}
-    listed = {pair for pair in published or () if pair[1] in at_hand}
+    listed = _at_hand(scans, published)
     kept = by_rule if pairs == "rule" else listed
     rows = _pair_rows(scans, kept, fold_of)
 
@@ -136,11 +128,70 @@ def prepare(
     return description
 
 
-def find_photos(voc_root: Path, sbd_root: Path | None) -> list[Source]:
+def check(
+    voc_root: Path,
+    sbd_root: Path | None,
+    report: Report,
+    *,
+    name: str,
+    classes: tuple[str, ...],
+    folds: tuple[tuple[int, ...], ...],
+    pairs: str | Sequence[tuple[str, str, int]],
+    subset_ids: Sequence[str] | None,
+    settings: dict,
+    published: Sequence[tuple[str, str, int]] | None = None,
+) -> int:
+    """Find all that ``prepare`` would stop at, and write nothing.
+
+    Args:
+        report: takes each finding; the others are those of ``prepare``.
+
+    Returns:
+        The number of photos that were read.
+
+    Raises:
+        CrnetError: a list of photos is absent, so that nothing can be read.
+    """
+    scans, _ = _scan_all(voc_root, sbd_root, None, name, len(classes), subset_ids, settings, report)
+    if pairs != "rule":
+        _pair_rows(scans, _at_hand(scans, published), _fold_of(classes, folds), report)
+    return len(scans)
+
+
+def _scan_all(
+    voc_root: Path,
+    sbd_root: Path | None,
+    out: Path | None,
+    name: str,
+    class_count: int,
+    subset_ids: Sequence[str] | None,
+    settings: dict,
+    report: Report,
+) -> tuple[list[Scan], int]:
+    """Scans of all photos that were asked for, and how many there are of whatever subset."""
+    sources = find_photos(voc_root, sbd_root, report)
+    found = len(sources)
+    if subset_ids is not None:
+        sources = _restrict(sources, subset_ids, voc_root, report)
+    grid, scans = settings.get("rule_grid", RULE_GRID), []
+    for source in _progress(sources, f"reading {name}"):
+        try:
+            scans.append(scan(source, out, class_count, grid))
+        except CrnetError as error:
+            report(error)
+    return scans, found
+
+
+def _at_hand(scans: list[Scan], published: Sequence[tuple[str, str, int]] | None) -> set[tuple[str, str, int]]:
+    images = {s.source.image for s in scans}
+    return {pair for pair in published or () if pair[1] in images}
+
+
+def find_photos(voc_root: Path, sbd_root: Path | None, report: Report = fail) -> list[Source]:
     """Every photo that the lists of VOC and SBD name, sorted by id, with its split and files.
 
     Raises:
-        CrnetError: a list, photo or mask is absent.
+        CrnetError: a list is absent; and by ``report`` an absent photo or mask, whose photo is left out.
     """
     lists = voc_root / "ImageSets" / "Segmentation"
     val = _read_list(lists / "val.txt")
@@ -155,45 +206,49 @@ def find_photos(voc_root: Path, sbd_root: Path | None) -> list[Source]:
         # A photo that VOC lists has to have VOC's mask: SBD's is coarser and knows no void.
         if image not in voc:
             masks.append(sbd_root / "cls" / f"{image}.mat")
-        sources.append(
-            Source(
-                image=image,
-                split="val" if image in val else "train",
-                path=_first_file(photos, f"the photo {image} is listed"),
-                mask=_first_file(masks, f"the mask of {image} is needed"),
-            )
-        )
+        try:
+            path = _first_file(photos, f"the photo {image} is listed")
+            mask = _first_file(masks, f"the mask of {image} is needed")
+        except CrnetError as error:
+            report(error)
+            continue
+        sources.append(Source(image, "val" if image in val else "train", path, mask))
     return sources
 
 
-def scan(source: Source, out: Path, class_count: int, grid: int) -> Scan:
+def scan(source: Source, out: Path | None, class_count: int, grid: int) -> Scan:
     """Read a photo and its mask, check them against each other, and write SBD's mask as ``out/masks/ID.png``.
+
+    A mask without any class (all background, all void, or both) is fine: its photo is in no pair.
+
+    Args:
+        out: folder of the prepared data set; None writes nothing.
 
     Raises:
         CrnetError: photo or mask unreadable, of different size, or the mask holds an id that is no class.
     """
-    photo = source.path.read_bytes()
-    width, height = _check_photo(photo, source.path)
+    photo = _bytes(source.path)
+    width, height = photo_size(photo, source.path)
     from_sbd = source.mask.suffix == ".mat"
     mask = read_sbd(source.mask) if from_sbd else read_ids(source.mask)
     if mask.shape != (height, width):
-        raise CrnetError(
-            f"{source.mask} is {mask.shape[1]}x{mask.shape[0]} px but its photo {source.path.name} is "
-            f"{width}x{height} px: they have to be of one size."
+        turned = ", turned: an EXIF orientation is not applied" if mask.shape == (width, height) else ""
+        raise Finding(
+            source.mask,
+            f"is {mask.shape[1]}x{mask.shape[0]} px but its photo {source.path.name} is {width}x{height} px{turned}",
+            "they have to be of one size",
         )
-    counts = np.bincount(mask.ravel(), minlength=256)
-    wrong = [value for value in np.flatnonzero(counts).tolist() if class_count < value < VOID]
-    if wrong:
-        raise CrnetError(f"{source.mask} holds the id {wrong[0]}: only 0 to {class_count} and 255 (void) are known.")
+    counts = check_ids(mask, class_count, source.mask)
     sampled = np.bincount(mask[1::grid, 1::grid].ravel(), minlength=256)
-    if from_sbd:
+    target = source.mask
+    if from_sbd and out is not None:
         target = out / "masks" / f"{source.image}.png"
         png = io.BytesIO()
         Image.fromarray(mask).save(png, "PNG")
         atomic_write(target, png.getvalue())
     return Scan(
         source=source,
-        mask=target if from_sbd else source.mask,
+        mask=target,
         width=width,
         height=height,
         pixels={c: int(counts[c]) for c in range(1, class_count + 1) if counts[c]},
@@ -201,25 +256,6 @@ def scan(source: Source, out: Path, class_count: int, grid: int) -> Scan:
         image_sha256=hashlib.sha256(photo).hexdigest(),
         mask_sha256=hashlib.sha256(canonical(mask.shape).encode() + mask.tobytes()).hexdigest(),
     )
-
-
-def read_sbd(path: Path) -> np.ndarray:
-    """``GTcls.Segmentation`` of an SBD ``cls/ID.mat``: class id per pixel, uint8 (H, W), without void.
-
-    Raises:
-        CrnetError: the file cannot be read as that.
-    """
-    from scipy.io import loadmat
-
-    try:
-        mask = loadmat(path, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
-        if mask.dtype != np.uint8 or mask.ndim != 2:
-            raise ValueError(f"it holds {mask.dtype} of shape {mask.shape}")
-        return np.ascontiguousarray(mask)
-    except Exception as error:  # scipy raises anything from KeyError to zlib.error; the cause is chained
-        raise CrnetError(
-            f"{path} holds no readable GTcls.Segmentation ({error}): extract its archive again."
-        ) from error
 
 
 def compare_with_rule(
@@ -260,22 +296,33 @@ def _fold_of(classes: tuple[str, ...], folds: tuple[tuple[int, ...], ...]) -> di
 
 def _read_list(path: Path) -> set[str]:
     if not path.is_file():
-        raise CrnetError(f"the list {path} is absent: extract the archive again.")
-    return set(path.read_text().split())
+        raise Finding(f"the list {path}", "is absent", EXTRACT_AGAIN)
+    try:
+        return set(path.read_text().split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise Finding(f"the list {path}", f"cannot be read ({reason(error)})", EXTRACT_AGAIN) from error
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Finding(path, f"cannot be read ({reason(error)})", EXTRACT_AGAIN) from error
 
 
 def _first_file(candidates: list[Path], what: str) -> Path:
     for path in candidates:
         if path.is_file():
             return path
-    raise CrnetError(f"{what} but is not at {' or '.join(map(str, candidates))}: extract the archive again.")
+    raise Finding(" or ".join(map(str, candidates)), f"is absent, but {what}", EXTRACT_AGAIN)
 
 
-def _restrict(sources: list[Source], subset_ids: Sequence[str], voc_root: Path) -> list[Source]:
+def _restrict(sources: list[Source], subset_ids: Sequence[str], voc_root: Path, report: Report) -> list[Source]:
     wanted = set(subset_ids)
     absent = wanted - {source.image for source in sources}
     if absent:
-        raise CrnetError(f"the subset names {len(absent)} photos that {voc_root} lacks, among them {min(absent)}.")
+        what = f"names {len(absent)} photos that {voc_root} lacks, among them {min(absent)}"
+        report(Finding("the subset", what, "correct the list of its ids"))
     return [source for source in sources if source.image in wanted]
 
 
@@ -285,35 +332,22 @@ def _progress(sources: list[Source], text: str) -> Iterable[Source]:
     return tqdm(sources, desc=text, unit="photo", mininterval=1)
 
 
-def _check_photo(data: bytes, path: Path) -> tuple[int, int]:
-    """(width, height); decodes at 1/8, so that a truncated file is found now and not amid a training."""
-    try:
-        with Image.open(io.BytesIO(data)) as photo:
-            size = photo.size
-            photo.draft("L", (1, 1))
-            photo.load()
-    except UNREADABLE as error:
-        raise CrnetError(f"{path} is not a readable image ({error}): extract its archive again.") from error
-    return size
-
-
-def _pair_rows(scans: list[Scan], kept: set[tuple[str, str, int]], fold_of: dict[int, int]) -> list[tuple]:
+def _pair_rows(
+    scans: list[Scan], kept: set[tuple[str, str, int]], fold_of: dict[int, int], report: Report = fail
+) -> list[tuple]:
     """Rows of ``pairs.csv``; each pair has to agree with the split and the mask of its photo."""
     by_image = {s.source.image: s for s in scans}
     rows = []
     for split, image, class_id in sorted(kept, key=lambda pair: pair[1:]):
         photo = by_image[image]
         if photo.source.split != split:
-            raise CrnetError(
-                f"the pair list has {image} in {split}, but this data has it in {photo.source.split}: "
-                "list and data do not belong together."
-            )
-        if class_id not in photo.pixels:
-            raise CrnetError(
-                f"the pair list has class {class_id} in {image}, but {photo.source.mask} has no such pixel: "
-                "list and data do not belong together."
-            )
-        rows.append((image, class_id, fold_of[class_id], split, photo.pixels[class_id]))
+            what = f"has {image} in {split}, but this data has it in {photo.source.split}"
+        elif class_id not in photo.pixels:
+            what = f"has class {class_id} in {image}, but {photo.source.mask} has no such pixel"
+        else:
+            rows.append((image, class_id, fold_of[class_id], split, photo.pixels[class_id]))
+            continue
+        report(Finding("the pair list", what, "list and data do not belong together"))
     return rows
 
 

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from crnet.errors import CrnetError
 from crnet.files import atomic_write, read_csv
-from crnet.report.table_cells import METRIC_NAMES, NOT_AVAILABLE, REPORTED, VOID_NAMES, VOIDS
+from crnet.report.table_cells import METRIC_NAMES, NOT_AVAILABLE, REPORTED, VOID_NAMES, VOIDS, short_gap
 from crnet.report.table_layout import all_folds, fold_columns, mean_name, row_label, shown_shots
 
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"

@@ -31,7 +31,7 @@ def render_finetuning(lines: Sequence[Mapping[str, str]]) -> list[str]:
     return [
         f"Finetuning brought the loss on the supports to {100 * falls:.0f} % of what it was, in the mean of all lines.",
         grid(rows, ["l", "r", "r", "r", "r", "r", "r", "r"]),
-        "Rate and steps: the best in trials on classes that the fold does not test, by mIoU with void ignored, which is "
+        "Rate and steps: the best in trials on classes that the fold does not test, by mIoU with void ignored, "
         "given without and with finetuning; all trials are in the folder [finetune](finetune). Loss: cross-entropy "
         "of both branches over the supports, without dropout, before and after, mean over the test episodes.",
     ]

@@ -1,8 +1,8 @@
 """The numbers of a table: every row x shots x metric x void convention x fold, and the mean over folds.
 
 A fold of which any seed's counts are absent is missing, or failed where the cell says why its training did, and a row
-with such a fold has no mean: a mean over other folds than the caption says would be another quantity. A row that is only quoted from the paper has no
-counts, and one that cannot be had for a number of shots says why.
+with such a fold has no mean: a mean over other folds than the caption says would be another quantity. A row that is
+only quoted from the paper has no counts, and one that cannot be had for a number of shots says why.
 """
 
 import math
@@ -85,11 +85,14 @@ def _read_folds(job: dict, row: dict, shots: int) -> tuple[dict[int, FoldCounts]
 
 def _gap(fold: int, absent: Sequence[int], failed: Mapping[int, str]) -> str:
     """Which seeds of a fold have no counts; of those whose training failed, why the first did."""
-    kind, named = ("failed", [s for s in absent if s in failed]) if failed else ("missing", absent)
-    others = [f"seed {', '.join(str(s) for s in absent if s not in failed)} missing"] if set(absent) - set(named) else []
-    seeds = f", seed {', '.join(map(str, named))}" if named else ""
-    why = [failed[named[0]]] if failed and named else []
-    return f"{kind} (fold {fold}{seeds})" + "".join(f": {part}" for part in [", ".join([*why, *others])] if part)
+
+    def place(seeds: Sequence[int]) -> str:
+        return f"fold {fold}" + (f", seed {', '.join(map(str, seeds))}" if seeds else "")
+
+    lost, others = ([seed for seed in absent if (seed in failed) == wanted] for wanted in (True, False))
+    if not lost:
+        return f"missing ({place(absent)})"
+    return f"failed ({place(lost)}): {failed[lost[0]]}" + (f", and missing ({place(others)})" if others else "")
 
 
 def short_gap(note: str) -> str:

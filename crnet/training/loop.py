@@ -3,8 +3,10 @@
 import math
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -28,6 +30,7 @@ from crnet.training.sources import Batch, CachedSource, LiveSource
 
 LOG_COLUMNS = ("epoch", "step", "loss", "query", "support", "cooccurrence", "lr", "images_per_second",
                "peak_memory_bytes", "base_miou", "support_iou", "seconds")  # fmt: skip
+FAILED = "failed.json"  # marks a training that diverged; gone when it finishes after all
 
 
 class Preempted(Exception):
@@ -64,7 +67,8 @@ def train(
         checkpoint_seconds: A kill loses at most this much; the state is also saved after each epoch.
 
     Raises:
-        CrnetError: Data, features or encoder do not fit the specification, or the loss is no longer finite.
+        CrnetError: Data, features or encoder do not fit the specification; a file cannot be written; or loss or
+            weights are no longer finite, which ``failed.json`` in ``paths.out`` then says for tables and index.
         Preempted: SIGTERM arrived; the state is saved.
     """
     configure(device, threads)
@@ -146,10 +150,7 @@ class _Training:
             pairs = self._pairs(batch)
             result = self.method.losses(pairs)
         if not torch.isfinite(result.loss):
-            raise CrnetError(
-                f"{self.paths.out.name}: the loss is {result.loss.item()} at step {progress.step} (lr {rate:.3g}); "
-                f"the last good state is {self.paths.state}. Lower train.lr or use precision float32."
-            )
+            raise self._failed(f"the loss is {result.loss.item()} at step {progress.step} (lr {rate:.3g})")
         self.optimiser.zero_grad(set_to_none=True)
         result.loss.backward()
         self.optimiser.step()
@@ -237,8 +238,29 @@ class _Training:
     def _on_terminate(self, signum, frame) -> None:
         self._terminated = True
 
+    def _failed(self, what: str) -> CrnetError:
+        """The error that ends a training that diverged, after marking it failed beside where its result would be."""
+        state = self.paths.state
+        saved = load_state(state)
+        good = (
+            f"the last good state, after {saved['progress']['step']} steps, is {state}"
+            if saved
+            else "no state was saved"
+        )
+        write_json(self.paths.out / FAILED, {"run": self.paths.out.name, "spec": self.spec, "failed": what})
+        return CrnetError(
+            f"{self.paths.out.name}: {what}; {good}, and the run is marked failed in {self.paths.out / FAILED}. Lower "
+            "train.lr or set train.precision to float32."
+        )
+
     def _save(self) -> None:
+        """Keep the state, unless it is no good: a finite loss can have gradients that are not."""
         progress = self.progress
+        parts = {"weight": self.method.state_dict(), "value of the optimiser": self.optimiser.state_dict()}
+        for name, part in parts.items():
+            if not _finite(part):
+                rate = learning_rate(self.settings, progress.step - 1, self.steps)
+                raise self._failed(f"a {name} is not finite after step {progress.step - 1} (lr {rate:.3g})")
         state = {
             "spec": canonical(self.spec),
             "method": self.method.state_dict(),
@@ -252,7 +274,7 @@ class _Training:
         state = load_state(self.paths.state)
         if state is None:
             return
-        if state["spec"] != canonical(self.spec):
+        if state.get("spec") != canonical(self.spec):
             raise CrnetError(f"{self.paths.state}: belongs to another training; move it away.")
         self.method.load_state_dict(state["method"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -281,7 +303,17 @@ class _Training:
             "weights_sha256": sha256_file(weights),
             "parameters": sum(t.numel() for t in tensors.values()),
         })  # fmt: skip
+        (out / FAILED).unlink(missing_ok=True)
         remove_state(self.paths.state)
+
+
+def _finite(value: Any) -> bool:
+    """Whether all tensors within nested mappings and lists are finite."""
+    if isinstance(value, Tensor):
+        return bool(torch.isfinite(value).all())
+    if isinstance(value, Mapping):
+        return all(map(_finite, value.values()))
+    return all(map(_finite, value)) if isinstance(value, list | tuple) else True
 
 
 def _keys(batch: Batch, branch: str) -> list[tuple[str, int]]:

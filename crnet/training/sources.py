@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from crnet.data import transforms
 from crnet.data.index import Index
 from crnet.encoding import FrozenEncoder, as_images
+from crnet.errors import CrnetError
 from crnet.features import FeatureStore
 from crnet.methods import Method
 from crnet.training.episodes import TrainingEpisode
@@ -100,6 +101,9 @@ class LiveSource:
             multiprocessing_context="forkserver" if self.workers else None,
         )
         for start, rows in zip(range(0, len(episodes), size), loader, strict=True):
+            for row in rows:
+                if isinstance(row, CrnetError):
+                    raise row
             yield self._batch(episodes[start : start + size], rows, how)
 
     def _batch(self, episodes: list[TrainingEpisode], rows: list, how: str) -> Batch:
@@ -134,8 +138,14 @@ class _EpisodePhotos(Dataset):
     def __len__(self) -> int:
         return len(self.episodes)
 
-    def __getitem__(self, number: int) -> tuple[np.ndarray, ...]:
-        episode = self.episodes[number]
+    def __getitem__(self, number: int) -> tuple[np.ndarray, ...] | CrnetError:
+        """What is wrong with a photo is returned: raised in a worker, it would arrive as a page of traceback."""
+        try:
+            return self._arrays(self.episodes[number])
+        except CrnetError as error:
+            return error
+
+    def _arrays(self, episode: TrainingEpisode) -> tuple[np.ndarray, ...]:
         generator = np.random.default_rng(episode.seed)
         support = self._photo(episode.support, episode.support_view, episode, generator, self.augment != "none")
         query = self._photo(episode.query, episode.query_view, episode, generator, self.augment == "both")

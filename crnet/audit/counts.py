@@ -1,0 +1,144 @@
+"""Stored counts: unchanged since they were written, possible, and of the episodes that they claim."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from crnet.audit.folder import UNREADABLE, Folder
+from crnet.audit.ledger import Check, Ledger, shown
+from crnet.config import resolve
+from crnet.data.episodes import EpisodeTable
+from crnet.data.index import Index
+from crnet.files import read_csv, sha256_file
+from crnet.metrics import COUNT_COLUMNS, QUERY_COLUMNS, SUPPORT_COLUMNS
+
+DIGEST = "counts: digest is the run's"
+POSSIBLE = "counts: possible, image sizes agree"
+EPISODES = "counts: rows are the episodes"
+
+DIGESTS = {"counts.csv": "counts_sha256", "counts-fusion.csv": "counts_fusion_sha256"}
+IDENTITY = ("episode_seed", "episode", "class", "query")
+Size = tuple[int, int]  # of a query: pixels, and pixels that are not void
+
+
+def check_counts(folder: Folder, ledger: Ledger, tables: Mapping[str, EpisodeTable]) -> None:
+    """All counts that are there, planned or not; ``tables`` as ``crnet.audit.episodes.check`` gives them."""
+    sizes: dict[tuple[str, str, str], tuple[Size, str]] = {}
+    for name, about in folder.evaluations.items():
+        if about.get("failed"):
+            ledger[POSSIBLE].unknown("runs that failed have no counts")
+            continue
+        readings = []
+        for file in folder.counts_files(name):
+            path = about["path"].with_name(file)
+            where = folder.relative(path)
+            if not path.is_file():
+                ledger[DIGEST].differs(where, "is missing")
+                continue
+            _digest(ledger[DIGEST], where, path, about.get(DIGESTS[file]))
+            try:
+                rows = read_csv(path)
+                readings.append(rows)
+                _possible(ledger[POSSIBLE], where, rows, _known_sizes(folder, about, sizes))
+                _episodes(ledger[EPISODES], where, rows, about, tables)
+            except UNREADABLE as error:
+                ledger[POSSIBLE].differs(where, f"cannot be read ({type(error).__name__}: {error})")
+        if len(readings) == 2 and _of_supports(readings[0]) != _of_supports(readings[1]):
+            text = "has other episodes or losses on the supports than counts.csv"
+            ledger[POSSIBLE].differs(folder.relative(about["path"].with_name("counts-fusion.csv")), text)
+
+
+def _digest(check: Check, where: str, path: Path, recorded: str | None) -> None:
+    if recorded:
+        check.same(where, sha256_file(path), recorded, "evaluation.json has")
+    else:
+        check.unknown("evaluation.json holds no digest of the counts: it was written by an earlier version")
+
+
+class _Sizes:
+    """Sizes of the queries of one data set, from the data if they are at hand and from all runs that were read."""
+
+    def __init__(self, dataset: str, index: Index | None, known: dict):
+        self.dataset, self.index, self.known = dataset, index, known
+
+    def problem(self, row: Mapping[str, str], size: Size, where: str) -> str | None:
+        if self.index is not None:
+            photo = self.index.photos.get(row["query"])
+            if photo is None:
+                return f"the data have no photo {row['query']!r}"
+            if photo.width * photo.height != size[0]:
+                return f"counts {size[0]} pixels, photo {row['query']} has {photo.width * photo.height}"
+        first, other = self.known.setdefault((self.dataset, row["query"], row["class"]), (size, where))
+        if first == size:
+            return None
+        return f"counts {size[0]} pixels, {size[1]} of them not void; {other} has {first[0]} and {first[1]}"
+
+
+def _known_sizes(folder: Folder, about: dict, known: dict) -> _Sizes:
+    spec = about["spec"]["train"]["dataset"]
+    return _Sizes(resolve.dataset_name(spec), folder.index(spec), known)
+
+
+def _possible(check: Check, where: str, rows: list[dict[str, str]], sizes: _Sizes) -> None:
+    for line, row in enumerate(rows, 2):
+        place = f"{where}, line {line}"
+        if problem := row_problem(row):
+            check.differs(place, problem)
+            continue
+        total = int(row["void_fg_union"]) + int(row["void_bg_intersection"])
+        seen = int(row["ignore_fg_union"]) + int(row["ignore_bg_intersection"])
+        if problem := sizes.problem(row, (total, seen), place):
+            check.differs(place, problem)
+        else:
+            check.ok()
+
+
+def row_problem(row: Mapping[str, str]) -> str | None:
+    """Why no prediction on any mask can have given these counts; None if one can."""
+    values = {}
+    for column in COUNT_COLUMNS:
+        text = row.get(column)
+        if column in SUPPORT_COLUMNS and text == "":
+            continue
+        if text is None or not text.isascii() or not text.isdigit():
+            return f"{column} is {shown(text)}, not a number of pixels"
+        values[column] = int(text)
+    for first in COUNT_COLUMNS[::2]:
+        union = first.replace("intersection", "union")
+        if (first in values) != (union in values):
+            return f"only one of {first} and {union} is given"
+        if first in values and values[first] > values[union]:
+            return f"{first} {values[first]} is more than {union} {values[union]}"
+    fg, fg_union, bg, bg_union, void_fg, void_fg_union, void_bg, void_bg_union = (values[c] for c in QUERY_COLUMNS)
+    if fg_union + bg != bg_union + fg or void_fg_union + void_bg != void_bg_union + void_fg:
+        return "foreground and background do not add up to one number of pixels"
+    if fg != void_fg:
+        return f"ignore_fg_intersection {fg} and void_fg_intersection {void_fg} have to be equal"
+    if fg_union > void_fg_union or bg > void_bg:
+        return "more is counted without void than with it"
+    return None
+
+
+def _episodes(
+    check: Check, where: str, rows: list[dict[str, str]], about: dict, tables: Mapping[str, EpisodeTable]
+) -> None:
+    name = resolve.episodes_name(resolve.episodes_spec(about["spec"]))
+    table = tables.get(name)
+    if table is None:
+        check.unknown(f"there is no readable table episodes/{name}.csv")
+        return
+    expected = [(str(e.seed), str(e.number), str(e.class_id), e.query) for e in table.episodes]
+    found = [tuple(row.get(column) for column in IDENTITY) for row in rows]
+    if found == expected:
+        check.ok()
+    elif len(found) != len(expected):
+        check.differs(where, f"has {len(found)} rows, episodes/{name}.csv {len(expected)}")
+    else:
+        line = next(i for i, pair in enumerate(zip(found, expected, strict=True)) if pair[0] != pair[1])
+        text = f"is of episode {', '.join(map(str, found[line]))}; episodes/{name}.csv has {', '.join(expected[line])}"
+        check.differs(f"{where}, line {line + 2}", text)
+
+
+def _of_supports(rows: list[dict[str, str]]) -> list[list[str | None]]:
+    """What both readings of a finetuned network have in common."""
+    shared = (*IDENTITY, *SUPPORT_COLUMNS, "support_loss_before", "support_loss_after")
+    return [[row.get(column) for column in shared] for row in rows]

@@ -1,0 +1,179 @@
+"""Data sets and encoders: every report names the same, and it is what lies in the work folder."""
+
+import hashlib
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+from crnet.audit.folder import UNREADABLE, Folder
+from crnet.audit.ledger import Check, Ledger, shown
+from crnet.config import resolve
+from crnet.config.settings import component
+from crnet.data import pascal5i
+from crnet.data.index import SPLITS, Index
+from crnet.data.packed import BROKEN_ZIP
+from crnet.data.pixels import read_ids
+from crnet.files import canonical, read_csv, read_json, sha256_file, sha256_text
+
+DATA_RECORDS = "data: reports agree on the digest"
+DATA_FILES = "data: digest made again from photos"
+PAIRS = "data: pairs are the published lists"
+ENCODER_RECORDS = "encoder: reports agree on the digest"
+ENCODER_FILES = "encoder: digest made again from weights"
+
+# How torch names the types that the weights of encoders have.
+TORCH_NAMES = {name: f"torch.{name}" for name in ("float64", "float32", "float16", "int64", "int32", "uint8", "bool")}
+
+
+def check_datasets(folder: Folder, ledger: Ledger) -> None:
+    data = _agree(ledger[DATA_RECORDS], _sources(folder, "dataset", resolve.dataset_name))
+    encoders = _agree(ledger[ENCODER_RECORDS], _sources(folder, "encoder", resolve.encoder_name))
+    for name, spec in folder.plan.datasets.items():
+        _data_files(folder, ledger, spec, data.get(name))
+    for name, spec in folder.plan.encoders.items():
+        _encoder_file(folder, ledger[ENCODER_FILES], spec, encoders.get(name))
+
+
+Source = tuple[str, Any, str]  # name of the data set or encoder, digest, where it is written
+
+
+def _sources(folder: Folder, kind: str, name_of: Callable[[dict], str]) -> Iterator[Source]:
+    """Each report's digest of its data set or encoder."""
+    for reports in (folder.evaluations, folder.tunings, folder.trainings):
+        for report in reports.values():
+            try:
+                training = report["spec"] if reports is folder.trainings else report["spec"]["train"]
+                name = name_of(training[kind])
+            except UNREADABLE:
+                continue  # said by the check of specifications
+            yield name, report.get(f"{kind}_digest"), f"{folder.relative(report['path'])}, {kind}_digest"
+    if kind == "dataset":
+        for name, spec in folder.plan.episodes.items():
+            path = folder.results / "episodes" / f"{name}.json"
+            if path.is_file():
+                try:
+                    yield name_of(spec["dataset"]), read_json(path).get("dataset_digest"), f"episodes/{name}.json"
+                except UNREADABLE:
+                    continue  # said by the check of episodes
+
+
+def _agree(check: Check, sources: Iterator[Source]) -> dict[str, tuple[str, str]]:
+    first: dict[str, tuple[str, str]] = {}
+    for name, digest, where in sources:
+        known, source = first.setdefault(name, (digest, where))
+        if digest and digest == known:
+            check.ok()
+        else:
+            check.differs(where, f"is {shown(digest)}, {source} has {shown(known)}")
+    return first
+
+
+# ---------------------------------------------------------------- data
+
+
+def _data_files(folder: Folder, ledger: Ledger, spec: dict, recorded: tuple[str, str] | None) -> None:
+    data, name = folder.data(spec), spec["name"]
+    if data is None:
+        ledger[DATA_FILES].unknown(f"the data set {name} is not at hand in a work folder")
+        if name == "pascal5i":
+            ledger[PAIRS].unknown("the data set pascal5i is not at hand in a work folder")
+        return
+    try:
+        stated = read_json(data / "dataset.json")["digest"]
+        made = data_digest(data, spec)
+        if name == "pascal5i" and spec["pairs"] == "published":
+            _published(ledger[PAIRS], data)
+    except (*UNREADABLE, *BROKEN_ZIP) as error:
+        ledger[DATA_FILES].differs(str(data), f"cannot be read ({error})")
+        return
+    whole = ledger[DATA_FILES].same(f"{data}/dataset.json, digest", stated, made, "its files have")
+    if recorded:
+        whole &= ledger[DATA_FILES].same(recorded[1], recorded[0], made, f"the files in {data} have")
+    if whole:
+        folder.trusted.add(resolve.dataset_name(spec))
+
+
+def data_digest(data: Path, spec: dict) -> str:
+    """The digest of a prepared data set, made again from photos and masks as ``crnet.data.voc`` and ``coco`` make it.
+
+    Raises:
+        CrnetError: A photo or mask cannot be read.
+    """
+    images, pairs = read_csv(data / "images.csv"), read_csv(data / "pairs.csv")
+    if read_json(data / "dataset.json").get("layout") == "coco":
+        return _coco_digest(data, spec, images, pairs)
+    photos = []
+    for row in tqdm(images, desc=f"reading {spec['name']}", unit="photo", mininterval=1, leave=False, disable=None):
+        mask = read_ids(data / row["mask"])
+        pixels = hashlib.sha256(canonical(mask.shape).encode() + mask.tobytes()).hexdigest()
+        photos.append((row["image"], row["split"], sha256_file(data / row["path"]), pixels))
+    rows = [(row["image"], int(row["class"]), int(row["fold"]), row["split"]) for row in pairs]
+    return sha256_text(canonical([photos, rows]))
+
+
+def _coco_digest(data: Path, spec: dict, images: list[dict], pairs: list[dict]) -> str:
+    """Photos by the checksums in their archive, masks by their line of run lengths, in the order of these lines."""
+    classes: dict[str, list[int]] = {}
+    for row in pairs:
+        classes.setdefault(row["image"], []).append(int(row["class"]))
+    archives = {path: zipfile.ZipFile(data / path) for path in {row["path"] for row in images}}
+    digest = hashlib.sha256(canonical(component("dataset", spec["name"], "data").splits(spec).digest).encode())
+    lines = (data / images[0]["mask"]).read_bytes().splitlines(keepends=True)
+    for row, line in zip(sorted(images, key=lambda row: int(row["offset"])), lines, strict=True):
+        member = archives[row["path"]].getinfo(row["member"])
+        size, shows = (int(row["width"]), int(row["height"])), sorted(classes.get(row["image"], []))
+        identity = [row["image"], row["split"], (member.CRC, member.file_size), *size, shows]
+        digest.update(canonical(identity).encode() + line)
+    return digest.hexdigest()
+
+
+def _published(check: Check, data: Path) -> None:
+    """Pairs of the prepared data against the lists that the field shares, as far as their photos are at hand."""
+    index = Index.load(data)
+    listed: dict[tuple[str, int], set[tuple[str, int]]] = {}
+    for split, image, class_id in pascal5i.published_pairs():
+        if image in index.photos:
+            fold = next(f for f, ids in enumerate(index.folds) if class_id in ids)
+            listed.setdefault((split, fold), set()).add((image, class_id))
+    for split in SPLITS:
+        for fold, ids in enumerate(index.folds):
+            found = {(pair.image, pair.class_id) for pair in index.pairs(split, ids)}
+            expected = listed.get((split, fold), set())
+            where = f"{data}/pairs.csv, {split} of fold {fold}"
+            if found == expected:
+                check.ok()
+            else:
+                image, class_id = min(found ^ expected)
+                numbers = f"{len(found)} pairs, the published list {len(expected)}"
+                check.differs(where, f"has {numbers}, e.g. {image} of class {class_id} is in one only")
+
+
+# ---------------------------------------------------------------- encoder
+
+
+def _encoder_file(folder: Folder, check: Check, spec: dict, recorded: tuple[str, str] | None) -> None:
+    path = folder.encoder(spec)
+    if path is None:
+        own = "brings its own weights" if ":" in spec["name"] else "is not at hand in a work folder"
+        check.unknown(f"the encoder {spec['name']} {own}")
+    elif recorded is None:
+        check.unknown("no report names its digest")
+    else:
+        try:
+            check.same(recorded[1], recorded[0], encoder_digest(path), f"{path} has")
+        except (OSError, SafetensorError) as error:
+            check.differs(str(path), f"is no safetensors file ({error})")
+
+
+def encoder_digest(path: Path) -> str:
+    """As ``crnet.encoders.digest`` of the network with these weights, without torch."""
+    state = hashlib.sha256()
+    with safe_open(path, "np") as stream:
+        for name in sorted(stream.keys()):
+            tensor = stream.get_tensor(name)
+            state.update(f"{name}{tuple(tensor.shape)}{TORCH_NAMES[str(tensor.dtype)]}".encode() + tensor.tobytes())
+    return state.hexdigest()

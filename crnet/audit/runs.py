@@ -1,0 +1,105 @@
+"""The runs of a plan against the folders that are there: none missing, none published besides, same settings."""
+
+from crnet.audit.folder import UNREADABLE, Folder, commits
+from crnet.audit.ledger import Check, Ledger
+from crnet.config import resolve
+from crnet.files import canonical
+
+PRESENT = "runs: those of the plan are there"
+STRAY = "runs: no other is published"
+SPECIFICATION = "runs: settings are the plan's"
+
+
+def check_plan(folder: Folder, ledger: Ledger) -> None:
+    for file, reason in folder.broken.items():
+        ledger[PRESENT].differs(file, reason)
+    _present(folder, ledger)
+    _stray(folder, ledger[STRAY])
+    _specifications(folder, ledger[SPECIFICATION])
+
+
+def _present(folder: Folder, ledger: Ledger) -> None:
+    plan, check = folder.plan, ledger[PRESENT]
+    cells: dict[str, str] = {}
+    for cell in plan.cells:
+        text = f"{cell.table}, {cell.row}, {cell.shots}-shot, fold {cell.fold}, seed {cell.seed}"
+        cells.setdefault(cell.evaluation, text)
+    for name in plan.evaluations:
+        if name in folder.evaluations:
+            check.ok()
+        elif (training := resolve.training_name(plan.evaluations[name]["train"])) in folder.failed:
+            check.unknown(f"the training failed: {folder.failed[training]}")
+        elif (file := folder.where(name)) not in folder.broken:
+            check.differs(file, f"is missing; the study has it for {cells[name]}")
+    for name in plan.tunings:
+        if name in folder.tunings:
+            check.ok()
+        elif (file := f"finetune/{name}/choice.json") not in folder.broken:
+            check.differs(file, "is missing; the study finetunes with it")
+    if folder.evaluations and not set(plan.evaluations) & set(folder.evaluations):
+        planned, there = len(plan.evaluations), len(folder.evaluations)
+        ledger.notes += [
+            f"None of the {planned} evaluations of the study's plan is here, but {there} others: the results are of "
+            "another version of the study or of crnet. To audit them, check out the commit that made them, "
+            f"{commits(folder.evaluations.values())}, or give the study's file of that time with --configfile."
+        ]
+
+
+def _stray(folder: Folder, check: Check) -> None:
+    """A folder that the plan does not name may lie there, as long as nothing that is published comes from it."""
+    results, named = folder.results, folder.named()
+    found = [path for kind in ("evaluate", "finetune") for path in sorted((results / kind).glob("*")) if path.is_dir()]
+    found += sorted((results / "episodes").glob("*.csv"))
+    strays = [path for path in found if folder.relative(path) not in named]
+    if strays:
+        names = ", ".join(sorted(folder.relative(path) for path in strays)[:2])
+        more = f" and {len(strays) - 2} more" if len(strays) > 2 else ""
+        check.unknown(f"not in the plan, and no table is made from it: {names}{more}", len(strays))
+    planned = {*folder.plan.trainings, *folder.plan.tunings, *folder.plan.evaluations}
+    for line, row in enumerate(folder.rows("runs.csv"), 2):
+        run = str(row.get("run"))
+        if run.removesuffix("+fusion") in planned:
+            check.ok()
+        else:
+            check.differs(f"runs.csv, line {line}", f"holds the run {run!r}, which the plan has not")
+    tables = {f"{name}.{kind}" for name in folder.plan.tables for kind in ("csv", "md", "tex")}
+    for path in sorted((results / "tables").glob("*")):
+        if path.name in tables:
+            check.ok()
+        else:
+            check.differs(folder.relative(path), "is no table of the study")
+
+
+def _specifications(folder: Folder, check: Check) -> None:
+    kinds = (
+        (folder.evaluations, folder.plan.evaluations, resolve.evaluation_name),
+        (folder.tunings, folder.plan.tunings, resolve.tuning_name),
+        (folder.trainings, folder.plan.trainings, resolve.training_name),
+    )
+    for reports, planned, name_of in kinds:
+        for name, report in reports.items():
+            where = folder.relative(report["path"])
+            if report.get("run") != name:
+                check.differs(where, f"calls itself {report.get('run')!r}, its folder {name!r}")
+            elif name in planned:
+                _compare(check, where, report["spec"], planned[name])
+            else:
+                try:
+                    check.same(where, name_of(report["spec"]), name, "its folder")
+                except UNREADABLE as error:
+                    check.unknown(f"{where}: its settings are not those of this version ({error!r})")
+
+
+def _compare(check: Check, where: str, found: dict, planned: dict) -> None:
+    if canonical(found) == canonical(planned):
+        check.ok()
+        return
+    one, other = _flat(found), _flat(planned)
+    key = next(key for key in sorted({*one, *other}) if one.get(key, ...) != other.get(key, ...))
+    check.differs(where, f"{key} is {one.get(key, 'absent')}, in the plan {other.get(key, 'absent')}")
+
+
+def _flat(nested: object, prefix: str = "") -> dict[str, str]:
+    if not isinstance(nested, dict):
+        return {prefix: canonical(nested)}
+    return {k: v for key, value in nested.items() for k, v in _flat(value, f"{prefix}.{key}".lstrip(".")).items()}

@@ -1,0 +1,200 @@
+"""A few episodes predicted again from encoder, weights and data: the one check that no consistent lie passes.
+
+Episodes are predicted one by one, in the run itself in batches: kernels may then round differently, and a pixel whose
+two scores are equal to the last digits may change sides. So counts are called *exact* if all are equal, and *within
+tolerance* if none is further off than a share of the query's pixels, at least ``LEAST``; see ``tolerance``.
+"""
+
+import math
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from crnet import provenance
+from crnet.audit.folder import UNREADABLE, Folder
+from crnet.audit.ledger import Check
+from crnet.config import resolve
+from crnet.data.episodes import Episode, EpisodeTable
+from crnet.encoding import compute_dtype
+from crnet.files import read_csv
+from crnet.finetune import Finetuner
+from crnet.machine import configure
+from crnet.metrics import QUERY_COLUMNS, SUPPORT_COLUMNS, episode_counts, fg_counts
+from crnet.predict import Prediction, Predictor
+
+# Of the query's pixels, by the type that is computed with. Where processor and torch were the run's, 124 episodes of a
+# tiny study in float32 and 36 of COCO photos in bfloat16 came out exact; float32 in place of bfloat16, more than any
+# rounding, moved counts of the latter by up to 1.2 %.
+SHARES = {"float32": 0.0005, "bfloat16": 0.0025}
+FINETUNED = 4  # times as much: rounding grows over the steps of finetuning
+ELSEWHERE = 8  # times as much on another device, processor or version of torch than the run's
+LEAST = 4  # pixels
+
+
+def check_sample(
+    folder: Folder,
+    check: Check,
+    notes: list[str],
+    tables: Mapping[str, EpisodeTable],
+    count: int,
+    seed: int,
+    device: str,
+) -> None:
+    """Predict ``count`` random episodes of random evaluations again and compare all counts.
+
+    Args:
+        tables: Episode tables by name.
+        seed: Of the choice of episodes.
+        device: cpu or cuda.
+
+    Raises:
+        CrnetError: The device is not there.
+    """
+    configure(device, 1)
+    usable = {}
+    for name in sorted(set(folder.evaluations) & set(folder.plan.evaluations)):
+        reason = _missing(folder, name, tables, device)
+        if reason:
+            check.unknown(f"evaluations of which {reason}")
+        else:
+            usable[name] = _table(folder, name, tables)
+    if not usable:
+        check.unknown("nothing to predict episodes from")
+        return
+    offs = []
+    for name, numbers in _choose(usable, count, seed).items():
+        offs += _evaluation(folder, check, name, [usable[name].episodes[i] for i in numbers], numbers, device)
+    if offs:
+        exact = sum(off == 0 for off in offs)
+        text = f"sample: {exact} exact, {len(offs) - exact} with other rounding"
+        notes.append(text + (f", at most {max(offs)} pixels off in a count" if exact < len(offs) else ""))
+
+
+def _choose(usable: Mapping[str, EpisodeTable], count: int, seed: int) -> dict[str, list[int]]:
+    """Evaluation -> positions in its table; evaluations in random order, so that many are looked at."""
+    generator = random.Random(seed)
+    names = generator.sample(sorted(usable), len(usable))
+    chosen: dict[str, list[int]] = {}
+    for number in range(min(count, sum(len(table.episodes) for table in usable.values()))):
+        rotation = [*names[number % len(names) :], *names[: number % len(names)]]
+        name = next(name for name in rotation if len(chosen.get(name, [])) < len(usable[name].episodes))
+        free = set(range(len(usable[name].episodes))) - set(chosen.get(name, []))
+        chosen.setdefault(name, []).append(generator.choice(sorted(free)))
+    return chosen
+
+
+def _table(folder: Folder, name: str, tables: Mapping[str, EpisodeTable]) -> EpisodeTable | None:
+    return tables.get(resolve.episodes_name(resolve.episodes_spec(folder.plan.evaluations[name])))
+
+
+def _missing(folder: Folder, name: str, tables: Mapping[str, EpisodeTable], device: str) -> str | None:
+    """Why an evaluation cannot be repeated here; None if it can."""
+    spec, about = folder.plan.evaluations[name], folder.evaluations[name]
+    train = spec["train"]
+    if about.get("failed"):
+        return "the run failed"
+    if not _table(folder, name, tables) or not all(
+        about["path"].with_name(file).is_file() for file in folder.counts_files(name)
+    ):
+        return "counts or episodes are not here"
+    if folder.index(train["dataset"]) is None:
+        return f"the data set {train['dataset']['name']} of the runs is not at hand"
+    if ":" not in train["encoder"]["name"] and folder.encoder(train["encoder"]) is None:
+        return f"the encoder {train['encoder']['name']} is not at hand"
+    if "train" in train and folder.weights(train) is None:
+        return "the weights are not at hand"
+    dtype = _dtype(spec, device)
+    if about.get("dtype", dtype) != dtype:
+        return f"the type was {about['dtype']}, here it is {dtype}"
+    return None
+
+
+def _dtype(spec: dict, device: str) -> str:
+    return str(compute_dtype(torch.device(device), spec["evaluate"]["precision"])).removeprefix("torch.")
+
+
+def _evaluation(
+    folder: Folder, check: Check, name: str, episodes: list[Episode], numbers: list[int], device: str
+) -> list[int]:
+    """Check episodes of one evaluation; returns by how many pixels those within tolerance are off."""
+    spec, about = folder.plan.evaluations[name], folder.evaluations[name]
+    train = spec["train"]
+    weights = folder.weights(train) if "train" in train else None
+    where = f"evaluate/{name}"
+    try:
+        predictor = Predictor(spec, folder.data(train["dataset"]), folder.encoder(train["encoder"]), weights, device)
+        check_digest = predictor.encoder.digest == about.get("encoder_digest")
+        predictions = [_predict(predictor, spec, about, episode) for episode in episodes]
+    except (*UNREADABLE, RuntimeError, SafetensorError) as error:
+        check.differs(where, f"cannot be predicted again ({error})")
+        return []
+    if not check_digest:
+        check.differs(f"{where}/evaluation.json", "names another encoder than the one at hand")
+    stored = {file: read_csv(about["path"].with_name(file)) for file in folder.counts_files(name)}
+    share = tolerance(spec, about, device)
+    offs = []
+    for number, prediction in zip(numbers, predictions, strict=True):
+        off = _compare(check, where, predictor, prediction, {file: rows[number] for file, rows in stored.items()
+                                                             if number < len(rows)}, number, share)  # fmt: skip
+        offs += [] if off is None else [off]
+    return offs
+
+
+def tolerance(spec: dict, about: Mapping[str, Any], device: str) -> float:
+    """Share of a query's pixels by which a count may be off."""
+    share = SHARES[_dtype(spec, device)] * (FINETUNED if "finetune" in spec else 1)
+    here = (device, torch.__version__, provenance.cpu_name())
+    run = (about.get("device"), about.get("versions", {}).get("torch"), about.get("cpu"))
+    return share * (1 if here == run else ELSEWHERE)
+
+
+def _predict(predictor: Predictor, spec: dict, about: Mapping[str, Any], episode: Episode) -> Prediction:
+    if "finetune" not in spec:
+        return next(predictor.fused([episode]))
+    finetuner = Finetuner(predictor, spec["train"], spec["finetune"])
+    return next(finetuner.predictions([episode], about["choice"]["lr"], about["choice"]["steps"]))
+
+
+def counts_of(predictor: Predictor, prediction: Prediction) -> dict[str, dict[str, int]]:
+    """File -> column -> pixels, as ``crnet.evaluate`` writes them."""
+    index, episode = predictor.index, prediction.episode
+    mask = index.class_mask(episode.query, episode.class_id)
+    support = {}
+    if prediction.support is not None:
+        first = index.class_mask(episode.supports[0], episode.class_id)
+        support = dict(zip(SUPPORT_COLUMNS, fg_counts(prediction.support, first), strict=True))
+    readings = {"counts.csv": prediction.query, "counts-fusion.csv": prediction.fused}
+    return {
+        file: dict(zip(QUERY_COLUMNS, episode_counts(reading, mask), strict=True)) | support
+        for file, reading in readings.items()
+        if reading is not None
+    }
+
+
+def _compare(
+    check: Check,
+    where: str,
+    predictor: Predictor,
+    prediction: Prediction,
+    stored: Mapping[str, Mapping[str, str]],
+    number: int,
+    share: float,
+) -> int | None:
+    """Note whether an episode's counts come out again; by how many pixels they are off, or None if too many."""
+    worst, place, height_width = 0, "", predictor.index.size(prediction.episode.query)
+    for file, made in counts_of(predictor, prediction).items():
+        for column, value in made.items():
+            text = stored.get(file, {}).get(column, "")
+            off = abs(int(text) - value) if text.isascii() and text.isdigit() else math.prod(height_width)
+            if off > worst:
+                line = f"{where}/{file}, line {number + 2}: {column} is {text or 'absent'}"
+                worst, place = off, f"{line}, predicted again {value}"
+    allowed = max(LEAST, int(share * math.prod(height_width)))
+    if worst <= allowed:
+        check.ok()
+        return worst
+    check.differences.append(f"{place} (tolerance {allowed} pixels)")
+    return None

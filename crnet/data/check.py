@@ -1,0 +1,141 @@
+"""``crnet check-data``: every photo and mask of a study's data sets is read, and all that is wrong is listed at once.
+
+A prepared data set is read as training and evaluation read it; one that is not prepared yet is scanned by the code
+that prepares it, where it was extracted or where its archives lie.
+"""
+
+import importlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from crnet.config import study
+from crnet.config.settings import component
+from crnet.config.study import Layout
+from crnet.data.findings import Finding, Report, reason
+from crnet.data.index import Index
+from crnet.data.pixels import check_ids
+from crnet.errors import CrnetError
+from crnet.files import write_csv
+
+HEADER = ("data set", "file", "what", "what to do")
+PREPARE_AGAIN = "let the workflow prepare the data again"
+
+
+@dataclass
+class Checked:
+    """What the check of one data set told.
+
+    Attributes:
+        name: its name in the study's folders.
+        where: the folder that was read: the prepared one, or else that of what it is prepared from.
+        photos: how many were read whole; None where there is nothing to read yet.
+        findings: all that is wrong.
+    """
+
+    name: str
+    where: Path
+    photos: int | None = None
+    findings: list[CrnetError] = field(default_factory=list)
+
+
+def check_study(files: Sequence[Path]) -> list[Checked]:
+    """Read all data sets of a study; nothing is written. Raises CrnetError only for the study itself."""
+    plan = study.load(files)
+    layout = Layout(plan)
+    folders = {layout.data(spec): spec for spec in plan.datasets.values()}
+    archives = Path(layout.archives)
+    return [check(spec, Path(at), archives, Path(layout.extracted(spec))) for at, spec in folders.items()]
+
+
+def check(spec: dict, prepared: Path, archives: Path, extracted: Path) -> Checked:
+    """Read one data set.
+
+    Args:
+        spec: ``{"name": ..., settings...}``, as for ``crnet.data.prepare``.
+        prepared: folder of the prepared data set; what is looked at first.
+        archives, extracted: what it is prepared from.
+    """
+    settings = {key: value for key, value in spec.items() if key != "name"}
+    dataset = importlib.import_module(component("dataset", spec["name"], "dataset").module)
+    ready = (prepared / "dataset.json").is_file()
+    from_archives = hasattr(dataset, "check")
+    source = archives if getattr(dataset, "IN_PLACE", ()) else extracted
+    result = Checked(prepared.name, prepared if ready or not from_archives else source)
+    try:
+        if ready:
+            result.photos = check_prepared(prepared, result.findings.append)
+        elif from_archives:
+            result.photos = dataset.check(archives, extracted, settings, result.findings.append)
+    except CrnetError as error:
+        result.findings.append(error)
+    return result
+
+
+def check_prepared(folder: Path, report: Report) -> int:
+    """Read every photo and mask of a prepared data set.
+
+    Returns:
+        The number of photos that are whole, with their masks.
+
+    Raises:
+        CrnetError: it is no prepared data set.
+    """
+    from tqdm import tqdm
+
+    index, whole = Index.load(folder), 0
+    for image in tqdm(index.photos, desc=f"reading {index.name}", unit="photo", mininterval=1):
+        try:
+            index.read_image(image)
+            _check_mask(index, image)
+            whole += 1
+        except CrnetError as error:
+            report(error)
+    return whole
+
+
+def _check_mask(index: Index, image: str) -> None:
+    photo = index.photos[image]
+    if photo.offset is None:
+        check_ids(index.read_mask(image), len(index.classes), photo.mask)
+        return
+    for class_id in sorted(photo.classes):
+        try:
+            index.class_mask(image, class_id)
+        except ValueError as error:  # run lengths that are none
+            raise Finding(photo.mask, f"has broken masks of {image} ({reason(error)})", PREPARE_AGAIN) from error
+
+
+def rows(results: Iterable[Checked]) -> list[tuple[str, str, str, str]]:
+    """A row of ``HEADER`` for each finding."""
+    return [(result.name, *_parts(error)) for result in results for error in result.findings]
+
+
+def _parts(error: CrnetError) -> tuple[str, str, str]:
+    if isinstance(error, Finding):
+        return error.file, error.what, error.remedy
+    what, _, remedy = str(error).rpartition(": ")
+    return "", what or str(error), remedy.rstrip(".") if what else ""
+
+
+def describe(results: Sequence[Checked], out: Path | None = None) -> str:
+    """One table of all findings, then a line for each data set; the table is written to ``out`` as CSV too."""
+    table = rows(results)
+    if out is not None:
+        write_csv(out, HEADER, table)
+    lines = [*_markdown(table), ""] if table else []
+    for result in results:
+        count = len(result.findings)
+        if result.photos is None and not count:
+            lines.append(f"{result.name}: is generated when it is needed, nothing to check yet ({result.where})")
+        else:
+            found = f"{count} {'finding' if count == 1 else 'findings'}" if count else "no findings"
+            lines.append(f"{result.name}: {result.photos or 0:,} photos with masks are whole, {found} ({result.where})")
+    return "\n".join(lines)
+
+
+def _markdown(table: Sequence[Sequence[str]]) -> list[str]:
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in [HEADER, *table]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(HEADER))]
+    lines = ["| " + " | ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]

@@ -1,0 +1,121 @@
+"""A training that diverges: stopped in one sentence, its last good state kept, marked failed in index and tables."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from crnet.bootstrap import Bootstrap
+from crnet.checkpoint import load_state
+from crnet.cli import cli
+from crnet.config import resolve, study
+from crnet.errors import CrnetError
+from crnet.files import read_csv, read_json, write_json
+from crnet.report.partial import failures, mark
+from crnet.report.runs import collect
+from crnet.report.table_cells import collect as cells
+from crnet.report.table_cells import short_gap
+from crnet.training import loop
+from crnet.training.loop import Paths, train
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def one_sentence(error: CrnetError, file: Path | str) -> None:
+    assert str(file) in str(error)
+    assert "\n" not in str(error)
+    assert str(error).endswith(".")
+    assert "BytesIO" not in str(error)
+
+
+def paths(tiny, folder: Path, data: Path | None = None, features: Path | None = Path("cached")) -> Paths:
+    features = tiny.features if features == Path("cached") else features
+    return Paths(data or tiny.data, tiny.encoder, features, folder / "run", folder / "run.pt")
+
+
+DIVERGING = {"optimizer": "sgd", "schedule": "constant", "lr": 10.0, "epochs": 20}
+
+
+class TestDivergence:
+    def test_the_run_is_marked_failed_and_the_last_good_state_loads(self, tiny, tmp_path):
+        spec, where = tiny.training(train=DIVERGING), paths(tiny, tmp_path)
+        with pytest.raises(CrnetError, match=r"at step \d+ \(lr 10\)|after step \d+ \(lr 10\)") as caught:
+            train(spec, where, "cpu", 1, checkpoint_seconds=0)
+        one_sentence(caught.value, where.out / "failed.json")
+        state = load_state(where.state)
+        good = state["progress"]["step"]
+        assert f"the last good state, after {good} steps, is {where.state}" in str(caught.value)
+        tensors = [*state["method"].values(), *(t for s in state["optimiser"]["state"].values() for t in s.values())]
+        assert all(torch.isfinite(t).all() for t in tensors if isinstance(t, torch.Tensor))
+        report = read_json(where.out / "failed.json")
+        assert report["run"] == "run"
+        assert report["spec"] == spec
+        assert report["failed"] in str(caught.value)
+        assert not (where.out / "train.json").exists()
+        assert not (where.out / "model.safetensors").exists()
+
+    def test_weights_that_are_not_finite_are_not_saved_as_good(self, tiny, tmp_path, monkeypatch):
+        """A finite loss whose gradients are not: the state before it is the one that stays."""
+        step = loop._Training._step
+
+        def poisoned(self, batch):
+            step(self, batch)
+            if self.progress.step == 5:
+                with torch.no_grad():
+                    next(self.method.parameters()).fill_(float("inf"))
+
+        monkeypatch.setattr(loop._Training, "_step", poisoned)
+        where = paths(tiny, tmp_path)
+        with pytest.raises(CrnetError, match=r"a weight is not finite after step 4 .*last good state, after 4 steps"):
+            train(tiny.training(), where, "cpu", 1, checkpoint_seconds=0)
+        assert load_state(where.state)["progress"]["step"] == 4
+        monkeypatch.undo()
+        train(tiny.training(), where, "cpu", 1)
+        assert (where.out / "train.json").is_file()
+        assert not (where.out / "failed.json").exists(), "a training that finishes after all has not failed"
+
+    def test_index_and_tables_say_failed(self, tmp_path):
+        """From failed.json to the row of runs.csv and the note of the cell."""
+        tables = {"tables": ["table3"], "shots": [1], "folders": {"work": "w", "results": "r"}}
+        plan = study.load([ROOT / "tests/tiny.yaml"], tables)
+        layout = study.Layout(plan)
+        name, spec = next(iter(plan.trainings.items()))
+        layout.training = lambda run: str(tmp_path / run)
+        report = tmp_path / name / "failed.json"
+        write_json(report, {"run": name, "spec": spec, "failed": "the loss is nan at step 6 (lr 10)"})
+        assert failures(plan, layout) == {name: "the loss is nan at step 6 (lr 10)"}
+        collect([report], [], [], [], tmp_path / "runs.csv", tmp_path / "training.csv")
+        assert [(r["run"], r["status"], r["failed"]) for r in read_csv(tmp_path / "runs.csv")] == [
+            (name, "failed", "the loss is nan at step 6 (lr 10)")
+        ]
+        job = mark(study.table_job(plan, layout, "table3"), plan, layout, failures(plan, layout))
+        marked = [cell for row in job["rows"] for cell in row["cells"] if "failed" in cell]
+        own = [c for c in plan.cells if resolve.training_name(plan.evaluations[c.evaluation]["train"]) == name]
+        assert len(marked) == len(own) > 0
+        notes = {
+            cell.note for cell in cells(job, Bootstrap()) if cell.note.startswith("failed") and cell.fold != "mean"
+        }
+        assert notes == {f"failed (fold {spec['fold']}, seed 0): the loss is nan at step 6 (lr 10)"}
+        assert {short_gap(note) for note in notes} == {f"failed (fold {spec['fold']}, seed 0)"}
+
+    def test_a_study_of_which_nothing_is_there_is_rendered_as_missing(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "study.yaml").write_text((ROOT / "tests/tiny.yaml").read_text())
+        plan = study.load([tmp_path / "study.yaml"])
+        layout = study.Layout(plan)
+        name, spec = next(iter(plan.trainings.items()))
+        write_json(
+            Path(layout.training(name)) / "failed.json", {"run": name, "spec": spec, "failed": "the loss is nan"}
+        )
+        done = CliRunner().invoke(cli, ["render", "--configfile", "study.yaml"])
+        assert done.exit_code == 0, done.output
+        assert f"0 of {len(plan.cells)} cells have counts, trainings that failed: 1" in done.output
+        results = tmp_path / "results/tiny"
+        notes = {row["note"] for row in read_csv(results / "tables/table3.csv")}
+        assert f"failed (fold {spec['fold']}, seed 0): the loss is nan" in notes
+        assert f"missing (fold {1 - spec['fold']}, seed 0)" in notes
+        assert not any(row["value"] for row in read_csv(results / "tables/table3.csv"))
+        assert [row["status"] for row in read_csv(results / "runs.csv")] == ["failed"]
+        assert "missing" in (results / "claims.md").read_text()
+        assert (results / "figures/table3.png").is_file()
