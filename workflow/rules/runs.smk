@@ -95,12 +95,12 @@ rule evaluate:
     output:
         f"{AT.results}/evaluate/{{run}}/counts.csv",
         f"{AT.results}/evaluate/{{run}}/evaluation.json",
-    wildcard_constraints:
-        run=r"(?!.*-finetuned-)[^/]+",
     log:
         "logs/evaluate/{run}.log",
     benchmark:
         "logs/benchmarks/evaluate/{run}.tsv"
+    wildcard_constraints:
+        run=r"(?!.*-finetuned-)[^/]+",
     conda:
         "../../environment.yml"
     threads: STUDY.threads
