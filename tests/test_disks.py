@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from faults import one_sentence, paths
 
 from crnet.checkpoint import load_json, load_state, save_json, save_state
 from crnet.cli import main
@@ -18,21 +19,9 @@ from crnet.encoding import FrozenEncoder
 from crnet.errors import CrnetError
 from crnet.features import FeatureStore, write_store
 from crnet.files import atomic_write, canonical, read_json
-from crnet.training.loop import Paths, train
+from crnet.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def one_sentence(error: CrnetError, file: Path | str) -> None:
-    assert str(file) in str(error)
-    assert "\n" not in str(error)
-    assert str(error).endswith(".")
-    assert "BytesIO" not in str(error)
-
-
-def paths(tiny, folder: Path, data: Path | None = None, features: Path | None = Path("cached")) -> Paths:
-    features = tiny.features if features == Path("cached") else features
-    return Paths(data or tiny.data, tiny.encoder, features, folder / "run", folder / "run.pt")
 
 
 def encode(tiny, out: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from faults import one_sentence, paths
 
 from crnet.bootstrap import Bootstrap
 from crnet.checkpoint import load_state
@@ -17,21 +18,9 @@ from crnet.report.runs import collect
 from crnet.report.table_cells import collect as cells
 from crnet.report.table_cells import short_gap
 from crnet.training import loop
-from crnet.training.loop import Paths, train
+from crnet.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def one_sentence(error: CrnetError, file: Path | str) -> None:
-    assert str(file) in str(error)
-    assert "\n" not in str(error)
-    assert str(error).endswith(".")
-    assert "BytesIO" not in str(error)
-
-
-def paths(tiny, folder: Path, data: Path | None = None, features: Path | None = Path("cached")) -> Paths:
-    features = tiny.features if features == Path("cached") else features
-    return Paths(data or tiny.data, tiny.encoder, features, folder / "run", folder / "run.pt")
 
 
 DIVERGING = {"optimizer": "sgd", "schedule": "constant", "lr": 10.0, "epochs": 20}

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from statistics import median
 
 from crnet.errors import CrnetError
+from crnet.report.runs import SECOND_READING
 from crnet.report.tables_markdown import grid
 
 KINDS = {"train": "Training", "tune": "Choosing finetuning's settings", "evaluate": "Evaluation"}
 COLUMNS = ("run", "kind", "method", "variant", "shots", "status", "seconds", "peak_memory_bytes", "device", "threads")
 CPU, GPU = "CPU-core-hours", "GPU-hours"
-SECOND_READING = "+fusion"  # ends the name of a row that shares its job with the row before
 
 
 @dataclass(frozen=True)

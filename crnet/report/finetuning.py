@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from statistics import mean
 
+from crnet.report.runs import SECOND_READING
 from crnet.report.tables_markdown import grid
-
-SECOND_READING = "+fusion"  # ends the name of a row that shares its job with the row before
 
 
 def render_finetuning(lines: Sequence[Mapping[str, str]]) -> list[str]:

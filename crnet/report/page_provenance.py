@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from crnet import __version__
-from crnet.report.cost import SECOND_READING
+from crnet.report.runs import SECOND_READING
 from crnet.report.tables_markdown import grid
 
 Line = Mapping[str, str]

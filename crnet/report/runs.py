@@ -46,6 +46,7 @@ LOG_LAST = ["lr", "images_per_second", "peak_memory_bytes", "base_miou", "suppor
 SETTINGS = ("dataset.", "encoder.", "episodes.", "evaluate.", "finetune.", "choice.", "model.", "train.")
 KINDS = ("train", "tune", "evaluate")
 FUSED = "counts-fusion.csv"
+SECOND_READING = "+fusion"  # ends the name of a row that shares its job with the row before
 
 # What a variant may differ in: all settings but those that name a cell of a table or follow from the code's
 # state.
@@ -100,7 +101,7 @@ def _readings(path: Path) -> list[Row]:
         return [row]
     cost = ("seconds", "peak_memory_bytes", "episodes_per_second")
     fused = {key: value for key, value in row.items() if key not in cost}
-    fused |= {"run": f"{row['run']}+fusion", "evaluate.strategy": "finetune-fusion"}
+    fused |= {"run": row["run"] + SECOND_READING, "evaluate.strategy": "finetune-fusion"}
     return [row, fused | headline(path.with_name(FUSED))]
 
 
