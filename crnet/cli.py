@@ -1,44 +1,25 @@
-"""The command line: ``plan`` and ``track`` for people, one command a rule for the workflow.
+"""The command line: the commands for people here, one command a rule for the workflow in ``crnet/jobs.py``.
 
 Each command imports what it needs when it runs, so that ``plan`` needs no torch and ``train`` no workflow.
 """
 
-import json
 import os
 import sys
 from pathlib import Path
 
 import click
 
-from crnet import __version__
+from crnet import __version__, jobs
 from crnet.errors import CrnetError
 from crnet.files import REMEDIES
+from crnet.jobs import PATH, device_option
 
 # Threads that spin while they wait make jobs side by side several times slower; read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-PATH = click.Path(path_type=Path)
-
-
-class _JsonParameter(click.ParamType):
-    name = "json"
-
-    def convert(self, value, param, ctx):
-        if not isinstance(value, str):
-            return value
-        text = sys.stdin.read() if value == "-" else value
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            self.fail(f"is not JSON ({error})", param, ctx)
-
-
-JSON = _JsonParameter()
-spec_option = click.option("--spec", type=JSON, required=True, help="What to do, as JSON; '-' reads it from stdin.")
-threads_option = click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
-device_option = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-data_option = click.option("--data", type=PATH, required=True, help="Folder of the prepared data set.")
-encoder_option = click.option("--encoder", type=PATH, help="The encoder's weights; a factory brings its own.")
+files_option = click.option(
+    "--configfile", "files", type=PATH, multiple=True, help="Study, then overrides; default: the demo."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -69,7 +50,7 @@ def main() -> None:
 
 
 @cli.command()
-@click.option("--configfile", "files", type=PATH, multiple=True, help="Study, then overrides; default: the demo.")
+@files_option
 def plan(files: tuple[Path, ...]) -> None:
     """What a study would run and need: trainings, evaluations, downloads, disk, memory. Runs nothing."""
     from crnet.plan import describe
@@ -94,31 +75,8 @@ def show(results: Path) -> None:
             click.echo(f"{kind:<8} {path}")
 
 
-@cli.command()
-@click.argument("name")
-@click.option("--folder", type=PATH, required=True)
-@click.option("--settings", type=JSON, default="{}", help="Mirror and checksum by file name.")
-def download(name: str, folder: Path, settings: dict) -> None:
-    """Fetch one archive, or verify the one that lies in FOLDER already."""
-    from crnet.data.archives import fetch, resolve
-
-    click.echo(fetch(resolve(name, settings), folder))
-
-
-@cli.command()
-@spec_option
-@click.option("--archives", type=PATH, required=True)
-@click.option("--extracted", type=PATH, required=True)
-@click.option("--out", type=PATH, required=True)
-def prepare(spec: dict, archives: Path, extracted: Path, out: Path) -> None:
-    """Make a prepared data set: extract or generate, convert masks, list pairs."""
-    from crnet.data.prepare import prepare as run
-
-    run(spec, archives, extracted, out)
-
-
 @cli.command("check-data")
-@click.option("--configfile", "files", type=PATH, multiple=True, help="Study, then overrides; default: the demo.")
+@files_option
 @click.option("--out", type=PATH, help="Write the table of findings here too, as CSV.")
 def check_data(files: tuple[Path, ...], out: Path | None) -> None:
     """Read every photo and mask of a study and list all that is wrong; status 3 if anything is."""
@@ -130,239 +88,13 @@ def check_data(files: tuple[Path, ...], out: Path | None) -> None:
         sys.exit(3)
 
 
-@cli.command("encoder")
-@spec_option
-@click.option("--archives", type=PATH, required=True)
-@click.option("--out", type=PATH, required=True)
-@threads_option
-def prepare_encoder(spec: dict, archives: Path, out: Path, threads: int) -> None:
-    """Make an encoder's weights file: from torchvision's archive, or pre-trained here."""
-    from crnet.encoders import prepare as run
-
-    run(spec, archives, out, threads)
-
-
-@cli.command("features")
-@spec_option
-@data_option
-@encoder_option
-@click.option("--out", type=PATH, required=True)
-@device_option
-@threads_option
-def features(spec: dict, data: Path, encoder: Path | None, out: Path, device: str, threads: int) -> None:
-    """Encode all training photos once."""
-    import torch
-
-    from crnet.encoding import FrozenEncoder
-    from crnet.features import write_store
-    from crnet.machine import configure
-
-    configure(device, threads)
-    network = FrozenEncoder(spec["encoder"], encoder, torch.device(device), spec["precision"])
-    write_store(spec, data, network, out)
-
-
 @cli.command()
-@spec_option
-@data_option
-@click.option("--out", type=PATH, required=True)
-def episodes(spec: dict, data: Path, out: Path) -> None:
-    """Draw the test episodes of a fold."""
-    from crnet.data.episodes import draw, write
-    from crnet.data.index import Index
-
-    settings = {key: value for key, value in spec["episodes"].items() if key != "rev"}
-    table = draw(Index.load(data), spec["fold"], **settings)
-    digest = write(out, table)
-    for name, size in table.left_out.items():
-        click.echo(f"fold {spec['fold']}: {name} is left out, it has only {size} test photos")
-    click.echo(f"{out}: {len(table.episodes)} episodes, sha256 {digest[:16]}")
-
-
-@cli.command()
-@spec_option
-@data_option
-@encoder_option
-@click.option("--features", type=PATH, help="Folder of the feature store, if train.features is 'cached'.")
-@click.option("--out", type=PATH, required=True)
-@click.option("--state", type=PATH, required=True, help="Where a killed run leaves its state, and goes on from.")
-@click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Photo loaders.")
-@click.option("--checkpoint-seconds", type=click.FloatRange(0), default=60.0, show_default=True)
-@device_option
-@threads_option
-def train(
-    spec: dict,
-    data: Path,
-    encoder: Path | None,
-    features: Path | None,
-    out: Path,
-    state: Path,
-    workers: int,
-    checkpoint_seconds: float,
-    device: str,
-    threads: int,
-) -> None:
-    """Train one variant on one fold with one seed."""
-    from crnet.training.loop import Paths, Preempted
-    from crnet.training.loop import train as run
-
-    try:
-        run(spec, Paths(data, encoder, features, out, state), device, threads, workers, checkpoint_seconds)
-    except Preempted as notice:
-        click.echo(f"crnet: {notice}", err=True)
-        sys.exit(143)
-
-
-@cli.command()
-@spec_option
-@data_option
-@encoder_option
-@click.option("--episodes", type=PATH, required=True)
-@click.option("--weights", type=PATH, help="model.safetensors of the training; controls have none.")
-@click.option("--choice", type=PATH, help="choice.json of `crnet tune`, if the specification finetunes.")
-@click.option("--state", type=PATH, help="Where a killed run leaves its rows, and goes on from.")
-@click.option("--out", type=PATH, required=True)
-@device_option
-@threads_option
-def evaluate(
-    spec: dict,
-    data: Path,
-    encoder: Path | None,
-    episodes: Path,
-    weights: Path | None,
-    choice: Path | None,
-    state: Path | None,
-    out: Path,
-    device: str,
-    threads: int,
-) -> None:
-    """Score one model on the test episodes of its fold."""
-    from crnet.evaluate import evaluate as run
-
-    run(spec, data, episodes, encoder, weights, choice, state, out, device, threads)
-
-
-@cli.command()
-@spec_option
-@data_option
-@encoder_option
-@click.option("--weights", type=PATH, required=True, help="model.safetensors of the training.")
-@click.option("--out", type=PATH, required=True)
-@device_option
-@threads_option
-def tune(spec: dict, data: Path, encoder: Path | None, weights: Path, out: Path, device: str, threads: int) -> None:
-    """Choose steps and learning rate of finetuning on classes that are not tested."""
-    from crnet.trials import choose
-
-    choose(spec, data, encoder, weights, out, device, threads)
-
-
-@cli.command()
-@click.option("--job", type=JSON, required=True, help="Specification and files of each fold's model, as JSON.")
-@click.option("--out", type=PATH, required=True, help="Path without suffix; .png and .svg are written.")
-@device_option
-@threads_option
-def sheet(job: dict, out: Path, device: str, threads: int) -> None:
-    """Draw test episodes as the paper's Figure 6: support, query, prediction, truth."""
-    from crnet.report.episodes import draw
-
-    draw(job, out, device, threads)
-
-
-@cli.command()
-@click.option("--train", "trainings", type=PATH, multiple=True, help="Folder of a training.")
-@click.option("--tuning", "tunings", type=PATH, multiple=True, help="Folder of finetuning's trials.")
-@click.option("--evaluation", "evaluations", type=PATH, multiple=True, help="Folder of an evaluation.")
-@click.option("--runs", type=PATH, required=True)
-@click.option("--training-log", type=PATH, required=True)
-def collect(
-    trainings: tuple[Path, ...],
-    tunings: tuple[Path, ...],
-    evaluations: tuple[Path, ...],
-    runs: Path,
-    training_log: Path,
-) -> None:
-    """Gather all runs of a study as rows with their settings."""
-    from crnet.report.runs import collect as run
-
-    run(
-        [folder / "train.json" for folder in trainings],
-        [folder / "log.csv" for folder in trainings],
-        [folder / "choice.json" for folder in tunings],
-        [folder / "evaluation.json" for folder in evaluations],
-        runs,
-        training_log,
-    )
-
-
-@cli.command()
-@click.option("--job", type=JSON, required=True)
-@click.option("--tables", type=PATH, required=True, help="Folder for the .csv, .md and .tex.")
-@click.option("--figures", type=PATH, required=True, help="Folder for the .png and .svg.")
-def table(job: dict, tables: Path, figures: Path) -> None:
-    """Render one table and its plot from stored counts."""
-    from crnet.report.figures import plot_table
-    from crnet.report.tables import render_table
-
-    render_table(job, tables / job["table"])
-    plot_table(job, tables / f"{job['table']}.csv", figures / job["table"])
-
-
-@cli.command()
-@click.option("--job", type=JSON, required=True)
-@click.option("--out", type=PATH, required=True, help="Path without suffix; .csv and .md are written.")
-@click.option("--figures", type=PATH, required=True, help="Path without suffix; .png and .svg are written.")
-def claims(job: dict, out: Path, figures: Path) -> None:
-    """Judge the paper's claims from stored counts."""
-    from crnet.report.claims import render_claims
-    from crnet.report.claims_plot import plot_claims
-
-    render_claims(job, out)
-    plot_claims(job, Path(f"{out}.csv"), figures)
-
-
-@cli.command()
-@click.option("--configfile", "files", type=PATH, multiple=True, help="Study, then overrides; default: the demo.")
+@files_option
 def render(files: tuple[Path, ...]) -> None:
     """Render a study that is not whole: tables, claims and runs from what is there, gaps marked missing or failed."""
     from crnet.report.partial import render as run
 
     click.echo(run(files))
-
-
-@cli.command("k-shot")
-@click.option("--job", type=JSON, required=True)
-@click.option("--table", "table_csv", type=PATH, required=True)
-@click.option("--out", type=PATH, required=True, help="Path without suffix; .png and .svg are written.")
-def k_shot(job: dict, table_csv: Path, out: Path) -> None:
-    """Draw the k-shot curve from Table 4."""
-    from crnet.report.k_shot import plot_k_shot
-
-    plot_k_shot(job, table_csv, out)
-
-
-@cli.command()
-@click.option("--job", type=JSON, required=True)
-@click.option("--results", type=PATH, required=True)
-@click.option("--html", type=PATH, help="The same as one file that stands alone, for Snakemake's report.")
-def page(job: dict, results: Path, html: Path | None) -> None:
-    """Write a study's page, RESULTS/README.md, from the files beside it."""
-    from crnet.report.page import PAGE, write_page
-    from crnet.report.page_html import write_html
-
-    write_page(job, results)
-    if html:
-        write_html(results / PAGE, html)
-
-
-@cli.command()
-@click.option("--training-log", type=PATH, required=True)
-@click.option("--out", type=PATH, required=True)
-def losses(training_log: Path, out: Path) -> None:
-    """Plot the loss curves of a study."""
-    from crnet.report.figures import plot_losses
-
-    plot_losses(training_log, out)
 
 
 @cli.command()
@@ -374,15 +106,6 @@ def track(results: Path) -> None:
     if not (results / "runs.csv").is_file():
         raise CrnetError(f"{results}: has no runs.csv; give the results folder of a study, e.g. results/demo.")
     sync(results, results / "runs.csv", results / "training.csv", store_uri(Path.cwd()))
-
-
-@cli.command("create-store", hidden=True)
-def create_store() -> None:
-    """Create the MLflow store before parallel jobs meet in it."""
-    from crnet.tracking import create_store as run
-    from crnet.tracking import store_uri
-
-    run(store_uri(Path.cwd()))
 
 
 @cli.command()
@@ -409,3 +132,7 @@ def audit(
     click.echo(text)
     if differences:
         sys.exit(3)
+
+
+for job in jobs.COMMANDS:
+    cli.add_command(job)

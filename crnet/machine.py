@@ -20,6 +20,7 @@ def configure(device: str, threads: int) -> None:
         )
     torch.set_num_threads(threads)
     # On CUDA, bilinear upsampling has no deterministic gradient: there reruns differ in rounding.
-    torch.use_deterministic_algorithms(device == "cpu")
+    # This call and not use_deterministic_algorithms, which imports torch's compiler: 1.7 s in each job.
+    torch.set_deterministic_debug_mode("error" if device == "cpu" else "default")
     # Filling fresh memory with NaN finds reads before writes, and cost an eighth of the encoder's time.
     torch.utils.deterministic.fill_uninitialized_memory = False
