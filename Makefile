@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 BIN := .venv/bin
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: demo test lint format lock clean
+.PHONY: demo test chaos lint format lock clean
 
 demo: .venv/ready
 	$(RUN) snakemake --cores all
@@ -13,6 +13,10 @@ demo: .venv/ready
 
 test: .venv/ready lint
 	$(RUN) pytest
+
+# The long form of tests/test_chaos.py; CRNET_CHAOS_SEED draws the same kills again.
+chaos: .venv/ready
+	$(RUN) CRNET_CHAOS_KILLS=$${CRNET_CHAOS_KILLS:-40} pytest tests/test_chaos.py
 
 lint: .venv/ready
 	$(RUN) ruff check .

@@ -1,12 +1,15 @@
 # The whole benchmark: archives -> data -> episodes -> trainings -> evaluations -> tables, plots, MLflow.
 # One study a run: `snakemake --cores all --configfile configs/studies/<study>.yaml`; without it, the demo.
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 from snakemake.exceptions import WorkflowError
 
+from crnet import warm, work_lock
 from crnet.config import claims as paper_claims, resolve, study as studies
 from crnet.errors import CrnetError
 from crnet.files import canonical
@@ -45,12 +48,20 @@ include: "workflow/rules/report.smk"
 
 
 onstart:
-    shell("python -m crnet create-store || true")
+    # Snakemake's own answer to SIGTERM waits for a lock; in the thread that holds it, it would wait for ever (9.27).
+    leave = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda *notice: threading.Thread(target=leave, args=notice).start())
+    try:
+        work_lock.hold(Path(AT.work))
+    except CrnetError as error:
+        raise WorkflowError(f"crnet: {error}")
     if STUDY.device == "cuda" and workflow.local_exec and not has_nvidia_gpu():
         raise WorkflowError(
             f"crnet: study {STUDY.study} needs a GPU (device: cuda) and this machine has none; run it on one, "
             "through a cluster profile, or set 'device: cpu'."
         )
+    if STUDY.device == "cpu" and workflow.local_exec:
+        warm.start()
 
 
 onsuccess:

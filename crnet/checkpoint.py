@@ -5,11 +5,12 @@ import io
 import json
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from crnet.errors import CrnetError
 from crnet.files import atomic_write, canonical, sha256_text
@@ -95,8 +96,22 @@ def _unpacked(path: Path, content: bytes) -> dict[str, Any] | None:
 
 
 def remove_state(path: Path) -> None:
+    """Remove the state, the one before it, and what a kill in the middle of a write left of them."""
+    if path.parent.is_dir():
+        for unfinished in path.parent.iterdir():
+            if unfinished.name.startswith(f".{path.name}."):
+                unfinished.unlink(missing_ok=True)
     for candidate in (path, _previous(path)):
         candidate.unlink(missing_ok=True)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether all tensors within nested mappings and lists are finite."""
+    if isinstance(value, Tensor):
+        return bool(torch.isfinite(value).all())
+    if isinstance(value, Mapping):
+        return all(map(is_finite, value.values()))
+    return all(map(is_finite, value)) if isinstance(value, list | tuple) else True
 
 
 def _previous(path: Path) -> Path:

@@ -13,6 +13,8 @@ from crnet import __version__, jobs
 from crnet.errors import CrnetError
 from crnet.files import REMEDIES
 from crnet.jobs import PATH, device_option
+from crnet.out_of_memory import explained
+from crnet.preemption import STATUS, Preempted
 
 # Threads that spin while they wait make jobs side by side several times slower; read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -31,7 +33,11 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; a CrnetError is one sentence and status 2, a preemption status 143 as SIGTERM's own."""
     try:
-        cli(standalone_mode=False)
+        with explained("close other programs"):
+            cli(prog_name="crnet", standalone_mode=False)
+    except Preempted as notice:
+        click.echo(f"crnet: {notice}", err=True)
+        sys.exit(STATUS)
     except CrnetError as error:
         click.echo(f"crnet: {error}", err=True)
         sys.exit(2)
@@ -51,11 +57,12 @@ def main() -> None:
 
 @cli.command()
 @files_option
-def plan(files: tuple[Path, ...]) -> None:
-    """What a study would run and need: trainings, evaluations, downloads, disk, memory. Runs nothing."""
+@click.option("--rates", type=PATH, multiple=True, help="What `crnet bench --json` wrote; default: of this machine.")
+def plan(files: tuple[Path, ...], rates: tuple[Path, ...]) -> None:
+    """What a study would run and need: trainings, evaluations, hours, downloads, disk, memory. Runs nothing."""
     from crnet.plan import describe
 
-    click.echo(describe(files))
+    click.echo(describe(files, rates))
 
 
 @cli.command()
@@ -132,6 +139,29 @@ def audit(
     click.echo(text)
     if differences:
         sys.exit(3)
+
+
+@cli.command()
+@click.option("--quick", is_flag=True, help="Small sizes and few repeats: seconds, and no figures to quote.")
+@click.option("--stage", "stages", multiple=True, help="Only this one; may be given again. [default: all]")
+@click.option("--scaling", "with_scaling", is_flag=True, help="Also how cost grows with episodes, shots and data.")
+@click.option("--size", type=click.IntRange(32, 1024), help="Side of the input in pixels. [default: 321]")
+@click.option("--width", type=click.IntRange(1, 4096), help="Channels of the head. [default: 256]")
+@click.option("--encoder", help="Built-in, or package.module:factory. [default: resnet50, random weights]")
+@click.option("--threads", type=click.IntRange(1), default=os.cpu_count(), show_default=True)
+@device_option
+@click.option("--json", type=PATH, help="Write all figures here too.")
+@click.option("--markdown", type=PATH, help="Write the table here too, as in docs/performance.md.")
+def bench(
+    quick: bool, stages: tuple[str, ...], with_scaling: bool, json: Path | None, markdown: Path | None, **given
+) -> None:
+    """Measure this machine's ceiling, each stage against it, and plain loops on the same inputs."""
+    from crnet.bench.inputs import Options
+    from crnet.bench.run import bench as run
+
+    given = {name: value for name, value in given.items() if value is not None}
+    options = Options.quick(**given) if quick else Options(**given)
+    click.echo(run(options, stages, with_scaling, json, markdown))
 
 
 for job in jobs.COMMANDS:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from crnet import encoders
+from crnet.errors import CrnetError
 from crnet.machine import has_bfloat16
 
 
@@ -25,16 +26,20 @@ def to_device(array: Tensor, device: torch.device) -> Tensor:
 class FrozenEncoder:
     """An encoder that only looks: no gradient, batch norm in eval mode, weights and buffers hashed.
 
+    Args:
+        at_once: Photos that go through it together, of however many are given; 0: all.
+
     Attributes:
         channels: Of each map.
         digest: SHA-256 of weights and buffers when it was built; ``verify`` compares.
     """
 
-    def __init__(self, spec: dict, weights: Path | None, device: torch.device, precision: str):
+    def __init__(self, spec: dict, weights: Path | None, device: torch.device, precision: str, at_once: int = 0):
         self.network = encoders.build(spec, weights).to(device, memory_format=torch.channels_last)
+        self.name: str = spec["name"]
         self.channels = tuple(self.network.channels)
         self.digest = encoders.digest(self.network)
-        self.device, self.precision = device, precision
+        self.device, self.precision, self.at_once = device, precision, at_once
 
     @torch.no_grad()
     def __call__(self, images: Tensor, keep: Tensor | None = None) -> list[Tensor]:
@@ -43,6 +48,14 @@ class FrozenEncoder:
         Args:
             keep: (N, H, W) bool; False pixels are removed: set to the mean colour, which the encoder sees as zero.
         """
+        size = self.at_once or len(images)
+        chunks = [
+            self._maps(images[start : start + size], None if keep is None else keep[start : start + size])
+            for start in range(0, len(images), size)
+        ]
+        return chunks[0] if len(chunks) == 1 else [torch.cat(level) for level in zip(*chunks, strict=True)]
+
+    def _maps(self, images: Tensor, keep: Tensor | None) -> list[Tensor]:
         x = encoders.normalise(to_device(images, self.device))
         if keep is not None:
             x = x * to_device(keep, self.device)[:, None]
@@ -50,9 +63,12 @@ class FrozenEncoder:
             return self.network(x.contiguous(memory_format=torch.channels_last))
 
     def verify(self) -> None:
-        """Raises RuntimeError if a weight or a buffer changed since the encoder was built."""
+        """Raises CrnetError if a weight or a buffer changed since the encoder was built."""
         if encoders.digest(self.network) != self.digest:
-            raise RuntimeError("the frozen encoder changed: a weight or a batch-norm statistic was updated")
+            raise CrnetError(
+                f"encoder {self.name}: a weight or a batch-norm statistic changed while it was in use, so that "
+                "nothing of this work is kept; its forward must change neither."
+            )
 
 
 def as_images(photos: list) -> Tensor:

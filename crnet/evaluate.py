@@ -1,26 +1,26 @@
 """Scoring one model on stored test episodes: counts per episode, from which every table and interval is made."""
 
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from crnet import provenance
-from crnet.checkpoint import load_json, remove_state, save_json
+from crnet import memory, provenance
 from crnet.data.episodes import read as read_episodes
 from crnet.data.index import Index
 from crnet.encoding import compute_dtype
 from crnet.errors import CrnetError
-from crnet.files import canonical, read_json, sha256_file, sha256_text, write_csv, write_json
+from crnet.files import read_json, sha256_file, write_csv, write_json
 from crnet.finetune import Finetuner
+from crnet.limits import NONE, Limits
 from crnet.machine import configure
 from crnet.metrics import COUNT_COLUMNS, episode_counts, fg_counts
 from crnet.predict import Prediction, Predictor
+from crnet.saved_rows import SavedRows
 
 EPISODE_COLUMNS = ("episode_seed", "episode", "class", "query")
 LOSS_COLUMNS = ("support_loss_before", "support_loss_after")
-SAVE_SECONDS = 60.0  # a killed evaluation loses at most this much
 
 
 def evaluate(
@@ -34,6 +34,8 @@ def evaluate(
     out: Path,
     device: str,
     threads: int,
+    features: Sequence[Path] = (),
+    limits: Limits = NONE,
 ) -> None:
     """Score all test episodes and write ``counts.csv`` and ``evaluation.json`` into ``out``.
 
@@ -42,17 +44,21 @@ def evaluate(
     Args:
         choice: ``choice.json`` of the trials, if the specification finetunes.
         state: Where a killed run leaves the rows it has, and goes on from.
+        features, limits: See :class:`crnet.predict.Predictor`.
 
     Raises:
-        CrnetError: Data, episodes, encoder, weights or choice do not belong to the specification.
+        CrnetError: Data, episodes, encoder, weights or choice do not belong to the specification; or there is too
+            little memory.
+        Preempted: SIGTERM arrived; the rows are saved.
     """
     configure(device, threads)
     origin = provenance.record(device, threads)
     chosen = _read_choice(choice, spec) if "finetune" in spec else None
-    predictor = Predictor(spec, data, encoder, weights, device)
+    predictor = Predictor(spec, data, encoder, weights, device, features, limits)
     index, table = predictor.index, read_episodes(episodes, predictor.index)
     if table.fold != spec["train"]["fold"]:
         raise CrnetError(f"{episodes}: holds episodes of fold {table.fold}, not {spec['train']['fold']}.")
+    memory.check(memory.evaluation(spec, limits, predictor.named(table.episodes), bool(features)), device, out.name)
     if table.left_out:
         named = ", ".join(f"{name} ({size})" for name, size in table.left_out.items())
         print(f"classes left out for want of test photos: {named}", flush=True)
@@ -65,7 +71,11 @@ def evaluate(
         "episodes_digest": sha256_file(episodes),
         "choice_sha256": sha256_file(choice) if chosen else "",
     }
-    done = _Done(state, sha256_text(canonical([spec, digests])))
+    # Finetuned episodes are made one by one, others in chunks, whose bits are the chunk's.
+    together = 1 if chosen else predictor.together
+    done = SavedRows(state, [spec, digests], "episodes", together, before_save=predictor.encoder.verify)
+    if chosen:
+        _check_choice(choice, chosen, index, table.fold)
     remaining = list(table.episodes)[len(done.rows) :]
     if chosen:
         finetuner = Finetuner(predictor, spec["train"], spec["finetune"])
@@ -73,8 +83,9 @@ def evaluate(
     else:
         predictions = predictor.fused(remaining)
     progress = tqdm(predictions, total=len(table.episodes), initial=len(done.rows), unit="episode", mininterval=5)
-    for prediction in progress:
-        done.add(_row(prediction, index))
+    with done:
+        for prediction in progress:
+            done.add(_row(prediction, index))
     predictor.encoder.verify()
     written = _write_counts(out, done.rows, bool(chosen))
     write_json(out / "evaluation.json", {
@@ -134,30 +145,8 @@ def _read_choice(choice: Path | None, spec: dict) -> dict:
     return chosen
 
 
-class _Done:
-    """The rows of an evaluation so far, saved now and then for a run that goes on after a kill."""
-
-    def __init__(self, state: Path | None, identity: str):
-        self.state, self.identity = state, identity
-        self.rows: list[dict[str, Any]] = []
-        before = 0.0
-        saved = None if state is None else load_json(state)
-        if saved is not None and saved["identity"] == identity:
-            self.rows, before = saved["rows"], saved["seconds"]
-            print(f"going on after {len(self.rows)} episodes", flush=True)
-        self._started = time.monotonic() - before
-        self._saved = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._started
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        if self.state is not None and time.monotonic() - self._saved > SAVE_SECONDS:
-            save_json(self.state, {"identity": self.identity, "rows": self.rows, "seconds": self.seconds})
-            self._saved = time.monotonic()
-
-    def remove(self) -> None:
-        if self.state is not None:
-            remove_state(self.state)
+def _check_choice(path: Path, chosen: dict, index: Index, fold: int) -> None:
+    """Guard: no setting is chosen on classes that are tested."""
+    tested = {index.class_name(class_id) for class_id in index.novel_classes(fold)}
+    if both := tested & set(chosen["classes"]):
+        raise CrnetError(f"{path}: was chosen on {min(both)}, which fold {fold} tests; run crnet tune again.")

@@ -1,15 +1,16 @@
 """Files written whole or not at all, and one canonical text for anything that is hashed."""
 
+import contextlib
 import csv
 import errno
+import fcntl
 import hashlib
 import io
 import json
 import os
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from crnet.errors import CrnetError
 
@@ -69,7 +70,7 @@ def cannot_write(path: str | os.PathLike, need: int, error: OSError) -> CrnetErr
 def atomic_write(path: str | os.PathLike, content: str | bytes, keep: str | os.PathLike | None = None) -> None:
     """Write ``content`` so that ``path`` holds either its former content or all of the new one, also after a kill.
 
-    For a moment the disk has to hold both.
+    For a moment the disk has to hold both. What a kill leaves, ``.<name>.partial``, the next write of the path clears.
 
     Args:
         keep: where the former content goes, once the new one is on the disk.
@@ -86,25 +87,35 @@ def atomic_write(path: str | os.PathLike, content: str | bytes, keep: str | os.P
 
 def _write(path: Path, data: bytes, keep: str | os.PathLike | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
+    temporary = path.with_name(f".{path.name}.partial")
+    with _alone(temporary) as stream:
+        try:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        if keep is not None and path.exists():
-            os.replace(path, keep)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+            if keep is not None and path.exists():
+                os.replace(path, keep)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+@contextlib.contextmanager
+def _alone(temporary: Path) -> Iterator[BinaryIO]:
+    """The empty file ``temporary``, for one writer at a time: what a killed one left is used and so cleared away."""
+    while True:
+        with open(temporary, "ab") as stream:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            try:
+                mine = os.path.samestat(os.fstat(stream.fileno()), os.stat(temporary))
+            except FileNotFoundError:
+                mine = False
+            if mine:  # not what another writer has renamed meanwhile
+                stream.truncate(0)
+                yield stream
+                return
 
 
 def write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

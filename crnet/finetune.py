@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crnet.config.defaults import scaled
 from crnet.data.episodes import Episode
 from crnet.encoding import autocast
 from crnet.errors import CrnetError
-from crnet.methods import Pairs
-from crnet.predict import Prediction, Predictor, foreground, scaled
+from crnet.methods import Pairs, Share, Step
+from crnet.predict import Prediction, Predictor, foreground
 from crnet.seeding import derive
+from crnet.training.accumulation import accumulate, shares
 from crnet.training.cache import ProbabilityCache
 from crnet.training.optimisation import optimiser
 
@@ -102,8 +104,7 @@ class Finetuner:
             for step in range(max(checkpoints)):
                 self.method.train().requires_grad_(True)
                 optimise = optimise or optimiser(self.method, {**self.settings, "lr": lr})
-                torch.manual_seed(derive("finetune step", seed, step))
-                self._step(supports, next(draws), optimise, cache, step)
+                self._step(supports, next(draws), optimise, cache, step, derive("finetune step", seed, step))
                 if step + 1 in checkpoints:
                     self.method.eval().requires_grad_(False)
                     yield step + 1
@@ -111,28 +112,44 @@ class Finetuner:
             self.restore()
 
     def _step(
-        self, supports: Supports, chosen: list[tuple[int, int]], optimise: torch.optim.Optimizer, cache, step: int
+        self,
+        supports: Supports,
+        chosen: list[tuple[int, int]],
+        optimise: torch.optim.Optimizer,
+        cache: ProbabilityCache,
+        step: int,
+        seed: int,
     ) -> None:
         keys = [[(supports.photos[pair[branch]], supports.class_id) for pair in chosen] for branch in (1, 0)]
         unflipped = [False] * len(chosen)
-        with autocast(self.predictor.device, self.predictor.settings["precision"]):
-            pairs = self._pairs(supports, chosen)
-            if self.method.stores_cache:
-                pairs.query_cache = cache.read(keys[0], unflipped, step, "query", pairs.query)
-                pairs.support_cache = cache.read(keys[1], unflipped, step, "support", pairs.support)
-            result = self.method.losses(pairs, auxiliary=False)
+
+        def losses(share: Share | None) -> Step:
+            rows = slice(None) if share is None else share.rows
+            with autocast(self.predictor.device, self.predictor.settings["precision"]):
+                pairs = self._pairs(supports, chosen[rows], share)
+                if self.method.stores_cache:  # chance is drawn for the whole batch
+                    pairs.query_cache = cache.read(keys[0], unflipped, step, "query", pairs.query)[rows]
+                    pairs.support_cache = cache.read(keys[1], unflipped, step, "support", pairs.support)[rows]
+                return self.method.losses(pairs, auxiliary=False)
+
+        parts = self._shares(supports, chosen)
+        optimise.zero_grad(set_to_none=True)
+        result = accumulate(losses, parts, seed)
         if not torch.isfinite(result.loss):
             raise Diverged(
                 f"finetuning: the loss on the supports is {result.loss.item()} at step {step}; lower finetune.lr."
             )
-        optimise.zero_grad(set_to_none=True)
-        result.loss.backward()
         optimise.step()
         if self.method.stores_cache:
             cache.write(keys[0], unflipped, result.query_probability)
             cache.write(keys[1], unflipped, result.support_probability)
 
-    def _pairs(self, supports: Supports, chosen: list[tuple[int, int]]) -> Pairs:
+    def _shares(self, supports: Supports, chosen: list[tuple[int, int]]) -> list[Share | None]:
+        """The parts in which pairs (support, query) go through the network."""
+        support, query = (supports.masks[list(side)] for side in zip(*chosen, strict=True))
+        return shares(query, support, self.predictor.limits.pairs(len(chosen)))
+
+    def _pairs(self, supports: Supports, chosen: list[tuple[int, int]], share: Share | None = None) -> Pairs:
         """Pairs (support, query) of supports; every photo among them is embedded once."""
         support, query = zip(*chosen, strict=True)
         photos, masked = sorted({*support, *query}), sorted(set(support))
@@ -152,14 +169,19 @@ class Finetuner:
             without_background,
             supports.masks[list(support)],
             supports.masks[list(query)],
+            share=share,
         )
 
     @torch.no_grad()
     def loss(self, supports: Supports) -> float:
         """Loss of both branches over a ring of pairs: each support is once the support, once the query; no dropout."""
         ring = [(i, (i + 1) % len(supports)) for i in range(len(supports))]
-        with autocast(self.predictor.device, self.predictor.settings["precision"]):
-            return self.method.losses(self._pairs(supports, ring), auxiliary=False).loss.item()
+        total = 0.0
+        for share in self._shares(supports, ring):
+            part = ring if share is None else ring[share.rows]
+            with autocast(self.predictor.device, self.predictor.settings["precision"]):
+                total += self.method.losses(self._pairs(supports, part, share), auxiliary=False).loss.item()
+        return total
 
     @torch.no_grad()
     def predict(self, episode: Episode, fuse: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
@@ -178,6 +200,9 @@ class Finetuner:
     def _logits(self, episode: Episode, photos: tuple[str, ...], scale: float) -> Tensor:
         """Query logits (k, 2, h, w), one for each support."""
         predictor, class_id, count = self.predictor, episode.class_id, len(photos)
+        if (size := predictor.limits.pairs(count)) < count:
+            chunks = [photos[start : start + size] for start in range(0, count, size)]
+            return torch.cat([self._logits(episode, chunk, scale) for chunk in chunks])
         keys = [(episode.query, None, scale), *((photo, None, scale) for photo in photos)]
         if self.method.needs_masked:
             keys += [(photo, class_id, scale) for photo in photos]

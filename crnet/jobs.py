@@ -9,6 +9,9 @@ from pathlib import Path
 
 import click
 
+from crnet.limits import Limits
+from crnet.out_of_memory import needs_memory
+
 PATH = click.Path(path_type=Path)
 
 
@@ -25,11 +28,26 @@ class _JsonParameter(click.ParamType):
             self.fail(f"is not JSON ({error})", param, ctx)
 
 
+def _limits(given: dict) -> Limits:
+    try:
+        return Limits(**given)
+    except TypeError as error:
+        raise click.BadParameter(f"--limits: {error}.") from error
+
+
 JSON = _JsonParameter()
 spec_option = click.option("--spec", type=JSON, required=True, help="What to do, as JSON; '-' reads it from stdin.")
 threads_option = click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 device_option = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 data_option = click.option("--data", type=PATH, required=True, help="Folder of the prepared data set.")
+stores_option = click.option("--features", type=PATH, multiple=True, help="Test photos' features at one scale.")
+limits_option = click.option(
+    "--limits",
+    type=JSON,
+    default="{}",
+    callback=lambda context, option, given: _limits(given),
+    help="What it may hold at once, as JSON: pairs_at_once, photos_at_once, pool_gib.",
+)
 encoder_option = click.option("--encoder", type=PATH, help="The encoder's weights; a factory brings its own.")
 
 
@@ -61,6 +79,7 @@ def prepare(spec: dict, archives: Path, extracted: Path, out: Path) -> None:
 @click.option("--archives", type=PATH, required=True)
 @click.option("--out", type=PATH, required=True)
 @threads_option
+@needs_memory("lower the encoder's batch, images or size")
 def prepare_encoder(spec: dict, archives: Path, out: Path, threads: int) -> None:
     """Make an encoder's weights file: from torchvision's archive, or pre-trained here."""
     from crnet.encoders import prepare as run
@@ -73,18 +92,25 @@ def prepare_encoder(spec: dict, archives: Path, out: Path, threads: int) -> None
 @data_option
 @encoder_option
 @click.option("--out", type=PATH, required=True)
+@limits_option
 @device_option
 @threads_option
-def features(spec: dict, data: Path, encoder: Path | None, out: Path, device: str, threads: int) -> None:
-    """Encode all training photos once."""
+@needs_memory("lower limits.photos_at_once or train.size")
+def features(
+    spec: dict, data: Path, encoder: Path | None, out: Path, limits: Limits, device: str, threads: int
+) -> None:
+    """Encode all photos of a split once."""
     import torch
 
+    from crnet import memory
     from crnet.encoding import FrozenEncoder
     from crnet.features import write_store
     from crnet.machine import configure
 
     configure(device, threads)
-    network = FrozenEncoder(spec["encoder"], encoder, torch.device(device), spec["precision"])
+    memory.check(memory.features(spec, limits), device, out.name)
+    place = torch.device(device)
+    network = FrozenEncoder(spec["encoder"], encoder, place, spec["precision"], limits.photos_at_once)
     write_store(spec, data, network, out)
 
 
@@ -114,8 +140,10 @@ def episodes(spec: dict, data: Path, out: Path) -> None:
 @click.option("--state", type=PATH, required=True, help="Where a killed run leaves its state, and goes on from.")
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Photo loaders.")
 @click.option("--checkpoint-seconds", type=click.FloatRange(0), default=60.0, show_default=True)
+@limits_option
 @device_option
 @threads_option
+@needs_memory("lower limits.pairs_at_once, train.batch or train.size")
 def train(
     spec: dict,
     data: Path,
@@ -125,74 +153,93 @@ def train(
     state: Path,
     workers: int,
     checkpoint_seconds: float,
+    limits: Limits,
     device: str,
     threads: int,
 ) -> None:
     """Train one variant on one fold with one seed."""
-    from crnet.training.loop import Paths, Preempted
+    from crnet.training.loop import Paths
     from crnet.training.loop import train as run
 
-    try:
-        run(spec, Paths(data, encoder, features, out, state), device, threads, workers, checkpoint_seconds)
-    except Preempted as notice:
-        click.echo(f"crnet: {notice}", err=True)
-        sys.exit(143)
+    run(spec, Paths(data, encoder, features, out, state), device, threads, workers, checkpoint_seconds, limits)
 
 
 @click.command()
 @spec_option
 @data_option
 @encoder_option
+@stores_option
 @click.option("--episodes", type=PATH, required=True)
 @click.option("--weights", type=PATH, help="model.safetensors of the training; controls have none.")
 @click.option("--choice", type=PATH, help="choice.json of `crnet tune`, if the specification finetunes.")
 @click.option("--state", type=PATH, help="Where a killed run leaves its rows, and goes on from.")
 @click.option("--out", type=PATH, required=True)
+@limits_option
 @device_option
 @threads_option
+@needs_memory("lower limits.pool_gib, limits.pairs_at_once or evaluate.size")
 def evaluate(
     spec: dict,
     data: Path,
     encoder: Path | None,
+    features: tuple[Path, ...],
     episodes: Path,
     weights: Path | None,
     choice: Path | None,
     state: Path | None,
     out: Path,
+    limits: Limits,
     device: str,
     threads: int,
 ) -> None:
     """Score one model on the test episodes of its fold."""
     from crnet.evaluate import evaluate as run
 
-    run(spec, data, episodes, encoder, weights, choice, state, out, device, threads)
+    run(spec, data, episodes, encoder, weights, choice, state, out, device, threads, features, limits)
 
 
 @click.command()
 @spec_option
 @data_option
 @encoder_option
+@stores_option
 @click.option("--weights", type=PATH, required=True, help="model.safetensors of the training.")
+@click.option("--state", type=PATH, help="Where a killed run leaves its rows, and goes on from.")
 @click.option("--out", type=PATH, required=True)
+@limits_option
 @device_option
 @threads_option
-def tune(spec: dict, data: Path, encoder: Path | None, weights: Path, out: Path, device: str, threads: int) -> None:
+@needs_memory("lower limits.pool_gib, limits.pairs_at_once or evaluate.size")
+def tune(
+    spec: dict,
+    data: Path,
+    encoder: Path | None,
+    features: tuple[Path, ...],
+    weights: Path,
+    state: Path | None,
+    out: Path,
+    limits: Limits,
+    device: str,
+    threads: int,
+) -> None:
     """Choose steps and learning rate of finetuning on classes that are not tested."""
     from crnet.trials import choose
 
-    choose(spec, data, encoder, weights, out, device, threads)
+    choose(spec, data, encoder, weights, state, out, device, threads, features, limits)
 
 
 @click.command()
 @click.option("--job", type=JSON, required=True, help="Specification and files of each fold's model, as JSON.")
 @click.option("--out", type=PATH, required=True, help="Path without suffix; .png and .svg are written.")
+@limits_option
 @device_option
 @threads_option
-def sheet(job: dict, out: Path, device: str, threads: int) -> None:
+@needs_memory("lower limits.pairs_at_once or evaluate.size")
+def sheet(job: dict, out: Path, limits: Limits, device: str, threads: int) -> None:
     """Draw test episodes as the paper's Figure 6: support, query, prediction, truth."""
     from crnet.report.episodes import draw
 
-    draw(job, out, device, threads)
+    draw(job, out, device, threads, limits)
 
 
 @click.command()
@@ -282,15 +329,6 @@ def losses(training_log: Path, out: Path) -> None:
     plot_losses(training_log, out)
 
 
-@click.command("create-store", hidden=True)
-def create_store() -> None:
-    """Create the MLflow store before parallel jobs meet in it."""
-    from crnet.tracking import create_store as run
-    from crnet.tracking import store_uri
-
-    run(store_uri(Path.cwd()))
-
-
 COMMANDS = (
     download,
     prepare,
@@ -307,5 +345,4 @@ COMMANDS = (
     k_shot,
     page,
     losses,
-    create_store,
 )

@@ -6,18 +6,20 @@ Sizes that are not known before the data are there are estimates; each line says
 import os
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from crnet.config import resolve, study
-from crnet.config.defaults import JOB_BYTES, POOL_BYTES
 from crnet.config.resolve import Cell, Plan
 from crnet.config.study import Layout
 from crnet.data.archives import is_verified
+from crnet.demand import Demand
 from crnet.files import read_json
 from crnet.gpu import has_nvidia_gpu
+from crnet.hours import KINDS, WORKERS, Hours, time_text
+from crnet.rates import FOLDER, load, of_this_machine
 from crnet.sizes import (
-    GIB,
+    MIB,
     DataSet,
     Need,
     archive_bytes,
@@ -33,14 +35,22 @@ from crnet.sizes import (
 WIDTH = 110  # of what is printed
 
 
-def describe(files: Sequence[Path]) -> str:
-    """The plan of a study as text: counts, data, disk, memory, warnings where this machine falls short."""
+def describe(files: Sequence[Path], rates: Sequence[Path] = ()) -> str:
+    """The plan of a study as text: counts, hours, data, disk, memory, warnings where this machine falls short.
+
+    Args:
+        rates: Files of measured step times, see ``crnet.rates``; without any, those of this machine, if there are any.
+    """
     plan = study.load(files)
     layout = Layout(plan)
     data = [DataSet(spec, layout) for spec in plan.datasets.values()]
     needs = needs_of(plan, layout, data)
-    parts = [_runs(plan), _work(plan, data), _data_lines(plan, layout, data), _disk_lines(needs)]
-    return "\n\n".join("\n".join(lines) for lines in [*parts, _warnings(plan, needs)])
+    measured = rates or of_this_machine(plan.study.device, study.ROOT / FOLDER)
+    demand = Demand(plan, layout, data)
+    hours = Hours(plan, layout, demand, load(measured) if measured else None)
+    parts = [_runs(plan), _work(plan, data), _hours_lines(hours)]
+    parts += [_data_lines(plan, layout, data), _disk_lines(needs)]
+    return "\n\n".join("\n".join(lines) for lines in [*parts, _machine_lines(plan, needs, demand)])
 
 
 def _line(name: str, text: str) -> list[str]:
@@ -151,10 +161,56 @@ def _work(plan: Plan, data: Sequence[DataSet]) -> list[str]:
             f"at most {steps:,} steps",
         )
     predicted = sum(map(episodes_of, plan.evaluations.values()))
-    lines += _line("test", f"{predicted:,} episodes, the finetuned ones among them")
-    if plan.study.device == "cuda":
-        return lines + _line("GPU-hours", "not known: no step times of a GPU have been measured yet")
-    return lines + _line("CPU-hours", "not known beforehand; each run's seconds are in runs.csv afterwards")
+    return lines + _line("test", f"{predicted:,} episodes, the finetuned ones among them")
+
+
+def _hours_lines(hours: Hours) -> list[str]:
+    """Hours of each table alone and of the study, and until the end on several workers; or shares, without rates."""
+    plan, rates = hours.plan, hours.rates
+    gpu = plan.study.device == "cuda"
+    unit = f"{rates.kind if rates else plan.study.device}-hours".replace("cuda", "GPU").replace("cpu", "CPU")
+    if rates:
+        names = ", ".join(file.name for file in rates.files)
+        lines = _line(unit, f"predicted from the step times of {rates.device} ({names}), scaled by multiply-adds")
+    else:
+        command = f"crnet bench --device {plan.study.device} --json {FOLDER}/<name>.json"
+        where = "a GPU" if gpu else "this machine"
+        lines = _line(unit, f"not known: no step times of {where} are on file; `{command}` measures them there")
+        lines += _line("", "below are percent of the study's counted multiply-adds, and how often as fast")
+    whole = hours.sums(hours.graph)
+    kinds = [kind for kind in KINDS if whole[kind]]
+    label, total = "hours" if rates else "work", sum(whole.values())
+
+    def row(name: str, sums: Mapping[str, float]) -> tuple[str, ...]:
+        values = [*(sums[kind] for kind in kinds), sum(sums.values())]
+        return label, name, *(time_text(v) if rates else _percent(v, total) for v in values)
+
+    tables = {name: hours.sums(hours.jobs_of(name)) for name in plan.tables}
+    alone = {kind: sum(sums[kind] for sums in tables.values()) for kind in KINDS}
+    rows = [(label, "table alone", *(KINDS[kind] for kind in kinds), "whole")]
+    rows += [row(*each) for each in tables.items()]
+    rows.append(row("sum of tables", alone))
+    rows.append(row("saved by shared runs", {kind: alone[kind] - whole[kind] for kind in KINDS}))
+    rows.append(row("study, all shared", whole))
+    lines += ["", *_aligned(rows, (0, 1)), ""]
+    one = hours.until_the_end(1)
+    times = {count: hours.until_the_end(count) for count in WORKERS}
+    cells = [f"{count}: {time_text(time) if rates else f'{one / time:.1f} x'}" for count, time in times.items()]
+    lines += _line("GPUs" if gpu else "jobs at once", ", ".join(cells) + ", by simulation of the jobs' graph")
+    chain = hours.longest_chain()
+    times = [f" {time_text(hours.seconds[job])}" if rates else "" for job in chain]
+    lines += _line("longest chain", " > ".join(f"{job[1]}{time}" for job, time in zip(chain, times, strict=True)))
+    if hours.unknown:
+        example = hours.unknown[0][1]
+        lines += _line("not counted", f"{plural(len(hours.unknown), 'job')} of unknown work, e.g. {example}")
+    if hours.missing:
+        lines += _line("not counted", f"what was not measured: {'; '.join(sorted(hours.missing))}")
+    return lines
+
+
+def _percent(part: float, whole: float) -> str:
+    share = 100 * part / whole if whole else 0.0
+    return "-" if not share else f"{share:.1f} %" if share >= 0.1 else "< 0.1 %"
 
 
 def _trial_steps(settings: dict) -> int:
@@ -195,24 +251,38 @@ def _disk_lines(needs: Sequence[Need]) -> list[str]:
     return _aligned(rows, (0, 3))
 
 
-def _memory(plan: Plan) -> int:
-    """Bytes that the jobs of a study take at most."""
-    return jobs_at_once(plan) * (JOB_BYTES + POOL_BYTES)
+def _memory_lines(plan: Plan, demand: Demand) -> tuple[list[str], int]:
+    """The neediest job of each kind and what takes most of it; and the bytes of all jobs at once."""
+    device, neediest = plan.study.device, {}
+    for job in demand.specs:
+        need = demand.memory(job)
+        if job[0] not in neediest or need.own > neediest[job[0]].own:
+            neediest[job[0]] = need
+    rows = []
+    for kind in filter(neediest.__contains__, KINDS):
+        need = neediest[kind]
+        largest = sorted(need.parts.items(), key=lambda part: -part[1])[:3]
+        parts = ", ".join(f"{name} {readable(size)}" for name, size in largest if size >= 0.1 * MIB)
+        rows.append((f"memory  {KINDS[kind]}", readable(need.on(device)), f"at most: {parts}"))
+    together = jobs_at_once(plan) * max((need.on(device) for need in neediest.values()), default=0)
+    whose = "GPU" if device == "cuda" else "machine"
+    text = f"{plural(jobs_at_once(plan), 'job')} at once, {readable(together)} of the {whose}"
+    return [*(_aligned(rows, (0, 2)) if rows else []), *_line("", text)], together
 
 
-def _warnings(plan: Plan, needs: Sequence[Need]) -> list[str]:
-    need_memory, cores = _memory(plan), os.cpu_count() or 1
-    text = f"at most {need_memory / GIB:.0f} GiB, most of it embedded test photos that may be kept"
-    lines, warnings = _line("memory", text), []
+def _machine_lines(plan: Plan, needs: Sequence[Need], demand: Demand) -> list[str]:
+    lines, need_memory = _memory_lines(plan, demand)
+    warnings, cores = [], os.cpu_count() or 1
     if plan.study.device == "cuda" and not has_nvidia_gpu():
         warnings.append("this machine has no NVIDIA GPU, and the study needs one (device: cuda)")
     for folder, to_come, free in file_systems(needs):
         if free < to_come:
             warnings.append(f"too little disk for {folder}: {readable(free)} free, {readable(to_come)} needed")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if memory < need_memory:
+    if plan.study.device == "cpu" and memory < need_memory:
         warnings.append(
-            f"{memory / GIB:.0f} GiB of memory, jobs may take {need_memory / GIB:.0f} GiB; use fewer --cores"
+            f"{readable(memory)} of memory, jobs may take {readable(need_memory)}; use fewer --cores, or limits as in "
+            "configs/limits"
         )
     if plan.study.threads > cores:
         warnings.append(f"a job wants {plural(plan.study.threads, 'thread')}, this machine has {cores} cores")

@@ -1,7 +1,7 @@
 """Masks of test episodes from a frozen encoder and a method, one support at a time, then fused."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crnet import methods
-from crnet.config.defaults import POOL_BYTES
+from crnet.config.defaults import scaled
 from crnet.data import transforms
 from crnet.data.episodes import Episode
 from crnet.data.index import Index
-from crnet.encoding import FrozenEncoder, as_images, autocast
+from crnet.encoding import FrozenEncoder, as_images, autocast, compute_dtype
 from crnet.errors import CrnetError
+from crnet.features import FeatureStore
+from crnet.limits import NONE, Limits
 from crnet.methods import Method, Pairs
 
 CHUNK = 32  # episodes predicted together; their photos are encoded in batches
@@ -51,24 +53,47 @@ class Predictor:
     Args:
         spec: As ``crnet.config.resolve`` makes it: train, evaluate.
         weights: ``model.safetensors`` of the training; None for methods that have none.
+        features: Folders of stores of test photos, one for each scale that shall be read instead of encoded.
+        limits: What it may hold at once.
+
+    Attributes:
+        together: Episodes that are predicted in one go, whose bits are the go's.
     """
 
-    def __init__(self, spec: dict, data: Path, encoder: Path | None, weights: Path | None, device: str):
+    def __init__(
+        self,
+        spec: dict,
+        data: Path,
+        encoder: Path | None,
+        weights: Path | None,
+        device: str,
+        features: Sequence[Path] = (),
+        limits: Limits = NONE,
+    ):
         self.settings, train = spec["evaluate"], spec["train"]
         self.device = torch.device(device)
         self.index = Index.load(data)
-        self.encoder = FrozenEncoder(train["encoder"], encoder, self.device, self.settings["precision"])
+        self.limits, self.together = limits, limits.pairs(CHUNK)
+        precision = self.settings["precision"]
+        self.encoder = FrozenEncoder(train["encoder"], encoder, self.device, precision, limits.photos_at_once)
         self.method = load_method(train, self.encoder.channels, weights).to(
             self.device, memory_format=torch.channels_last
         )
-        self.maps = Pool(self.encode)
-        self.embedded = Pool(self._encode_and_embed)
+        opened = (FeatureStore(folder, self.index, self.encoder.digest, "val") for folder in features)
+        self.stores = {store.size: store for store in opened if self._fits(store)}
+        self.maps = Pool(self.encode, limits.pool_bytes)
+        self.embedded = Pool(self._encode_and_embed, limits.pool_bytes)
+
+    def _fits(self, store: FeatureStore) -> bool:
+        if store.precision != self.settings["precision"]:
+            raise CrnetError(f"features of {store.size} px are of {store.precision}, not {self.settings['precision']}.")
+        return True
 
     @torch.no_grad()
     def fused(self, episodes: list[Episode]) -> Iterator[Prediction]:
         """Softmax probabilities, averaged over supports and scales at the photo's own size (paper 6, Tables 3, 4)."""
-        for start in range(0, len(episodes), CHUNK):
-            chunk = episodes[start : start + CHUNK]
+        for start in range(0, len(episodes), self.together):
+            chunk = episodes[start : start + self.together]
             logits: list[list[Tensor]] = [[] for _ in chunk]
             support_logits: list[Tensor | None] = [None for _ in chunk]
             for scale in self.settings["scales"]:
@@ -88,8 +113,9 @@ class Predictor:
 
     def _logits(self, chunk: list[Episode], scale: float, shot: int, with_support: bool):
         """(position in the chunk, query logits (2, h, w), support logits or None), predicted in batches."""
-        for start in range(0, len(chunk), PREDICT):
-            part = chunk[start : start + PREDICT]
+        size = self.limits.pairs(PREDICT)
+        for start in range(0, len(chunk), size):
+            part = chunk[start : start + size]
             pairs = self._pairs(part, scale, shot)
             with autocast(self.device, self.settings["precision"]):
                 query = self.method.predict(pairs, self.settings["refinements"])
@@ -113,6 +139,10 @@ class Predictor:
         keys: list[Key] = [(photo, None, scale) for photo in (episode.query, *supports)]
         return keys + [(photo, episode.class_id, scale) for photo in supports if self.method.needs_masked]
 
+    def named(self, episodes: Iterable[Episode]) -> int:
+        """Photos, and pairs without background, that the episodes name."""
+        return len({key for episode in episodes for key in self.keys(episode, 1.0)})
+
     def support_mask(self, photo: str, class_id: int, size: int) -> np.ndarray:
         """uint8 (size, size) of {0, 1, 255 void}."""
         return transforms.squash_mask(self.index.class_mask(photo, class_id), size)
@@ -125,6 +155,9 @@ class Predictor:
     def encode(self, keys: list[Key]) -> Tensor:
         """Photos of one scale -> the method's maps of the frozen encoder, joined along channels: (N, C, h, w)."""
         size = scaled(self.settings["size"], keys[0][2])
+        if size in self.stores:
+            maps = self.stores[size].joined([(photo, class_id) for photo, class_id, _ in keys], self.method.maps)
+            return maps.to(self.device, compute_dtype(self.device, self.settings["precision"]))
         images, keeps = [], []
         for photo, class_id, _ in keys:
             images.append(transforms.squash(self.index.read_image(photo), size))
@@ -145,10 +178,10 @@ class Predictor:
 
 
 class Pool:
-    """Maps of photos by key: each is computed once and reused by all episodes, as far as ``POOL_BYTES`` reach."""
+    """Maps of photos by key: each is computed once and reused by all episodes, as far as ``room`` bytes reach."""
 
-    def __init__(self, compute: Callable[[list[Key]], Tensor]):
-        self.compute = compute
+    def __init__(self, compute: Callable[[list[Key]], Tensor], room: int):
+        self.compute, self.room = compute, room
         self._kept: OrderedDict[Key, Tensor] = OrderedDict()
         self._bytes = 0
 
@@ -160,10 +193,13 @@ class Pool:
         missing = [key for key in dict.fromkeys(keys) if key not in self._kept]
         for start in range(0, len(missing), ENCODE):
             batch = missing[start : start + ENCODE]
-            for key, computed in zip(batch, self.compute(batch), strict=True):
+            # Always as many at a time: bits depend on the size of a batch, and which photos are here already must not
+            # show in a result, as it changes when a killed job goes on.
+            padded = batch + batch[-1:] * (ENCODE - len(batch))
+            for key, computed in zip(batch, self.compute(padded), strict=False):
                 self._kept[key] = computed.clone()
                 self._bytes += computed.nbytes
-        while self._bytes > POOL_BYTES and next(iter(self._kept)) not in set(keys):
+        while self._bytes > self.room and next(iter(self._kept)) not in set(keys):
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
 
     def take(self, keys: list[Key]) -> Tensor:
@@ -179,11 +215,6 @@ def load_method(train: dict, channels: tuple[int, ...], weights: Path | None) ->
         except RuntimeError as error:
             raise CrnetError(f"{weights}: are not weights of this {train['method']} ({error}).") from error
     return method.eval().requires_grad_(False)
-
-
-def scaled(size: int, scale: float) -> int:
-    """Side in pixels of the input at a scale, a whole number of 1/8 cells."""
-    return max(8, 8 * round(size * scale / 8)) if scale != 1 else size
 
 
 def foreground(scores: Tensor) -> np.ndarray:

@@ -6,6 +6,7 @@ colours. An encoder taught to overlook colour gave 0.41 instead of 0.51 novel mI
 (one fold, one seed), and naming whole images instead of cells 0.33 instead of 0.63.
 """
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,18 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crnet.checkpoint import load_state, remove_state, save_state
+from crnet.checkpoint import is_finite, load_state, remove_state, save_state
 from crnet.data.shapes5i import PRETRAINING_LOOKS, pretraining_batch
 from crnet.encoders import normalise, small
+from crnet.encoding import autocast
 from crnet.errors import CrnetError
 from crnet.files import atomic_write, canonical
+from crnet.preemption import Notice, Preempted
 from crnet.seeding import derive
 
 LAYERS = ("layer3", "layer4")  # maps that the loss reaches
 LOG_EVERY = 100  # steps
-SAVE_EVERY = 200  # steps; a kill costs at most these
+SAVE_SECONDS = 60.0  # a kill costs at most this much
 _RISE = 0.2  # share of the steps in which the learning rate climbs to its peak
 _START, _END = 1 / 25, 1e-4  # of the peak: learning rate at the first and at the last step
 
@@ -33,8 +36,9 @@ _START, _END = 1 / 25, 1e-4  # of the peak: learning rate at the first and at th
 class Pretraining(nn.Module):
     """The encoder with a 1x1 classifier, of background and every kind of object, on each of its last two maps."""
 
-    def __init__(self, generator: torch.Generator) -> None:
+    def __init__(self, generator: torch.Generator, precision: str) -> None:
         super().__init__()
+        self.precision = precision
         self.encoder = small.SmallEncoder(LAYERS)
         kinds = len(PRETRAINING_LOOKS) + 1
         self.classifiers = nn.ModuleList(nn.Conv2d(channels, kinds, 1) for channels in self.encoder.channels)
@@ -51,8 +55,9 @@ class Pretraining(nn.Module):
             images: (N, 3, H, W), normalised.
             cells: int64 (N, ceil(H/8), ceil(W/8)), kind of object at each cell, 0 for background.
         """
-        maps = self.encoder(images)
-        losses = [F.cross_entropy(head(x), cells) for head, x in zip(self.classifiers, maps, strict=True)]
+        with autocast(images.device, self.precision):
+            logits = [head(x) for head, x in zip(self.classifiers, self.encoder(images), strict=True)]
+        losses = [F.cross_entropy(each.float(), cells) for each in logits]
         return torch.stack(losses).mean()
 
 
@@ -71,37 +76,63 @@ def pretrain(settings: dict, out: Path, threads: int) -> list[dict[str, Any]]:
         One row per ``LOG_EVERY`` steps: ``step``, ``loss`` (mean since the row before), ``lr``.
 
     Raises:
-        CrnetError: The state beside ``out`` is of other settings.
+        CrnetError: The state beside ``out`` is of other settings, or loss or weights are no longer finite.
+        Preempted: SIGTERM arrived; the state is saved.
     """
     settings = {**small.SETTINGS, **settings}
     state_path = out.with_suffix(".state")
     torch.set_num_threads(threads)
-    start = time.monotonic()
-
-    model = Pretraining(torch.Generator().manual_seed(derive("pretraining weights", settings["seed"])))
+    generator = torch.Generator().manual_seed(derive("pretraining weights", settings["seed"]))
+    model = Pretraining(generator, settings["precision"])
     model = model.to(memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(model.parameters(), weight_decay=settings["weight_decay"])
+    optimiser = torch.optim.AdamW(model.parameters(), weight_decay=settings["weight_decay"], fused=True)
     done, total, log = _restore(state_path, settings, model, optimiser)
+    if done:
+        print(f"going on at step {done} of {settings['steps']}", flush=True)
 
     scene_generator = np.random.default_rng(derive("pretraining scenes", settings["seed"]))
     images, masks = pretraining_batch(scene_generator, settings["images"], settings["size"])
-    for step in range(done, settings["steps"]):
-        lr = learning_rate(step, settings["steps"], settings["lr"])
-        generator = np.random.default_rng(derive("pretraining batch", settings["seed"], step))
-        total += _step(model, optimiser, lr, *_draw(images, masks, generator, settings["batch"]))
-        done = step + 1
-        if done % LOG_EVERY == 0:
-            log.append({"step": done, "loss": total / LOG_EVERY, "lr": lr})
-            print(f"step {done}: loss {total / LOG_EVERY:.3f}, {time.monotonic() - start:.0f} s", flush=True)
-            total = 0.0
-        if done % SAVE_EVERY == 0 and done < settings["steps"]:
-            state = {"settings": canonical(settings), "step": done, "total": total, "log": log}
-            save_state(state_path, state | {"model": model.state_dict(), "optimiser": optimiser.state_dict()})
+    start = saved = time.monotonic()
+    with Notice() as notice:
+        for step in range(done, settings["steps"]):
+            lr = learning_rate(step, settings["steps"], settings["lr"])
+            generator = np.random.default_rng(derive("pretraining batch", settings["seed"], step))
+            loss = _step(model, optimiser, lr, *_draw(images, masks, generator, settings["batch"]))
+            if not math.isfinite(loss):
+                raise _diverged(f"the loss is {loss}", step, lr, state_path)
+            total += loss
+            done = step + 1
+            if done % LOG_EVERY == 0:
+                log.append({"step": done, "loss": total / LOG_EVERY, "lr": lr})
+                print(f"step {done}: loss {total / LOG_EVERY:.3f}, {time.monotonic() - start:.0f} s", flush=True)
+                total = 0.0
+            if notice.given or time.monotonic() - saved > SAVE_SECONDS:
+                learnt = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+                _require_finite(learnt, done, settings, state_path)
+                progress = {"settings": canonical(settings), "step": done, "total": total, "log": log}
+                save_state(state_path, progress | learnt)
+                saved = time.monotonic()
+            if notice.given:
+                raise Preempted(f"stopped by SIGTERM after step {done} of pre-training; the state is in {state_path}.")
 
+    _require_finite(model.state_dict(), settings["steps"], settings, state_path)
     tensors = {name: tensor.contiguous() for name, tensor in model.encoder.state_dict().items()}
     atomic_write(out, save(tensors, {"settings": canonical(settings)}))
     remove_state(state_path)
     return log
+
+
+def _require_finite(learnt: dict[str, Any], done: int, settings: dict, state: Path) -> None:
+    """Raise before what is no good is kept: a finite loss can have gradients that are not."""
+    if not is_finite(learnt):
+        lr = learning_rate(done - 1, settings["steps"], settings["lr"])
+        raise _diverged("a weight is not finite", done - 1, lr, state)
+
+
+def _diverged(what: str, step: int, lr: float, state: Path) -> CrnetError:
+    kept = load_state(state)
+    good = f"the last good state, after {kept['step']} steps, is {state}" if kept else "no state was saved"
+    return CrnetError(f"pre-training: {what} at step {step} (lr {lr:.3g}); {good}. Lower the encoder's lr.")
 
 
 def _restore(

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
+from crnet import work
 from crnet.config import resolve
 from crnet.config.resolve import Plan
 from crnet.config.settings import component
@@ -21,12 +22,12 @@ from crnet.data import transforms
 from crnet.data.archives import Archive
 from crnet.data.archives import resolve as resolve_archive
 from crnet.data.extract import STAMP
+from crnet.data.splits import Splits
 from crnet.errors import CrnetError
 from crnet.files import read_csv
 
 MIB, GIB = 2**20, 2**30
 EXTRACTED_SHARE = 1.1  # of an archive: JPEGs do not shrink, but the 74,000 files of VOC and SBD fill their last blocks
-CHANNELS = 1536  # assumed of an encoder from outside: resnet50v2's
 # Classes of a training photo that the small-object rule keeps, at most: COCO has 2.9 a photo before the rule; shapes80
 # has 2.1 and shapes5i 1.4 after it.
 CLASSES_A_PHOTO, CLASSES_A_SCENE = 2.9, 2.1
@@ -35,7 +36,6 @@ CLASSES_A_PHOTO, CLASSES_A_SCENE = 2.9, 2.1
 MASK_FILE_BYTES, RUN_LENGTHS_BYTES = 4400, 2700
 SCENE_BYTES, SCENE_PIXEL_BYTES = 8000, 0.55
 ENCODER_BYTES = 100e6  # ResNet-50 and VGG16 without their classifiers have 94 and 59 MB
-HEAD_WEIGHTS = 191  # times width squared: CRNet behind the convolution that takes the maps in, FC layers apart
 COUNT_BYTES = 100  # a row of counts, one a predicted episode; 67 bytes in the demo, photos have more pixels
 
 
@@ -103,37 +103,59 @@ class DataSet:
         published = getattr(self.module, "PUBLISHED", None)
         return published and sum(published.values())
 
-    @cached_property
-    def training_photos(self) -> int | None:
-        """Those from which a training draws."""
+    def photos_of(self, split: str) -> int | None:
+        """Those of a split that show a class, as far as that is known."""
         if self.pairs is not None:
-            return len({image for split, image, _ in self.pairs if split == "train"})
+            return len({image for part, image, _ in self.pairs if part == split})
         if self.generated:
-            return self.spec["images_train"]
+            return self.spec[f"images_{split}"]
         published = getattr(self.module, "PUBLISHED", None)
-        return published and published["train"]
+        return published and published[split]
+
+    def pairs_of(self, split: str) -> int | None:
+        """(photo, class) of all folds, at most."""
+        if self.pairs is not None:
+            return self.class_counts(split).total()
+        photos = self.photos_of(split)
+        return photos and int(photos * (CLASSES_A_SCENE if self.generated else CLASSES_A_PHOTO))
+
+    def class_counts(self, split: str) -> Counter | None:
+        """Class id -> its pairs; None if they are not known yet."""
+        return self._class_counts and self._class_counts[split]
 
     @cached_property
-    def training_classes(self) -> Counter | None:
-        """Class id -> its training pairs; None if they are not known yet."""
+    def _class_counts(self) -> dict[str, Counter] | None:
         if self.pairs is None:
             return None
-        return Counter(class_id for split, _, class_id in self.pairs if split == "train")
-
-    def training_pairs(self) -> int | None:
-        """(photo, class) of all folds, at most."""
-        if self.training_classes is not None:
-            return self.training_classes.total()
-        photos = self.training_photos
-        return photos and int(photos * (CLASSES_A_SCENE if self.generated else CLASSES_A_PHOTO))
+        return {part: Counter(c for split, _, c in self.pairs if split == part) for part in ("train", "val")}
 
     def training_pairs_of(self, training: dict) -> int | None:
         """Pairs on which a training's fold trains; None where that takes more than the list of pairs."""
-        if self.training_classes is None or training["train"]["novel_pixels"] == "drop":
+        counts = self.class_counts("train")
+        if counts is None or training["train"]["novel_pixels"] == "drop":
             return None
-        splits = component("dataset", self.spec["name"], "dataset").splits(self.spec)
-        unseen = {*splits.folds[training["fold"]], *splits.held_out[training["fold"]]}
-        return sum(count for class_id, count in self.training_classes.items() if class_id not in unseen)
+        unseen = {*self.splits.folds[training["fold"]], *self.splits.held_out[training["fold"]]}
+        return sum(count for class_id, count in counts.items() if class_id not in unseen)
+
+    @cached_property
+    def splits(self) -> Splits:
+        return component("dataset", self.spec["name"], "dataset").splits(self.spec)
+
+    def test_pools(self, fold: int) -> list[int] | None:
+        """Test photos of each class that the fold tests."""
+        return self._pools(self.splits.folds[fold])
+
+    def trial_pools(self, fold: int) -> list[int] | None:
+        """Test photos of each class on which finetuning's settings are chosen."""
+        unseen = {*self.splits.folds[fold], *self.splits.held_out[fold]}
+        base = [class_id for class_id in range(1, len(self.splits.classes) + 1) if class_id not in unseen]
+        return self._pools(self.splits.held_out[fold] or base)
+
+    def _pools(self, classes: Sequence[int]) -> list[int] | None:
+        if counts := self.class_counts("val"):
+            return [counts[class_id] for class_id in classes]
+        pairs = self.pairs_of("val")
+        return pairs and [pairs // len(self.splits.classes)] * len(classes)
 
     def prepared_bytes(self) -> int | None:
         photos = self.photos
@@ -207,21 +229,16 @@ class _Disk:
         return Need("encoders", self.layout.work, _total(sizes.values()), to_come, basis)
 
     def features(self) -> Need:
-        stores = {folder: t for t in self.plan.trainings.values() if (folder := self.layout.features(t))}
-        sizes = {Path(folder): self._feature_bytes(training) for folder, training in stores.items()}
+        stores = {self.layout.features_folder(spec): spec for spec in self.plan.features.values()}
+        sizes = {
+            Path(folder): store_bytes(spec, self.data[resolve.dataset_name(spec["dataset"])])
+            for folder, spec in stores.items()
+        }
         to_come = _total(size for folder, size in sizes.items() if not (folder / "features.json").is_file())
         basis = f"cached maps of photos and pairs, {plural(len(sizes), 'store')}" if sizes else "none cached"
-        if any(_channels(training) is None for training in stores.values()):
-            basis += f", {CHANNELS:,} channels assumed"
+        if any(":" in spec["encoder"]["name"] for spec in stores.values()):
+            basis += f", {work.CHANNELS:,} channels assumed"
         return Need("features", self.layout.work, _total(sizes.values()), to_come, basis)
-
-    def _feature_bytes(self, training: dict) -> int | None:
-        """Photos, and pairs without background, times views, times maps in half precision at 1/8."""
-        data = self.data[resolve.dataset_name(training["dataset"])]
-        items = data.training_photos and data.training_photos + data.training_pairs()
-        cells = (-(-training["train"]["size"] // 8)) ** 2
-        channels = sum(_channels(training) or [CHANNELS])
-        return items and items * transforms.VIEWS[training["train"]["views"]] * cells * channels * 2
 
     def weights(self) -> Need:
         sizes = {name: weight_bytes(training) for name, training in self.plan.trainings.items()}
@@ -247,8 +264,8 @@ class _Disk:
         cached = 0
         if model["refinement"] and model["cache"] == "stored":  # two channels in half precision at 1/8
             data = self.data[resolve.dataset_name(training["dataset"])]
-            pairs = data.training_pairs_of(training) or data.training_pairs() or 0
-            cached = pairs * 2 * (-(-settings["size"] // 8)) ** 2 * 2
+            pairs = data.training_pairs_of(training) or data.pairs_of("train") or 0
+            cached = pairs * 2 * work.map_side(settings["size"]) ** 2 * 2
         return weights * (1 + moments) + cached
 
     def results(self) -> Need:
@@ -264,23 +281,28 @@ def _total(sizes: Iterable[float | None]) -> float | None:
     return None if None in sizes else sum(sizes)
 
 
-def _channels(training: dict) -> list[int] | None:
-    """Channels of the encoder's maps; None for an encoder from outside, which is not imported here."""
-    spec = training["encoder"]
-    if ":" in spec["name"]:
-        return None
-    layers = component("encoder", spec["name"], "encoder").literals["LAYERS"]
-    return [layers[layer] for layer in spec["layers"]]
-
-
 def weight_bytes(training: dict) -> int | None:
-    """At most, of CRNet's weights in float32; None for another method, whose size is not known."""
-    model, channels = training["model"], _channels(training) or [CHANNELS]
+    """Of CRNet's weights in float32; None for another method, whose size is not known."""
     if training["method"] != "crnet":
         return None
-    taken = sum(channels) if model["multi_level"] else channels[-1]
-    width = model["width"]
-    return 4 * width * (taken * model["enter_kernel"] ** 2 + HEAD_WEIGHTS * width + 4 * model["gate_width"])
+    return 4 * work.Head(work.encoder_channels(training["encoder"]), training["model"], 8).parameters
+
+
+def store_bytes(spec: dict, data: DataSet, reader: dict | None = None) -> int | None:
+    """Of cached features: photos, and pairs without background, times views, times maps at 1/8.
+
+    Args:
+        spec: As ``crnet.config.resolve`` makes it of a training or of test photos.
+        reader: A training that reads it: only what its method takes is counted, of whatever fold.
+    """
+    split, cells = spec.get("split", "train"), work.map_side(spec["size"]) ** 2
+    photos, pairs = data.photos_of(split), data.pairs_of(split)
+    channels = sum(work.encoder_channels(spec["encoder"]))
+    if reader and reader["method"] == "crnet":
+        head = work.Head(work.encoder_channels(spec["encoder"]), reader["model"], spec["size"])
+        channels, pairs = head.taken, pairs if head.photos == 3 else 0
+    each = 4 if split == "val" and spec["precision"] == "float32" else 2
+    return photos and (photos + pairs) * transforms.VIEWS[spec["views"]] * cells * channels * each
 
 
 def archives_of(plan: Plan, layout: Layout) -> dict[Archive, Path]:

@@ -74,23 +74,6 @@ def store_uri(root: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve()}/mlflow.db"
 
 
-def create_store(uri: str) -> bool:
-    """Make an SQLite store if there is none; does nothing for a server. Once, before jobs run side by side.
-
-    Several processes opening a *new* SQLite store at once leave it unusable (MLflow 3.17.2, 8 of 8), so it is
-    made under a lock and under another name, and then appears whole.
-
-    Returns:
-        Whether the store is there; if not, a sentence on stderr has said why.
-    """
-    try:
-        _ensure_store(_sqlite_path(uri))
-    except Exception as error:
-        _warn(uri, "results/<study>", error)
-        return False
-    return True
-
-
 def sync(results: Path, runs_csv: Path, training_csv: Path, uri: str) -> bool:
     """Bring the store to the state of a study's two index files; a second call finds nothing to do.
 
@@ -360,6 +343,11 @@ def _is_store(path: Path) -> bool:
 
 
 def _ensure_store(path: Path | None) -> None:
+    """Make an SQLite store if there is none; does nothing for a server.
+
+    Several processes opening a *new* SQLite store at once leave it unusable (MLflow 3.17.2, 8 of 8), so it is made
+    under a lock and under another name, and then appears whole.
+    """
     if path is None or _is_store(path):
         return
     with _lock(path):

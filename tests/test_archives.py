@@ -157,6 +157,13 @@ def test_download_is_resumed_by_a_later_call(serve, tmp_path):
     assert names(tmp_path) == {"file.bin", "file.bin.verified"}
 
 
+def test_killed_between_its_name_and_its_state_leaves_nothing_over(serve, tmp_path):
+    (tmp_path / "file.bin").write_bytes(CONTENT)
+    (tmp_path / "file.bin.part.json").write_text("{}")
+    assert archives.fetch(archive_at(serve({})), tmp_path).read_bytes() == CONTENT
+    assert names(tmp_path) == {"file.bin", "file.bin.verified"}
+
+
 def test_interrupt_keeps_the_part(serve, tmp_path, monkeypatch):
     server = serve({})
     archive, add = archive_at(server), download.Progress.add

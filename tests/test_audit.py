@@ -75,15 +75,14 @@ def _make(folder: Path) -> None:
             index = Index.load(at.data(spec["train"]["dataset"]))
             episodes.write(path, episodes.draw(index, spec["train"]["fold"], **asked))
     for spec in plan.features.values():
-        training = next(t for t in plan.trainings.values() if study.resolve.features_spec(t) == spec)
         encoder = FrozenEncoder(spec["encoder"], Path(at.encoder(spec["encoder"])), torch.device("cpu"), "float32")
-        write_store(spec, Path(at.data(spec["dataset"])), encoder, Path(at.features(training)))
+        write_store(spec, Path(at.data(spec["dataset"])), encoder, Path(at.features_folder(spec)))
     for name, spec in plan.trainings.items():
         data, encoder = Path(at.data(spec["dataset"])), Path(at.encoder(spec["encoder"]))
         train(spec, Paths(data, encoder, Path(at.features(spec)), Path(at.training(name)), folder / "s.pt"), "cpu", 1)
     for name, spec in plan.tunings.items():
         data, encoder = Path(at.data(spec["train"]["dataset"])), Path(at.encoder(spec["train"]["encoder"]))
-        trials.choose(spec, data, encoder, Path(at.weights(spec)), Path(at.tuning(name)), "cpu", 1)
+        trials.choose(spec, data, encoder, Path(at.weights(spec)), None, Path(at.tuning(name)), "cpu", 1)
     for name, spec in plan.evaluations.items():
         data, encoder = Path(at.data(spec["train"]["dataset"])), Path(at.encoder(spec["train"]["encoder"]))
         weights, choice = (Path(p) if p else None for p in (at.weights(spec), at.choice(spec)))

@@ -197,7 +197,7 @@ def test_a_prepared_study(chain):
     table = [line for line in done.stdout.splitlines() if line.startswith("|")]
     assert tuple(cell.strip() for cell in table[0].split("|")[1:-1]) == check.HEADER
     assert len(table) == 2 + 3
-    for words in (photo.name, "holds the id 200", "holds no masks at byte 0"):
+    for words in (photo.name, "was changed after shapes5i was prepared", "holds no masks at byte 0"):
         assert any(words in line for line in table), words
     assert "12 photos with masks are whole, 2 findings" in done.output
     written = read_csv(folder / "findings.csv")

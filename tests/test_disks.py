@@ -45,6 +45,18 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
+KILLED = """
+import os, signal, sys
+from crnet.files import atomic_write
+os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+atomic_write(sys.argv[1], "b" * 100_000)
+"""
+WRITING = """
+import sys
+from crnet.files import atomic_write
+for _ in range(100):
+    atomic_write(sys.argv[1], sys.argv[2] * 100_000)
+"""
 LIMITED = """
 import resource, sys
 from pathlib import Path
@@ -81,6 +93,30 @@ class TestDisks:
         assert f"{tmp_path / 's.pt'}: " in second
         assert load_state(tmp_path / "s.pt") == {"step": 3}
         assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "s.pt", "s.pt.previous"], "nothing is left over"
+
+    def test_killed_while_it_writes_the_next_write_clears_what_is_left(self, tmp_path):
+        path = tmp_path / "a.txt"
+        atomic_write(path, "before")
+        done = subprocess.run([sys.executable, "-c", KILLED, path], check=False, cwd=ROOT)
+        assert done.returncode == -signal.SIGKILL
+        assert path.read_text() == "before"
+        assert sorted(p.name for p in tmp_path.iterdir()) == [".a.txt.partial", "a.txt"]
+        atomic_write(path, "after")
+        assert path.read_text() == "after"
+        assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+    def test_two_that_write_the_same_file_at_once(self, tmp_path):
+        path = tmp_path / "a.txt"
+        writers = [subprocess.Popen([sys.executable, "-c", WRITING, path, letter], cwd=ROOT) for letter in "xy"]
+        seen = set()
+        while any(writer.poll() is None for writer in writers):
+            if path.exists():
+                content = path.read_text()
+                assert content in ("x" * 100_000, "y" * 100_000)
+                seen.add(content[0])
+        assert [writer.returncode for writer in writers] == [0, 0]
+        assert seen == {"x", "y"}
+        assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
     def test_a_training_whose_state_cannot_be_written_goes_on_when_it_can(self, tiny, tmp_path):
         where = paths(tiny, tmp_path)

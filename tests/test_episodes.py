@@ -15,10 +15,10 @@ def make_index(pools: dict[int, int]) -> Index:
     """Two folds of two classes; ``pools`` gives the test photos of each class id; class 3 also trains."""
     pairs = [Pair(f"v{c}_{number:03d}", c) for c, count in pools.items() for number in range(count)]
     pairs += [Pair(f"t{number:03d}", 3) for number in range(9)]
-    photos = {
-        pair.image: Photo("val" if pair.image[0] == "v" else "train", Path(), Path(), 1, 1, frozenset({pair.class_id}))
-        for pair in pairs
-    }
+    photos = {}
+    for pair in pairs:
+        split = "val" if pair.image[0] == "v" else "train"
+        photos[pair.image] = Photo(split, Path(), Path(), 0, 1, 1, frozenset({pair.class_id}))
     description = {
         "name": "tiny",
         "classes": ["cat", "dog", "cow", "car"],

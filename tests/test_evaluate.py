@@ -7,15 +7,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from crnet import methods, predict
+from crnet import methods
+from crnet.config import resolve
+from crnet.config.defaults import scaled
 from crnet.data import episodes, transforms
 from crnet.data.index import Index
+from crnet.encoding import FrozenEncoder
 from crnet.errors import CrnetError
 from crnet.evaluate import evaluate
+from crnet.features import write_store
 from crnet.files import read_csv, read_json
+from crnet.limits import NONE, Limits
 from crnet.methods import Pairs
 from crnet.metrics import episode_counts
-from crnet.predict import Predictor, scaled
+from crnet.predict import Predictor
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +40,9 @@ def table(tiny, tmp_path_factory) -> Path:
     return path
 
 
-def score(tiny, table, weights, out, **changes):
+def score(tiny, table, weights, out, limits=NONE, **changes):
     spec = tiny.evaluation(tiny.training(), **changes)
-    evaluate(spec, tiny.data, table, tiny.encoder, weights, None, None, out, "cpu", 1)
+    evaluate(spec, tiny.data, table, tiny.encoder, weights, None, None, out, "cpu", 1, limits=limits)
     return (out / "counts.csv").read_bytes()
 
 
@@ -45,13 +50,12 @@ def _numbers(path: Path) -> np.ndarray:
     return np.array([[int(v) for k, v in row.items() if k != "query"] for row in read_csv(path)])
 
 
-def test_same_bytes_again_and_with_another_grouping(tiny, table, weights, tmp_path, monkeypatch):
+def test_same_bytes_again_and_with_another_grouping(tiny, table, weights, tmp_path):
     first = score(tiny, table, weights, tmp_path / "a", shots=2, scales=[0.75, 1.0])
     assert score(tiny, table, weights, tmp_path / "b", shots=2, scales=[0.75, 1.0]) == first
-    monkeypatch.setattr(predict, "POOL_BYTES", 1)  # nothing is kept from one chunk to the next
-    monkeypatch.setattr(predict, "CHUNK", 5)
+    little = Limits(pairs_at_once=5, photos_at_once=3, pool_gib=0)  # nothing is kept from one chunk to the next
     regrouped = tmp_path / "c"
-    score(tiny, table, weights, regrouped, shots=2, scales=[0.75, 1.0])
+    score(tiny, table, weights, regrouped, little, shots=2, scales=[0.75, 1.0])
     a, c = (_numbers(folder / "counts.csv") for folder in (tmp_path / "a", regrouped))
     assert np.abs(a - c).max() <= 2, "batches differ in rounding only"
 
@@ -82,6 +86,40 @@ def test_counts_are_those_of_a_plain_loop(tiny, table, weights):
         plain = (total[0, 1] > total[0, 0]).numpy()
         assert prediction.query.shape == size_of_query
         assert (plain != prediction.query).mean() < 1e-3
+
+
+class TestCachedTestPhotos:
+    SCALES = (0.75, 1.0)
+
+    @pytest.fixture(scope="class", params=["float32", "bfloat16"])
+    def stores(self, request, tiny, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("stores")
+        spec = tiny.evaluation(tiny.training(), scales=list(self.SCALES), precision=request.param)
+        encoder = FrozenEncoder(spec["train"]["encoder"], tiny.encoder, torch.device("cpu"), request.param)
+        folders = []
+        for store in resolve.test_features_specs(spec):
+            folders.append(folder / str(store["size"]))
+            write_store(store, tiny.data, encoder, folders[-1])
+        return request.param, folders
+
+    def test_score_as_photos_do(self, tiny, table, weights, stores, tmp_path, monkeypatch):
+        precision, folders = stores
+        spec = tiny.evaluation(tiny.training(), shots=2, scales=list(self.SCALES), precision=precision)
+        evaluate(spec, tiny.data, table, tiny.encoder, weights, None, None, tmp_path / "live", "cpu", 1)
+        monkeypatch.setattr(FrozenEncoder, "__call__", None)  # it is not asked
+        evaluate(spec, tiny.data, table, tiny.encoder, weights, None, None, tmp_path / "cached", "cpu", 1, folders)
+        live, cached = (_numbers(tmp_path / name / "counts.csv") for name in ("live", "cached"))
+        # Of 4096 pixels a photo; in bfloat16, batches of another size round otherwise.
+        assert np.abs(live - cached).max() <= (2 if precision == "float32" else 40)
+
+    def test_of_another_split_precision_or_encoder_are_refused(self, tiny, weights, stores):
+        precision, folders = stores
+        spec = tiny.evaluation(tiny.training(), precision="bfloat16" if precision == "float32" else "float32")
+        with pytest.raises(CrnetError, match=f"features of 48 px are of {precision}, not"):
+            Predictor(spec, tiny.data, tiny.encoder, weights, "cpu", folders)
+        spec = tiny.evaluation(tiny.training(), precision=precision)
+        with pytest.raises(CrnetError, match="features of the train split, not of val"):
+            Predictor(spec, tiny.data, tiny.encoder, weights, "cpu", [tiny.features])
 
 
 def test_controls_are_scored_without_weights(tiny, table, tmp_path):

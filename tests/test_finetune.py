@@ -20,6 +20,8 @@ from crnet.errors import CrnetError
 from crnet.evaluate import evaluate
 from crnet.files import read_csv, read_json
 from crnet.finetune import Diverged, Finetuner, ordered_pairs
+from crnet.limits import Limits
+from crnet.metrics import fg_counts, miou
 from crnet.predict import Predictor
 from crnet.trials import Trial, best_trial, choose
 
@@ -58,7 +60,7 @@ def specification(tiny, **changes) -> dict:
 @pytest.fixture(scope="module")
 def choice(tiny, weights, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("choice")
-    choose(specification(tiny), tiny.data, tiny.encoder, weights, out, "cpu", 1)
+    choose(specification(tiny), tiny.data, tiny.encoder, weights, None, out, "cpu", 1)
     return out / "choice.json"
 
 
@@ -125,9 +127,20 @@ def test_order_of_episodes_does_not_matter(tiny, weights, table):
         assert prediction.support_loss == other.support_loss
 
 
+def test_in_parts_it_ends_where_the_whole_does(tiny, weights, table):
+    chosen, spec = episodes.read(table).episodes[:3], specification(tiny)
+
+    def predict(limits):
+        predictor = Predictor(spec, tiny.data, tiny.encoder, weights, "cpu", limits=limits)
+        return list(Finetuner(predictor, spec["train"], spec["finetune"]).predictions(chosen, lr=4e-3, steps=3))
+
+    for whole, parts in zip(predict(Limits()), predict(Limits(1, 2, 0.0)), strict=True):
+        assert parts.support_loss == pytest.approx(whole.support_loss, rel=1e-4)
+        assert np.mean(parts.query != whole.query) < 0.002 and np.mean(parts.fused != whole.fused) < 0.002
+
+
 def test_an_interrupted_evaluation_goes_on_with_the_same_bits(tiny, table, weights, choice, tmp_path, monkeypatch):
     whole = run(tiny, table, weights, choice, tmp_path / "whole")
-    monkeypatch.setattr(evaluation, "SAVE_SECONDS", 0.0)
     finished = evaluation._row
 
     def stop_at_the_fifth(prediction, index):
@@ -185,7 +198,7 @@ def test_the_best_trial_is_finite_and_the_cheapest_among_equals():
 def test_a_rate_that_diverges_is_counted_and_not_chosen(tiny, weights, tmp_path):
     spec = specification(tiny)
     spec["finetune"] |= {"optimizer": "sgd", "lr": [1e-3, 10.0], "steps": [30]}
-    choose(spec, tiny.data, tiny.encoder, weights, tmp_path, "cpu", 1)
+    choose(spec, tiny.data, tiny.encoder, weights, None, tmp_path, "cpu", 1)
     rows = read_csv(tmp_path / "trials.csv")
     assert any(int(row["diverged"]) for row in rows if float(row["lr"]) == 10.0)
     assert read_json(tmp_path / "choice.json")["lr"] == 1e-3
@@ -209,11 +222,14 @@ def test_choosing_reports_the_untouched_network_first(tiny, weights, table):
     predictor = Predictor(spec, tiny.data, tiny.encoder, weights, "cpu")
     tuner = Finetuner(predictor, spec["train"], spec["finetune"])
     chosen = tuple(episodes.read(table).episodes)
-    untouched = trials._untouched(predictor, tuner, chosen)
+    rows = [trials._attempt(predictor, tuner, episode, 0.0, [0]) for episode in chosen]
+    untouched = trials._trials(rows, chosen, {0.0: [0]})[0]
     one_shot = Predictor(
         {**spec, "evaluate": {**spec["evaluate"], "shots": 1}}, tiny.data, tiny.encoder, weights, "cpu"
     )
-    score = trials._Score(predictor.index)
+    sums = {}
     for prediction in one_shot.fused(list(chosen)):
-        score.add(prediction.episode, prediction.query)
-    assert untouched.miou == pytest.approx(score.miou(), abs=1e-3)
+        class_id = prediction.episode.class_id
+        counts = fg_counts(prediction.query, predictor.index.class_mask(prediction.episode.query, class_id))
+        sums[class_id] = np.add(sums.get(class_id, (0, 0)), counts)
+    assert untouched.miou == pytest.approx(miou(*np.transpose(list(sums.values()))), abs=1e-3)

@@ -1,11 +1,17 @@
 """MLflow shows what the files say, once; and whatever is wrong with it is a warning."""
 
 import os
+import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -28,7 +34,7 @@ EXPERIMENT = "demo · shapes5i"
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new store; tests work on copies, since making one takes seconds."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    assert tracking.create_store(f"sqlite:///{path}")
+    tracking._ensure_store(path)
     assert sorted(file.name for file in path.parent.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
     return path
 
@@ -270,10 +276,7 @@ def test_a_file_that_is_no_store_is_left_alone(tmp_path: Path, capsys, content: 
 
 
 def test_a_server_that_is_gone_is_a_warning_without_its_password(tmp_path: Path, capsys) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    results, started = write_index(tmp_path), time.monotonic()
+    results, port, started = write_index(tmp_path), free_port(), time.monotonic()
     assert not sync(results, f"http://me:secret@127.0.0.1:{port}")
     assert time.monotonic() - started < 20
     err = capsys.readouterr().err
@@ -290,18 +293,143 @@ def test_a_missing_store_is_made_first(store: str, tmp_path: Path, monkeypatch: 
     assert len(runs_of(store)) == 6
 
 
-def test_processes_side_by_side_each_see_their_runs_logged(store: str, tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from crnet.tracking import sync; r = Path(sys.argv[1]); "
-    code += "sys.exit(not sync(r, r / 'runs.csv', r / 'training.csv', sys.argv[2]))"
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
-        "OMP_NUM_THREADS": "1",
-    }
-    studies = [write_index(tmp_path, study=f"study-{number}") for number in range(2)]
-    # The first twice at once: the same runs, and still each of them once.
-    jobs = [
-        subprocess.Popen([sys.executable, "-c", code, str(results), store], env=environment, cwd=tmp_path)
-        for results in [*studies, studies[0]]
-    ]
-    assert [job.wait(timeout=120) for job in jobs] == [0] * 3
-    assert all(len(runs_of(store, f"{results.name} · shapes5i")) == 6 for results in studies)
+SYNC = """
+import os, sys
+from pathlib import Path
+from crnet import tracking
+tracking._mlflow().MlflowClient  # imported once, by the parent of all
+jobs = []
+for folder in sys.argv[2:]:
+    jobs.append(os.fork())
+    if jobs[-1] == 0:
+        results = Path(folder)
+        done = tracking.sync(results, results / "runs.csv", results / "training.csv", sys.argv[1])
+        sys.stderr.flush()
+        os._exit(not done)
+sys.exit(any([os.waitpid(job, 0)[1] for job in jobs]))
+"""
+
+
+def start_sync(uri: str, *studies: Path) -> subprocess.Popen:
+    """A process for each study, all of them at once."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", SYNC, uri, *map(str, studies)]
+    return subprocess.Popen(command, env=environment, cwd=studies[0], stderr=subprocess.PIPE, text=True)
+
+
+def test_sixteen_processes_at_once_on_a_store_that_is_not_there(tmp_path: Path) -> None:
+    """Eight studies, each twice: every run is there, and once (``runs_of`` looks)."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    studies = [write_index(tmp_path, study=f"study-{number}", folds=1) for number in range(8)]
+    job = start_sync(uri, *studies, *studies)
+    assert (job.communicate(timeout=300)[1], job.returncode) == ("", 0)
+    for results in studies:
+        runs = runs_of(uri, f"{results.name} · shapes5i")
+        assert len(runs) == 4
+        assert {run.info.status for run in runs.values()} == {"FINISHED"}
+
+
+def wait_for_runs(path: Path, count: int, job: subprocess.Popen) -> None:
+    """Until a sync has begun so many runs."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert job.poll() is None, "the sync was over before it could be disturbed"
+        with sqlite3.connect(path) as connection:
+            if connection.execute("SELECT count(*) FROM runs").fetchone()[0] >= count:
+                return
+        time.sleep(0.02)
+    raise AssertionError("no run appeared")
+
+
+def test_a_store_deleted_while_it_is_filled_is_a_warning_and_made_again(store: str, tmp_path: Path) -> None:
+    results, path = write_index(tmp_path, folds=12), tmp_path / "mlflow.db"
+    job = start_sync(store, results)
+    wait_for_runs(path, 3, job)
+    path.unlink()
+    err = job.communicate(timeout=120)[1]
+    assert job.returncode == 1
+    assert_one_warning(err, store, results, "")
+    assert sync(results, store)
+    assert len(runs_of(store)) == 2 * 12 + 2
+
+
+@pytest.fixture
+def server(empty_store: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen, str, Path]]:
+    """A tracking server of MLflow's own, its address, and the file behind it."""
+    path, port = tmp_path / "server.db", free_port()
+    path.write_bytes(empty_store.read_bytes())
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{path}", "--workers", "1",
+               "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
+    with open(tmp_path / "server.log", "w") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not answers(port):
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "server.log").read_text()
+            time.sleep(0.1)
+        yield process, f"http://127.0.0.1:{port}", path
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return unused.getsockname()[1]
+
+
+def answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as response:
+            return response.status == 200
+    except OSError:
+        return False
+
+
+def test_a_server_killed_in_the_middle_is_a_warning_and_nothing_is_twice(server, tmp_path: Path) -> None:
+    process, uri, path = server
+    results = write_index(tmp_path, folds=12)
+    job = start_sync(uri, results)
+    wait_for_runs(path, 3, job)
+    os.killpg(process.pid, signal.SIGKILL)
+    started = time.monotonic()
+    err = job.communicate(timeout=120)[1]
+    assert job.returncode == 1
+    assert time.monotonic() - started < 60
+    assert_one_warning(err, uri, results, "")
+    assert sync(results, f"sqlite:///{path}")
+    assert len(runs_of(f"sqlite:///{path}")) == 2 * 12 + 2
+
+
+class _Broken(BaseHTTPRequestHandler):
+    """Answers 500, or nothing at all."""
+
+    hangs = False
+
+    def _answer(self) -> None:
+        if self.hangs:
+            time.sleep(30)
+        else:
+            self.send_error(500)
+
+    do_GET = do_POST = _answer
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("hangs", [False, True], ids=["answers 500", "hangs"])
+def test_a_server_that_is_broken_is_a_warning(tmp_path: Path, monkeypatch, capsys, hangs: bool) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")  # ours is 10
+    broken = ThreadingHTTPServer(("127.0.0.1", 0), type("Broken", (_Broken,), {"hangs": hangs}))
+    broken.daemon_threads = True
+    threading.Thread(target=broken.serve_forever, daemon=True).start()
+    uri, started = f"http://127.0.0.1:{broken.server_port}", time.monotonic()
+    results = write_index(tmp_path)
+    assert not sync(results, uri)
+    assert time.monotonic() - started < 30
+    assert_one_warning(capsys.readouterr().err, uri, results, "")
+    broken.shutdown()
+    broken.socket.close()

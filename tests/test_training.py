@@ -168,7 +168,7 @@ def test_the_encoder_is_frozen_and_a_drift_is_found(tiny):
     encoder.verify()
     encoder.network.train()
     encoder(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))  # batch norm updates its statistics
-    with pytest.raises(RuntimeError, match="batch-norm"):
+    with pytest.raises(CrnetError, match="batch-norm"):
         encoder.verify()
 
 

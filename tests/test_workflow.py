@@ -122,6 +122,11 @@ class TestWhatRunsAgain:
         (finished / "commented.yaml").write_text("# comment\n" + yaml.safe_dump(STUDY))
         assert planned(finished, study="commented.yaml") == Counter()
 
+    def test_other_limits_nothing(self, finished):
+        limits = {"pairs_at_once": 1, "photos_at_once": 2, "pool_gib": 0.5}
+        (finished / "limited.yaml").write_text(yaml.safe_dump({**STUDY, "limits": limits}))
+        assert planned(finished, study="limited.yaml") == Counter()
+
     def test_a_label_its_table(self, finished):
         change_table(finished, lambda table: table["rows"][0].update(label="Base"))
         assert planned(finished) == {"table": 1, "page": 1}

@@ -83,14 +83,14 @@ def _data_files(folder: Folder, ledger: Ledger, spec: dict, recorded: tuple[str,
             ledger[PAIRS].unknown("the data set pascal5i is not at hand in a work folder")
         return
     try:
-        stated = read_json(data / "dataset.json")["digest"]
+        index = Index.load(data)
         made = data_digest(data, spec)
         if name == "pascal5i" and spec["pairs"] == "published":
-            _published(ledger[PAIRS], data)
+            _published(ledger[PAIRS], data, index)
     except (*UNREADABLE, *BROKEN_ZIP) as error:
         ledger[DATA_FILES].differs(str(data), f"cannot be read ({error})")
         return
-    whole = ledger[DATA_FILES].same(f"{data}/dataset.json, digest", stated, made, "its files have")
+    whole = ledger[DATA_FILES].same(f"{data}/dataset.json, digest", index.digest, made, "its files have")
     if recorded:
         whole &= ledger[DATA_FILES].same(recorded[1], recorded[0], made, f"the files in {data} have")
     if whole:
@@ -131,9 +131,8 @@ def _coco_digest(data: Path, spec: dict, images: list[dict], pairs: list[dict]) 
     return digest.hexdigest()
 
 
-def _published(check: Check, data: Path) -> None:
+def _published(check: Check, data: Path, index: Index) -> None:
     """Pairs of the prepared data against the lists that the field shares, as far as their photos are at hand."""
-    index = Index.load(data)
     listed: dict[tuple[str, int], set[tuple[str, int]]] = {}
     for split, image, class_id in pascal5i.published_pairs():
         if image in index.photos:

@@ -4,9 +4,6 @@ Sources: [P] the paper; [CANet] icoz69/CaNet@fdce946, public code of the same gr
 A behaviour change of the code that should make finished runs stale raises ``rev`` by one.
 """
 
-POOL_BYTES = 6 * 2**30  # embedded photos that an evaluation keeps for its next episodes; the rest is encoded again
-JOB_BYTES = 3 * 2**30  # torch, encoder, heads and a batch; trainings on photos at 225 px took 2.7 GiB
-
 TRAIN = {
     "rev": 1,
     "size": 321,  # side of the square input in pixels, photo squashed to it [CANet]
@@ -19,7 +16,9 @@ TRAIN = {
     "weight_decay": 5e-4,  # [CANet]
     "schedule": "constant",  # [CANet: the power argument is unused]
     "augment": "support",  # which image is scaled 1 to 1.5, cropped and flipped [CANet: the support]
-    "features": "live",  # "cached": the frozen encoder runs once per photo and view, no augmentation but views
+    # "cached": the frozen encoder runs once per photo and view, no augmentation but views; in a study's own ``train``
+    # it also says that test photos are encoded once for all evaluations
+    "features": "live",
     "views": "identity",  # finite transforms applied alike to a whole episode, for cached features [ours]
     "novel_pixels": "background",  # of novel classes in training photos [CANet; protocols that differ: void, drop]
     "precision": "bfloat16",  # autocast, where the device has it; float32 elsewhere [ours]
@@ -103,3 +102,8 @@ EPISODES_LIMITS = {
     "shots": (1, 20),
     "too_few": {"error", "leave out"},
 }
+
+
+def scaled(size: int, scale: float) -> int:
+    """Side in pixels of the input at a scale, a whole number of 1/8 cells."""
+    return max(8, 8 * round(size * scale / 8)) if scale != 1 else size

@@ -16,6 +16,7 @@ from crnet.config.defaults import (
     FINETUNE_LIMITS,
     TRAIN,
     TRAIN_LIMITS,
+    scaled,
 )
 from crnet.config.schema import Row, Study, Switches, Table, load_table
 from crnet.config.settings import check, component, components
@@ -61,6 +62,11 @@ class Plan:
     cells: list[Cell] = field(default_factory=list)
     not_run: dict[tuple[str, str, int], str] = field(default_factory=dict)
 
+    @property
+    def caches_test_photos(self) -> bool:
+        """Whether test photos too are encoded once for all evaluations, as training photos are for all trainings."""
+        return self.study.train.get("features", TRAIN["features"]) == "cached"
+
 
 def name_of(slug: str, spec: Spec) -> str:
     return f"{slug}-{sha256_text(canonical(spec))[:8]}"
@@ -85,8 +91,17 @@ def features_spec(training: Spec) -> Spec | None:
     return {"dataset": training["dataset"], "encoder": training["encoder"], **kept}
 
 
+def test_features_specs(evaluation: Spec) -> list[Spec]:
+    """What cached features of test photos are a function of, one for each scale."""
+    train, evaluate = evaluation["train"], evaluation["evaluate"]
+    shared = {"dataset": train["dataset"], "encoder": train["encoder"], "precision": evaluate["precision"]}
+    sizes = dict.fromkeys(scaled(evaluate["size"], scale) for scale in evaluate["scales"])
+    return [{**shared, "size": size, "views": "identity", "split": "val"} for size in sizes]
+
+
 def features_name(spec: Spec) -> str:
-    return name_of(f"{spec['dataset']['name']}-{spec['size']}px-{spec['views']}", spec)
+    split = f"-{spec['split']}" if "split" in spec else ""
+    return name_of(f"{spec['dataset']['name']}-{spec['size']}px-{spec['views']}{split}", spec)
 
 
 def episodes_spec(evaluation: Spec) -> Spec:
@@ -264,6 +279,9 @@ def _add(plan: Plan, evaluation: Spec, cell: Cell) -> None:
     tuning = tuning_spec(evaluation)
     if tuning:
         plan.tunings[tuning_name(tuning)] = tuning
+    if plan.caches_test_photos:
+        for predicted in filter(None, (evaluation, tuning)):
+            plan.features |= {features_name(spec): spec for spec in test_features_specs(predicted)}
 
 
 def _dataset(given: Mapping[str, Any], fold: int, where: str) -> Spec:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from crnet.config.settings import is_text
 from crnet.config.yaml_files import load_yaml
 from crnet.errors import CrnetError
+from crnet.limits import Limits
 
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 
@@ -123,6 +124,17 @@ class ArchiveSettings(_Strict):
     checksum: Annotated[str, Field(pattern=r"^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{8,64})$")] | None = None
 
 
+class LimitSettings(_Strict):
+    """See ``crnet.limits``; nothing here is part of a run's specification."""
+
+    pairs_at_once: Annotated[int, Field(ge=0, le=256)] = 0
+    photos_at_once: Annotated[int, Field(ge=0, le=1024)] = 0
+    pool_gib: Annotated[float, Field(ge=0, le=1024, allow_inf_nan=False)] = 6.0
+
+    def values(self) -> Limits:
+        return Limits(**self.model_dump())
+
+
 class Sheet(_Strict):
     """Whose predictions the episode sheet shows, and how many episodes of each fold."""
 
@@ -167,6 +179,7 @@ class Study(_Strict):
     finetune: Settings = {}
     device: Literal["cpu", "cuda"] = "cpu"
     threads: Annotated[int, Field(ge=1, le=256)] = 1
+    limits: LimitSettings = LimitSettings()
     sheet: Sheet | None = None
     archives: dict[str, ArchiveSettings] = {}
     folders: Folders = Folders()

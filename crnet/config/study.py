@@ -109,7 +109,15 @@ class Layout:
 
     def features(self, training: dict) -> str | None:
         spec = resolve.features_spec(training)
-        return f"{self.work}/features/{resolve.features_name(spec)}{self._checksums(spec['dataset'])}" if spec else None
+        return self.features_folder(spec) if spec else None
+
+    def features_folder(self, spec: dict) -> str:
+        return f"{self.work}/features/{resolve.features_name(spec)}{self._checksums(spec['dataset'])}"
+
+    def test_features(self, predicted: dict) -> list[str]:
+        """Folders of the test photos' features for an evaluation or a tuning, one a scale; none if not cached."""
+        specs = resolve.test_features_specs(predicted) if self.plan.caches_test_photos else []
+        return [self.features_folder(spec) for spec in specs]
 
     def training(self, name: str) -> str:
         return f"{self.work}/train/{name}"

@@ -12,7 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from crnet.data.download import DownloadFailed, Part, Progress, download, open_part, require_space, say
+from crnet.data.download import (
+    DownloadFailed,
+    Part,
+    Progress,
+    download,
+    forget_part,
+    open_part,
+    require_space,
+    say,
+)
 from crnet.data.extract import unpack
 from crnet.errors import CrnetError
 from crnet.files import read_json, write_json
@@ -157,6 +166,7 @@ def fetch(archive: Archive, folder: Path, retries: int = 5) -> Path:
         return path
     if path.exists():
         _verify_placed(archive, path)
+        forget_part(path)
     else:
         with open_part(path) as part:
             _download_verified(archive, part, path, retries)

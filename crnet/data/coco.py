@@ -8,6 +8,7 @@ as run lengths into one file, ``masks.jsonl`` (``crnet.data.packed``); photos st
 import hashlib
 import os
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,16 +17,16 @@ from pathlib import Path, PurePosixPath
 from crnet.data import annotations
 from crnet.data.annotations import FETCH_AGAIN, Annotations
 from crnet.data.findings import Finding, Report, fail, reason
-from crnet.data.index import SPLITS
+from crnet.data.index import SPLITS, write_tables
 from crnet.data.packed import BROKEN_ZIP, PackedMasks, decode
 from crnet.data.pixels import opened, photo_size
 from crnet.data.splits import Splits
 from crnet.data.voc import RULE_MORE_THAN
 from crnet.errors import CrnetError
-from crnet.files import atomic_write, canonical, write_csv, write_json
+from crnet.files import atomic_write, canonical
 
 ANNOTATIONS = "annotations_trainval2014.zip"
-COLUMNS = ("image", "split", "path", "member", "mask", "offset", "width", "height", "classes")
+COLUMNS = ("image", "split", "path", "member", "mask", "offset", "mask_crc32", "width", "height", "classes")
 MASKS = "masks.jsonl"
 
 
@@ -86,7 +87,7 @@ def prepare(
     for split in SPLITS:
         for photo in scan_split(archives, split, splits.classes, settings["rule_grid"]):
             line = photo.packed.line()
-            images.append(_image_row(photo, offset, root))
+            images.append(_image_row(photo, offset, line, root))
             pairs += [(photo.image, c, fold_of.get(c, ""), split, photo.pixels[c]) for c in sorted(photo.by_rule)]
             identity = [photo.image, split, photo.identity, photo.width, photo.height, sorted(photo.by_rule)]
             digest.update(canonical(identity).encode() + line)
@@ -108,9 +109,7 @@ def prepare(
         "settings": dict(settings),
     }
     atomic_write(out / MASKS, b"".join(lines))
-    write_csv(out / "images.csv", COLUMNS, sorted(images))
-    write_csv(out / "pairs.csv", ("image", "class", "fold", "split", "pixels"), sorted(pairs))
-    write_json(out / "dataset.json", description)
+    write_tables(out, COLUMNS, sorted(images), sorted(pairs), description)
     return description
 
 
@@ -259,7 +258,7 @@ def _counts(splits: Splits, pairs: list[tuple]) -> dict[str, list[int]]:
     }
 
 
-def _image_row(photo: Scan, offset: int, root: str) -> tuple:
+def _image_row(photo: Scan, offset: int, line: bytes, root: str) -> tuple:
     classes = " ".join(map(str, sorted({*photo.pixels, *photo.crowds})))
     archive = f"{root}/{photo.split}2014.zip"
     return (
@@ -269,6 +268,7 @@ def _image_row(photo: Scan, offset: int, root: str) -> tuple:
         photo.member,
         MASKS,
         offset,
+        f"{zlib.crc32(line):08x}",
         photo.width,
         photo.height,
         classes,

@@ -122,7 +122,7 @@ class Part:
 
     def __init__(self, path: Path, stream: BinaryIO):
         self.path, self._stream = path, stream
-        self._state = path.with_name(path.name + ".json")
+        self._state = _state(path)
 
     @property
     def length(self) -> int:
@@ -165,13 +165,27 @@ def _remedy(error: OSError) -> str:
     return "make room on that disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check that folder"
 
 
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+def _state(part: Path) -> Path:
+    return part.with_name(part.name + ".json")
+
+
+def forget_part(path: Path) -> None:
+    """Remove the state of a part that got its name from a process that was killed right then."""
+    if not _part(path).exists():
+        _state(_part(path)).unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def open_part(path: Path) -> Iterator[Part]:
     """The part of ``path``, for one process at a time. Kept if anything goes wrong and it holds bytes.
 
     Raises CrnetError if the folder cannot be written or another process is downloading the same file.
     """
-    name = path.with_name(path.name + ".part")
+    name = _part(path)
     with contextlib.ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -77,9 +77,14 @@ def draw_trials(index: Index, fold: int, count: int, shots: int) -> EpisodeTable
     so that a network is not judged on photos that it was trained on.
 
     Raises:
-        CrnetError: no class has ``shots + 1`` photos.
+        CrnetError: no class has ``shots + 1`` photos; a class is one that the fold tests.
     """
     classes = index.selection_classes(fold)
+    if tested := set(classes) & set(index.novel_classes(fold)):
+        raise CrnetError(
+            f"{index.name}: {index.class_name(min(tested))} would serve to choose settings of fold {fold}, which tests "
+            "it."
+        )
     pairs = index.pairs("val", classes)
     return _draw(index, "trial episodes", classes, pairs, fold, count, [0], shots, "leave out")
 
@@ -147,8 +152,8 @@ def read(path: Path, index: Index | None = None) -> EpisodeTable:
     """Read what ``write`` wrote.
 
     Raises:
-        CrnetError: a file is absent, the CSV is not the one of the JSON's digest, or it was drawn from other
-            data than ``index`` (not checked if None).
+        CrnetError: a file is absent, the CSV is not the one of the JSON's digest; or, not checked if ``index`` is None,
+            it was drawn from other data, or an episode is none that ``draw`` can give.
     """
     for file in (path, path.with_suffix(".json")):
         if not file.is_file():
@@ -169,6 +174,8 @@ def read(path: Path, index: Index | None = None) -> EpisodeTable:
         )
         for row in read_csv(path)
     )
+    if index is not None:
+        _check(episodes, index, about["fold"], path)
     return EpisodeTable(
         fold=about["fold"],
         dataset_digest=about["dataset_digest"],
@@ -178,3 +185,23 @@ def read(path: Path, index: Index | None = None) -> EpisodeTable:
         left_out=about["left_out"],
         episodes=episodes,
     )
+
+
+def _check(episodes: Sequence[Episode], index: Index, fold: int, path: Path) -> None:
+    """Guard: distinct photos, all of them test photos of a class that the fold tests."""
+    allowed = {(pair.image, pair.class_id) for pair in index.test_pairs(fold)}
+    for line, episode in enumerate(episodes, 2):
+        photos = (episode.query, *episode.supports)
+        if len(set(photos)) < len(photos):
+            what = (
+                f"{episode.query} is among its own supports"
+                if episode.query in episode.supports
+                else ("a support is there twice")
+            )
+            raise CrnetError(f"{path}, line {line}: {what}; draw the episodes again.")
+        for photo in photos:
+            if (photo, episode.class_id) not in allowed:
+                raise CrnetError(
+                    f"{path}, line {line}: {photo} is no test photo of class {episode.class_id} in fold {fold}; draw "
+                    "the episodes again."
+                )

@@ -4,6 +4,7 @@ Python's own tar filters (PEP 706) depend on the interpreter's patch level and z
 members are checked by one rule before the first byte is written, and links are refused instead of rewritten.
 """
 
+import fcntl
 import gzip
 import os
 import shutil
@@ -13,7 +14,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
@@ -56,8 +57,8 @@ def unpack(archive: Path, folder: Path, expect: tuple[str, ...], identity: str) 
 
     Work goes to the sibling ``.<folder>.extracting``, which is renamed when whole; a stop leaves only that
     sibling, and the next start clears it. A folder that was unpacked from the same archive (``identity``)
-    with the same ``expect`` is left as it is; one from another version of the archive is replaced. One
-    process at a time may work on a folder.
+    with the same ``expect`` is left as it is; one from another version of the archive is replaced. A
+    second process waits and takes what the first unpacked.
 
     Args:
         archive: .tar, compressed tar or .zip, told apart by content.
@@ -70,8 +71,31 @@ def unpack(archive: Path, folder: Path, expect: tuple[str, ...], identity: str) 
             missing expected member, too little disk, or a folder that something else made.
     """
     stamp = {"archive": archive.name, "checksum": identity, "expect": sorted(expect)}
+    if _stamp(folder) == stamp:
+        return
+    with _one_at_a_time(folder.absolute().parent):
+        _unpack(archive, folder, expect, stamp)
+
+
+@contextmanager
+def _one_at_a_time(parent: Path) -> Iterator[None]:
+    """Wait for another process that unpacks into the same parent folder, where the file system has locks."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(parent, os.O_RDONLY)
+    except OSError as error:
+        raise CrnetError(f"Cannot unpack to {parent}: {error}.") from error
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _unpack(archive: Path, folder: Path, expect: tuple[str, ...], stamp: dict) -> None:
     found = _stamp(folder)
-    if found == stamp:
+    if found == stamp:  # by whom this process waited for
         return
     empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not empty and found.get("archive") != archive.name:

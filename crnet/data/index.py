@@ -3,21 +3,30 @@
 A prepared data set is a folder with ``images.csv``, ``pairs.csv`` and ``dataset.json``, written by
 ``crnet.data.voc`` (a mask is one map of class ids) or ``crnet.data.coco`` (masks of classes may overlap).
 Class ids run from 1 to N in masks, tables and code; 0 is background and 255 void.
+
+``dataset.json`` holds a digest of itself and both tables, and ``images.csv`` the CRC-32 of each mask, so that a flipped
+bit is noticed when it is read.
 """
 
-from collections.abc import Iterable
+import io
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from crnet.data.findings import Finding
 from crnet.data.packed import VOID, Archives, read_packed
-from crnet.data.pixels import read_ids, read_rgb
+from crnet.data.pixels import EXTRACT_AGAIN, read_ids, read_rgb
 from crnet.errors import CrnetError
-from crnet.files import read_csv, read_json
+from crnet.files import canonical, read_csv, read_json, sha256_file, sha256_text, write_csv, write_json
 
 SPLITS = ("train", "val")
+IMAGES, PAIRS, ABOUT = "images.csv", "pairs.csv", "dataset.json"
+PAIR_COLUMNS = ("image", "class", "fold", "split", "pixels")
 NOVEL_PIXELS = ("background", "void", "drop")
 
 
@@ -37,6 +46,7 @@ class Photo:
         split: "train" or "val".
         path: the image file, or the zip archive that holds it as ``member``.
         mask: a PNG of class ids, or the file that holds the masks of its classes from byte ``offset`` on.
+        mask_crc32: of the PNG, or of the line at ``offset``.
         width, height: size in pixels.
         classes: class ids that the photo shows, those of crowds included.
     """
@@ -44,6 +54,7 @@ class Photo:
     split: str
     path: Path
     mask: Path
+    mask_crc32: int
     width: int
     height: int
     classes: frozenset[int]
@@ -84,37 +95,52 @@ class Index:
         """Open a prepared data set.
 
         Raises:
-            CrnetError: the folder is not a (finished) prepared data set, or its files were changed.
+            CrnetError: the folder is not a (finished) prepared data set, its files were changed or are of a version
+                without checksums, or its tables contradict each other.
         """
         try:
-            return cls._load(Path(folder))
+            index = cls._load(Path(folder))
+            index._check_folds()
         except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise CrnetError(
-                f"{folder} is no prepared data set any more, one of its files was changed ({error!r}): delete its "
-                "dataset.json to have it prepared again."
+                f"{folder} is no prepared data set any more, one of its files was changed or is of an earlier version "
+                f"({error!r}): delete its dataset.json to have it prepared again."
             ) from error
+        return index
 
     @classmethod
     def _load(cls, folder: Path) -> "Index":
         # dataset.json is written last, so that its presence means that the other two are whole.
-        if not (folder / "dataset.json").is_file():
+        if not (folder / ABOUT).is_file():
             raise CrnetError(f"{folder} is no prepared data set (it has no dataset.json): prepare the data first.")
+        description = read_json(folder / ABOUT)
+        if description.pop("seal") != _seal(folder, description):
+            raise ValueError(f"the digest of {IMAGES}, {PAIRS} and {ABOUT} differs")
         at = cache(folder.joinpath)  # one path for all photos of an archive: an index is sent to every loader worker
         photos = {
             row["image"]: Photo(
                 split=row["split"],
                 path=at(row["path"]),
                 mask=at(row["mask"]),
+                mask_crc32=int(row["mask_crc32"], 16),
                 width=int(row["width"]),
                 height=int(row["height"]),
                 classes=frozenset(int(class_id) for class_id in row["classes"].split()),
                 member=row.get("member"),
                 offset=int(row["offset"]) if "offset" in row else None,
             )
-            for row in read_csv(folder / "images.csv")
+            for row in read_csv(folder / IMAGES)
         }
-        pairs = [Pair(row["image"], int(row["class"])) for row in read_csv(folder / "pairs.csv")]
-        return cls(read_json(folder / "dataset.json"), photos, pairs)
+        return cls(description, photos, list(_read_pairs(folder, description["folds"], photos)))
+
+    def _check_folds(self) -> None:
+        """Refuse a split by which a class would be tested and, in the same fold, serve to choose settings."""
+        for fold, (tested, held_out) in enumerate(zip(self.folds, self.held_out, strict=True)):
+            if both := set(tested) & set(held_out):
+                raise CrnetError(
+                    f"{self.name}: fold {fold} tests {self.class_name(min(both))} and holds it out for choosing "
+                    "settings: a class is one or the other."
+                )
 
     def class_name(self, class_id: int) -> str:
         return self.classes[class_id - 1]
@@ -211,7 +237,8 @@ class Index:
         photo = self._photo(image)
         if photo.offset is None:
             return binary_mask(self.read_mask(image), class_id, void_classes)
-        return read_packed(photo.mask, photo.offset).class_mask(photo.height, photo.width, class_id, void_classes)
+        packed = read_packed(photo.mask, photo.offset, photo.mask_crc32)
+        return packed.class_mask(photo.height, photo.width, class_id, void_classes)
 
     def read_mask(self, image: str) -> np.ndarray:
         """Class id per pixel, uint8 (H, W): 0 background, 255 void.
@@ -221,8 +248,15 @@ class Index:
         photo = self._photo(image)
         if photo.offset is not None:
             raise CrnetError(f"{self.name}: classes of {image} may overlap, so that it has no one map of ids.")
-        mask = read_ids(photo.mask)
+        try:
+            content = photo.mask.read_bytes()
+        except OSError as error:
+            raise Finding(photo.mask, f"cannot be read ({error.strerror})", EXTRACT_AGAIN) from error
+        mask = read_ids(io.BytesIO(content), photo.mask)
         self._check_size(photo, photo.mask, mask)
+        if zlib.crc32(content) != photo.mask_crc32:
+            what = f"was changed after {self.name} was prepared (its checksum differs)"
+            raise Finding(photo.mask, what, "extract its archive again, or prepare the data again")
         return mask
 
     def _photo(self, image: str) -> Photo:
@@ -237,6 +271,42 @@ class Index:
                 f"{path} is {width}x{height} px but was {photo.width}x{photo.height} when {self.name} was "
                 "prepared: prepare the data again."
             )
+
+
+def _read_pairs(folder: Path, folds: list[list[int]], photos: dict[str, Photo]) -> Iterator[Pair]:
+    """Pairs of a prepared data set; what they say twice has to agree with its other files."""
+    fold_of = {class_id: str(fold) for fold, ids in enumerate(folds) for class_id in ids}
+    for row in read_csv(folder / PAIRS):
+        pair = Pair(row["image"], int(row["class"]))
+        photo = photos[pair.image]
+        known = photo.split, fold_of.get(pair.class_id, ""), True
+        if (row["split"], row["fold"], pair.class_id in photo.classes) != known:
+            raise CrnetError(
+                f"{folder}: {PAIRS} has {pair.image} with class {pair.class_id} in {row['split']} and fold "
+                f"{row['fold'] or 'none'}, which {IMAGES} or {ABOUT} contradicts: delete its dataset.json to have it "
+                "prepared again."
+            )
+        yield pair
+
+
+def write_tables(
+    out: Path, columns: Sequence[str], images: Iterable[tuple], pairs: Iterable[tuple], description: dict[str, Any]
+) -> None:
+    """Write the three files of a prepared data set; ``dataset.json`` comes last and gets the digest of all.
+
+    Args:
+        columns, images: of ``images.csv``.
+        pairs: rows of ``PAIR_COLUMNS``.
+        description: of ``dataset.json``; its key ``seal`` is added here.
+    """
+    write_csv(out / IMAGES, columns, images)
+    write_csv(out / PAIRS, PAIR_COLUMNS, pairs)
+    description["seal"] = _seal(out, description)
+    write_json(out / ABOUT, description)
+
+
+def _seal(folder: Path, description: dict[str, Any]) -> str:
+    return sha256_text(canonical([description, *(sha256_file(folder / name) for name in (IMAGES, PAIRS))]))
 
 
 def binary_mask(mask: np.ndarray, class_id: int, void_classes: Iterable[int] = ()) -> np.ndarray:

@@ -82,12 +82,15 @@ def decode(runs: str, height: int, width: int) -> np.ndarray:
     return mask.decode({"size": [height, width], "counts": runs}).astype(bool)
 
 
-def read_packed(path: Path, offset: int) -> PackedMasks:
-    """The masks whose line starts at byte ``offset``. Raises CrnetError if there is no such line."""
+def read_packed(path: Path, offset: int, crc32: int) -> PackedMasks:
+    """The masks whose line starts at byte ``offset``. Raises CrnetError if there is none with that checksum."""
     try:
         with open(path, "rb") as stream:
             stream.seek(offset)
-            content = json.loads(stream.readline())
+            line = stream.readline()
+        if zlib.crc32(line) != crc32:
+            raise ValueError("the checksum of its line differs")
+        content = json.loads(line)
         masks = {int(class_id): runs for class_id, runs in content["masks"].items()}
         return PackedMasks(masks, content["void"])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -44,11 +44,15 @@ def read_rgb(source: Path | IO[bytes], name: str | None = None) -> np.ndarray:
         return np.array(photo.convert("RGB"))
 
 
-def read_ids(path: Path) -> np.ndarray:
-    """A palette or grey PNG as its class ids, uint8 (H, W). Raises CrnetError if unreadable or in colour."""
-    with opened(path, str(path), "mask") as mask:
+def read_ids(source: Path | IO[bytes], name: Path | None = None) -> np.ndarray:
+    """A palette or grey PNG as its class ids, uint8 (H, W).
+
+    Raises CrnetError, which calls the mask ``name``, if unreadable or in colour.
+    """
+    name = name or source
+    with opened(source, str(name), "mask") as mask:
         if mask.mode not in ("P", "L"):
-            raise Finding(path, "is no mask", f"it has to be a palette or 8-bit grey PNG, not mode {mask.mode}")
+            raise Finding(name, "is no mask", f"it has to be a palette or 8-bit grey PNG, not mode {mask.mode}")
         return np.array(mask)
 
 

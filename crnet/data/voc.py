@@ -7,6 +7,7 @@ SBD (Hariharan et al. 2011): ``img/ID.jpg``, ``cls/ID.mat`` (``GTcls.Segmentatio
 import hashlib
 import io
 import os
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +16,16 @@ import numpy as np
 from PIL import Image
 
 from crnet.data.findings import Finding, Report, fail, reason
-from crnet.data.index import SPLITS
+from crnet.data.index import SPLITS, write_tables
 from crnet.data.pixels import EXTRACT_AGAIN, check_ids, photo_size, read_ids, read_sbd
 from crnet.errors import CrnetError
-from crnet.files import atomic_write, canonical, sha256_text, write_csv, write_json
+from crnet.files import atomic_write, canonical, sha256_text
 
 # Protocol H: OSLSM keeps a pair if its mask, sampled at pixels 1, 33, 65, ... (the first pixel is 0) in both
 # directions, has more than 2 positives.
 RULE_GRID = 32
 RULE_MORE_THAN = 2
+COLUMNS = ("image", "split", "path", "mask", "mask_crc32", "width", "height", "classes")
 
 
 @dataclass(frozen=True)
@@ -118,13 +120,7 @@ def prepare(
     }
     if published is not None:
         description["rule_check"] = compare_with_rule(listed, by_rule, folds)
-    write_csv(
-        out / "images.csv",
-        ("image", "split", "path", "mask", "width", "height", "classes"),
-        [_image_row(s, out) for s in scans],
-    )
-    write_csv(out / "pairs.csv", ("image", "class", "fold", "split", "pixels"), rows)
-    write_json(out / "dataset.json", description)
+    write_tables(out, COLUMNS, [_image_row(s, out) for s in scans], rows, description)
     return description
 
 
@@ -382,6 +378,7 @@ def _image_row(photo: Scan, out: Path) -> tuple:
         source.split,
         relative(source.path),
         relative(photo.mask),
+        f"{zlib.crc32(photo.mask.read_bytes()):08x}",
         photo.width,
         photo.height,
         classes,

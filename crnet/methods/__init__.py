@@ -10,6 +10,22 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which part of a batch some pairs are, so that the losses and gradients of its parts add up to the batch's.
+
+    Attributes:
+        rows: Their places in the batch.
+        batch: Pairs of the whole batch.
+        query_pixels, support_pixels: Pixels of the whole batch's masks that are not void, over which losses are means.
+    """
+
+    rows: slice
+    batch: int
+    query_pixels: Tensor
+    support_pixels: Tensor
+
+
 @dataclass
 class Pairs:
     """N support-query pairs, one support each, as the frozen encoder and the method's ``embed`` see them.
@@ -21,6 +37,7 @@ class Pairs:
         query_mask: Likewise; None at test.
         query_cache, support_cache: Probabilities (N, 2, h, w) kept from an earlier visit of the same photos; zeros
             where there are none; None unless the method stores a cache.
+        share: Which part of a batch these pairs are; None: all of it.
     """
 
     query: Tensor
@@ -30,6 +47,7 @@ class Pairs:
     query_mask: Tensor | None = None
     query_cache: Tensor | None = None
     support_cache: Tensor | None = None
+    share: Share | None = None
 
 
 @dataclass
@@ -60,7 +78,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def losses(self, pairs: Pairs, auxiliary: bool = True) -> Step:
-        """Training loss of a batch (not called for methods that do not train).
+        """Training loss of a batch, or a part's share of it (not called for methods that do not train).
 
         Args:
             auxiliary: With the losses of heads that serve training only; finetuning goes without.

@@ -1,14 +1,16 @@
 """CRNet (Liu et al., CVPR 2020, section 4): its modules are in ``crnet/model``, each has its switch here."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from crnet.errors import CrnetError
-from crnet.methods import Method, Pairs, Step
+from crnet.methods import Method, Pairs, Share, Step
 from crnet.model.condition import Condition, foreground_average_pooling
 from crnet.model.cross_reference import CooccurrenceHead, CrossReference
-from crnet.model.layers import conv, initialise
+from crnet.model.layers import Rows, conv, initialise
 from crnet.model.refinement import MaskRefinement
 
 SETTINGS = {
@@ -80,7 +82,7 @@ class CRNet(Method):
     def embed(self, maps: list[Tensor]) -> Tensor:
         """Joined encoder maps -> F (N, W, h, w), paper 4.2."""
         if self.settings["equalise_maps"]:
-            maps = [m * m.float().square().mean((1, 2, 3), keepdim=True).add(1e-6).rsqrt().to(m.dtype) for m in maps]
+            maps = [m * _mean_square(m).add(1e-6).rsqrt().to(m.dtype) for m in maps]
         return F.relu(self.enter(torch.cat(maps, 1)))
 
     def _reinforce(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
@@ -115,20 +117,25 @@ class CRNet(Method):
 
     def losses(self, pairs: Pairs, auxiliary: bool = True) -> Step:
         """Cross-entropy of query and support masks and of the co-occurring object in both; void is left out."""
+        share = pairs.share
         support, query = self._reinforce(pairs)
         category = self._category(pairs)
         passes = self.settings["unroll"] if self.settings["cache"] == "unrolled" else 1
-        query_logits = self._recur(self._branch(query, category), pairs.query_cache, passes)
-        support_logits = self._recur(self._branch(support, category), pairs.support_cache, passes)
+        both = torch.cat([query, support])
+        # The branches share all parameters (paper 4.4): they go through as one batch.
+        twice = None if category is None else torch.cat([category, category])
+        cache = None if pairs.query_cache is None else torch.cat([pairs.query_cache, pairs.support_cache])
+        logits = self._recur(self._branch(both, twice), cache, passes)
+        query_logits, support_logits = zip(*(each.chunk(2) for each in logits), strict=True)
         parts = {
-            "query": _mean_cross_entropy(query_logits, pairs.query_mask),
-            "support": _mean_cross_entropy(support_logits, pairs.support_mask),
+            "query": _mean_cross_entropy(query_logits, pairs.query_mask, share and share.query_pixels),
+            "support": _mean_cross_entropy(support_logits, pairs.support_mask, share and share.support_pixels),
         }
         loss = parts["query"] + self.settings["support_weight"] * parts["support"]
         if auxiliary and self.settings["cross_reference"]:
-            both = torch.cat([query, support])
             masks = torch.cat([pairs.query_mask, pairs.support_mask])
-            parts["cooccurrence"] = _mean_cross_entropy([self.cooccurrence(both)], masks)
+            pixels = share and share.query_pixels + share.support_pixels
+            parts["cooccurrence"] = _mean_cross_entropy([self.cooccurrence(both, _doubled(share))], masks, pixels)
             loss = loss + self.settings["cooccurrence_weight"] * parts["cooccurrence"]
         probability = [logits[-1].detach().float().softmax(1) for logits in (query_logits, support_logits)]
         return Step(loss, parts, *probability)
@@ -142,14 +149,35 @@ class CRNet(Method):
         return self._recur(self._branch(support, self._category(pairs)), None, refinements)[-1]
 
 
-def _mean_cross_entropy(passes: list[Tensor], masks: Tensor) -> Tensor:
-    """Mean over passes of the cross-entropy at the masks' size (N, H, W); 0 where every pixel is void."""
+def _mean_square(maps: Tensor) -> Tensor:
+    """Of each map (N, C, h, w), as float32 (N, 1, 1, 1)."""
+    norm = torch.linalg.vector_norm(maps, dim=(1, 2, 3), keepdim=True, dtype=torch.float32)
+    return norm.square() / maps[0].numel()
+
+
+def _doubled(share: Share | None) -> Rows | None:
+    """The rows of queries and supports, one behind the other, among those of the whole batch."""
+    if share is None:
+        return None
+    queries = range(share.batch)[share.rows]
+    return Rows([*queries, *(share.batch + row for row in queries)], 2 * share.batch)
+
+
+def _mean_cross_entropy(passes: Sequence[Tensor], masks: Tensor, pixels: Tensor | None = None) -> Tensor:
+    """Mean over passes of the cross-entropy at the masks' size (N, H, W); 0 where every pixel is void.
+
+    Of two channels only their difference counts: it is enlarged and compared instead of both.
+
+    Args:
+        pixels: Not void in the batch of which this is a part, so that the parts add up to its mean.
+    """
+    target, weight = (masks == 1)[:, None].float(), (masks != VOID)[:, None].float()
     losses = []
     for logits in passes:
-        logits = F.interpolate(logits.float(), size=masks.shape[-2:], mode="bilinear", align_corners=False)
-        total = F.cross_entropy(logits, masks.long(), ignore_index=VOID, reduction="sum")
-        losses.append(total / (masks != VOID).sum().clamp(min=1))
-    return torch.stack(losses).mean()
+        difference = (logits[:, 1].float() - logits[:, 0].float())[:, None]
+        difference = F.interpolate(difference, size=masks.shape[-2:], mode="bilinear", align_corners=False)
+        losses.append(F.binary_cross_entropy_with_logits(difference, target, weight, reduction="sum"))
+    return torch.stack(losses).mean() / (weight.sum() if pixels is None else pixels).clamp(min=1)
 
 
 def build(channels: tuple[int, ...], settings: dict) -> Method:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crnet.model.layers import ASPP, conv, norm
+from crnet.model.layers import ASPP, Rows, conv, norm
 
 
 class ChannelImportance(nn.Module):
@@ -45,5 +45,5 @@ class CooccurrenceHead(nn.Module):
         self.norm = norm(width, normalisation)
         self.enter, self.aspp, self.classify = conv(width, width), ASPP(width, dropout), conv(width, 2)
 
-    def forward(self, reinforced: Tensor) -> Tensor:
-        return self.classify(self.aspp(F.relu(self.norm(self.enter(reinforced)))))
+    def forward(self, reinforced: Tensor, rows: Rows | None = None) -> Tensor:
+        return self.classify(self.aspp(F.relu(self.norm(self.enter(reinforced))), rows))

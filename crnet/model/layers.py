@@ -1,6 +1,7 @@
 """Layers that several modules share."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,32 @@ class ResidualConv(nn.Module):
         return x + self.second(F.relu(self.norm(self.first(F.relu(x)))))
 
 
+@dataclass(frozen=True)
+class Rows:
+    """``places`` of some rows among ``count`` that are taken part by part."""
+
+    places: list[int]
+    count: int
+
+
+class ChannelDropout(nn.Module):
+    """Dropout of whole channels of maps (N, W, h, w), as ``nn.Dropout2d``: the same draws from the same seed.
+
+    Rows that are a part of a batch get what the draw for the whole batch gives them.
+    """
+
+    def __init__(self, probability: float):
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
+        if not self.training or not self.probability:
+            return x
+        keep = x.new_empty((len(x) if rows is None else rows.count, x.shape[1], 1, 1))
+        keep.bernoulli_(1 - self.probability).div_(1 - self.probability)
+        return x * (keep if rows is None else keep[rows.places])
+
+
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling (N, W, h, w) -> (N, W, h, w).
 
@@ -43,13 +70,16 @@ class ASPP(nn.Module):
         super().__init__()
         self.pooled = conv(width, width, 1)
         self.branches = nn.ModuleList([conv(width, width, 1), *(conv(width, width, dilation=d) for d in dilations)])
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = ChannelDropout(dropout)
         self.join = conv(width * (2 + len(dilations)), width, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        pooled = self.dropout(F.relu(self.pooled(x.mean((2, 3), keepdim=True)))).expand_as(x)
-        maps = [pooled, *(self.dropout(F.relu(branch(x))) for branch in self.branches)]
-        return F.relu(self.join(torch.cat(maps, 1)))
+    def forward(self, x: Tensor, rows: Rows | None = None) -> Tensor:
+        pooled = self.dropout(F.relu(self.pooled(x.mean((2, 3), keepdim=True))), rows)
+        maps = [self.dropout(F.relu(branch(x)), rows) for branch in self.branches]
+        # Pooling gives one value a channel: its share of the join is added, instead of tiled and convolved.
+        tiled, weight = pooled.shape[1], self.join.weight
+        joined = F.conv2d(torch.cat(maps, 1), weight[:, tiled:], self.join.bias)
+        return F.relu(joined + F.conv2d(pooled, weight[:, :tiled]))
 
 
 def initialise(module: nn.Module, how: str) -> None:

@@ -4,13 +4,14 @@ from pathlib import Path
 
 from crnet.data.episodes import Episode
 from crnet.data.episodes import read as read_episodes
+from crnet.limits import NONE, Limits
 from crnet.machine import configure
 from crnet.metrics import fg_counts
 from crnet.predict import Predictor
 from crnet.report.sheet import draw_sheet
 
 
-def draw(job: dict, out: Path, device: str, threads: int) -> None:
+def draw(job: dict, out: Path, device: str, threads: int, limits: Limits = NONE) -> None:
     """Draw the sheet of ``crnet.config.study.sheet_job``: of each fold the same number of episodes, no choice by eye.
 
     Queries that hold several classes come first, as they show whether the support decides what is segmented.
@@ -18,13 +19,13 @@ def draw(job: dict, out: Path, device: str, threads: int) -> None:
     configure(device, threads)
     columns = []
     for model in job["models"]:
-        columns += _columns(model, job["episodes"], device)
+        columns += _columns(model, job["episodes"], device, limits)
     draw_sheet(columns, out, job["title"])
 
 
-def _columns(model: dict, count: int, device: str) -> list[dict]:
+def _columns(model: dict, count: int, device: str, limits: Limits) -> list[dict]:
     encoder, weights = (Path(model[key]) if model[key] else None for key in ("encoder", "weights"))
-    predictor = Predictor(model["spec"], Path(model["data"]), encoder, weights, device)
+    predictor = Predictor(model["spec"], Path(model["data"]), encoder, weights, device, limits=limits)
     index = predictor.index
     table = read_episodes(Path(model["episodes"]), index)
     columns = []

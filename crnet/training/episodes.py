@@ -27,10 +27,15 @@ class TrainingEpisode:
 
 
 class EpisodeSource:
-    """Draws the episodes of any epoch, in any order, from (name, fold, seed, epoch) alone."""
+    """Draws the episodes of any epoch, in any order, from (name, fold, seed, epoch) alone.
+
+    Raises:
+        CrnetError: a pair that the fold's training must not see, or no class with two photos.
+    """
 
     def __init__(self, index: Index, pairs: list[Pair], fold: int, seed: int, views: str):
         self.index, self.fold, self.seed, self.views = index, fold, seed, views
+        index.check_training_pairs(fold, pairs)  # again, whoever made the list
         pools: dict[int, list[str]] = {}
         for pair in pairs:
             pools.setdefault(pair.class_id, []).append(pair.image)

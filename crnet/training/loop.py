@@ -1,40 +1,37 @@
 """The training loop: one fold, one seed, one variant. A killed run goes on and ends with the same bits on CPU."""
 
 import math
-import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from crnet import methods, provenance
-from crnet.checkpoint import load_state, remove_state, save_state
+from crnet import memory, methods, provenance
+from crnet.checkpoint import is_finite, load_state, remove_state, save_state
 from crnet.data.index import Index
 from crnet.encoding import FrozenEncoder, autocast, compute_dtype
 from crnet.errors import CrnetError
 from crnet.features import FeatureStore
 from crnet.files import atomic_write, canonical, sha256_file, write_csv, write_json
+from crnet.limits import NONE, Limits
 from crnet.machine import configure
-from crnet.methods import Pairs
+from crnet.methods import Pairs, Share, Step
 from crnet.metrics import fg_counts, miou
+from crnet.preemption import Notice, Preempted
 from crnet.seeding import derive
+from crnet.training.accumulation import accumulate, shares
 from crnet.training.cache import ProbabilityCache
-from crnet.training.episodes import EpisodeSource
+from crnet.training.episodes import EpisodeSource, TrainingEpisode
 from crnet.training.optimisation import learning_rate, optimiser
 from crnet.training.sources import Batch, CachedSource, LiveSource
 
 LOG_COLUMNS = ("epoch", "step", "loss", "query", "support", "cooccurrence", "lr", "images_per_second",
                "peak_memory_bytes", "base_miou", "support_iou", "seconds")  # fmt: skip
 FAILED = "failed.json"  # marks a training that diverged; gone when it finishes after all
-
-
-class Preempted(Exception):
-    """SIGTERM arrived and the state is saved: start the same command again to go on."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,13 @@ class _Progress:
 
 
 def train(
-    spec: dict, paths: Paths, device: str, threads: int, workers: int = 0, checkpoint_seconds: float = 60.0
+    spec: dict,
+    paths: Paths,
+    device: str,
+    threads: int,
+    workers: int = 0,
+    checkpoint_seconds: float = 60.0,
+    limits: Limits = NONE,
 ) -> None:
     """Train one variant and write ``model.safetensors``, ``log.csv`` and ``train.json`` into ``paths.out``.
 
@@ -65,26 +68,38 @@ def train(
         spec: As ``crnet.config.resolve`` makes it: method, model, dataset, encoder, fold, seed, train.
         workers: Loader processes for live features; any number gives the same result.
         checkpoint_seconds: A kill loses at most this much; the state is also saved after each epoch.
+        limits: What it may hold at once; the result is the same up to rounding.
 
     Raises:
-        CrnetError: Data, features or encoder do not fit the specification; a file cannot be written; or loss or
-            weights are no longer finite, which ``failed.json`` in ``paths.out`` then says for tables and index.
+        CrnetError: Data, features or encoder do not fit the specification; there is too little memory; a file cannot
+            be written; or loss or weights are no longer finite, which ``failed.json`` in ``paths.out`` then says for
+            tables and index.
         Preempted: SIGTERM arrived; the state is saved.
     """
     configure(device, threads)
-    _Training(spec, paths, torch.device(device), threads, workers, checkpoint_seconds).run()
+    memory.check(memory.training(spec, limits), device, paths.out.name)
+    _Training(spec, paths, torch.device(device), threads, workers, checkpoint_seconds, limits).run()
 
 
 class _Training:
     def __init__(
-        self, spec: dict, paths: Paths, device: torch.device, threads: int, workers: int, checkpoint_seconds: float
+        self,
+        spec: dict,
+        paths: Paths,
+        device: torch.device,
+        threads: int,
+        workers: int,
+        checkpoint_seconds: float,
+        limits: Limits = NONE,
     ):
-        self.spec, self.paths, self.device = spec, paths, device
+        self.spec, self.paths, self.device, self.limits = spec, paths, device, limits
         self.checkpoint_seconds = checkpoint_seconds
         self.provenance = provenance.record(device.type, threads)
         self.settings = spec["train"]
         self.index = Index.load(paths.data)
-        self.encoder = FrozenEncoder(spec["encoder"], paths.encoder, device, self.settings["precision"])
+        self.encoder = FrozenEncoder(
+            spec["encoder"], paths.encoder, device, self.settings["precision"], limits.photos_at_once
+        )
         torch.manual_seed(derive("initial weights", spec["method"], spec["seed"]))
         self.method = methods.build(spec["method"], self.encoder.channels, spec["model"])
         self.method.to(device, memory_format=torch.channels_last)
@@ -98,7 +113,7 @@ class _Training:
         self.optimiser = optimiser(self.method, self.settings)
         self.cache = ProbabilityCache(spec["model"].get("cache_reset", 0.0), fold, seed)
         self.progress = _Progress()
-        self._terminated = False
+        self._notice = Notice()
 
     def _open_source(self, workers: int) -> CachedSource | LiveSource:
         unseen = self.index.unseen_classes(self.spec["fold"])
@@ -110,12 +125,9 @@ class _Training:
 
     def run(self) -> None:
         self._restore()
-        previous = signal.signal(signal.SIGTERM, self._on_terminate)
-        try:
-            while self.progress.step < self.steps:
-                self._epoch(self.progress.step // self.epoch_steps)
-        finally:
-            signal.signal(signal.SIGTERM, previous)
+        with self._notice:
+            while len(self.progress.log) < self.settings["epochs"]:
+                self._epoch(len(self.progress.log))
         self._finish()
 
     def _epoch(self, epoch: int) -> None:
@@ -125,34 +137,47 @@ class _Training:
         self.method.train()
         started = saved = time.monotonic()
         before = self.progress.seconds
-        for batch in self.source.batches(episodes, batch_size):
+        for batch in self._batches(episodes):
             self._step(batch)
             self.progress.seconds = before + time.monotonic() - started
-            if self._terminated:
-                self._save()
-                raise Preempted(
-                    f"stopped by SIGTERM after step {self.progress.step}; the state is in {self.paths.state}."
-                )
             if time.monotonic() - saved > self.checkpoint_seconds:
                 self._save()
                 saved = time.monotonic()
         self._log_epoch(epoch)
         self._save()
 
+    def _batches(self, episodes: list[TrainingEpisode], augment: bool = True) -> Iterator[Batch]:
+        """Batches of the source. Between two of them the training leaves if it is told to.
+
+        It does not wait for the next one then: the notice may have gone to its loaders too, which ends them.
+        """
+        size = self.settings["batch"] if augment else self.limits.pairs(self.settings["batch"])
+        batches = self.source.batches(episodes, size, augment)
+        while True:
+            self._notice.interrupt = True
+            try:
+                batch = None if self._notice.given else next(batches, None)
+            except Preempted:
+                batch = None
+            finally:
+                self._notice.interrupt = False
+            self._leave_if_told()
+            if batch is None:
+                return
+            yield batch
+
     def _step(self, batch: Batch) -> None:
         progress, settings = self.progress, self.settings
         # Reseeding each step makes dropout a function of the step: a resumed run needs no random state.
-        torch.manual_seed(derive("step", self.spec["fold"], self.spec["seed"], progress.step))
+        seed = derive("step", self.spec["fold"], self.spec["seed"], progress.step)
         rate = learning_rate(settings, progress.step, self.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        with autocast(self.device, settings["precision"]):
-            pairs = self._pairs(batch)
-            result = self.method.losses(pairs)
+        parts = shares(batch.query_mask, batch.support_mask, self.limits.pairs(len(batch.episodes)))
+        self.optimiser.zero_grad(set_to_none=True)
+        result = accumulate(lambda share: self._losses(batch, share), parts, seed)
         if not torch.isfinite(result.loss):
             raise self._failed(f"the loss is {result.loss.item()} at step {progress.step} (lr {rate:.3g})")
-        self.optimiser.zero_grad(set_to_none=True)
-        result.loss.backward()
         self.optimiser.step()
         if self.method.stores_cache:
             self.cache.write(_keys(batch, "query"), batch.query_flipped, result.query_probability)
@@ -162,33 +187,37 @@ class _Training:
         progress.sums["episodes"] = progress.sums.get("episodes", 0.0) + len(batch.episodes)
         progress.step += 1
 
-    def _pairs(self, batch: Batch, cached: bool = True) -> Pairs:
-        """Embed all photos of a batch at once, then take them apart again."""
-        n = len(batch.episodes)
+    def _losses(self, batch: Batch, share: Share | None) -> Step:
+        with autocast(self.device, self.settings["precision"]):
+            return self.method.losses(self._pairs(batch, share=share))
+
+    def _pairs(self, batch: Batch, cached: bool = True, share: Share | None = None) -> Pairs:
+        """Embed all photos of a batch, or of a part of it, at once, then take them apart again."""
+        rows = slice(None) if share is None else share.rows
         groups = [batch.query, batch.support, *([batch.masked] if batch.masked else [])]
         dtype = compute_dtype(self.device, self.settings["precision"])
-        maps = [torch.cat([m.to(self.device, dtype) for m in level]) for level in zip(*groups, strict=True)]
-        embedded = self.method.embed(maps)
-        query, support = embedded[:n], embedded[n : 2 * n]
+        maps = [torch.cat([m[rows].to(self.device, dtype) for m in level]) for level in zip(*groups, strict=True)]
+        query, support, *masked = self.method.embed(maps).chunk(len(groups))
         pairs = Pairs(
             query,
             support,
-            embedded[2 * n :] if batch.masked else support,
-            batch.support_mask.to(self.device),
-            batch.query_mask.to(self.device),
+            masked[0] if masked else support,
+            batch.support_mask[rows].to(self.device),
+            batch.query_mask[rows].to(self.device),
+            share=share,
         )
         if cached and self.method.stores_cache:
-            step = self.progress.step
-            pairs.query_cache = self.cache.read(_keys(batch, "query"), batch.query_flipped, step, "query", query)
-            pairs.support_cache = self.cache.read(
-                _keys(batch, "support"), batch.support_flipped, step, "support", support
-            )
+            step, keys = self.progress.step, {branch: _keys(batch, branch) for branch in ("query", "support")}
+            # Chance is drawn for the whole batch.
+            query_cache = self.cache.read(keys["query"], batch.query_flipped, step, "query", query)
+            support_cache = self.cache.read(keys["support"], batch.support_flipped, step, "support", support)
+            pairs.query_cache, pairs.support_cache = query_cache[rows], support_cache[rows]
         return pairs
 
     def _log_epoch(self, epoch: int) -> None:
         progress = self.progress
-        seen = progress.sums.pop("episodes")
         base, support = self._score_base()
+        seen = progress.sums.pop("episodes")
         row = {
             "epoch": epoch + 1,
             "step": progress.step,
@@ -213,14 +242,17 @@ class _Training:
 
     @torch.no_grad()
     def _score_base(self) -> tuple[float, float]:
-        """mIoU of fixed base-class episodes at input size, and foreground IoU of their supports; for the log only."""
+        """mIoU of fixed base-class episodes at input size, and foreground IoU of their supports; for the log only.
+
+        All steps of the epoch are done: whoever goes on after a notice scores it again.
+        """
         count = self.settings["base_episodes"]
         if not count:
             return math.nan, math.nan
         self.method.eval()
         totals: dict[int, tuple[int, int]] = {}
         support_total = (0, 0)
-        for batch in self.source.batches(self.episodes.base(count), self.settings["batch"], augment=False):
+        for batch in self._batches(self.episodes.base(count), augment=False):
             with autocast(self.device, self.settings["precision"]):
                 pairs = self._pairs(batch, cached=False)
                 query = self.method.predict(pairs, refinements=1)
@@ -235,8 +267,10 @@ class _Training:
         intersections, unions = zip(*totals.values(), strict=True)
         return float(miou(intersections, unions)), support_total[0] / max(1, support_total[1])
 
-    def _on_terminate(self, signum, frame) -> None:
-        self._terminated = True
+    def _leave_if_told(self) -> None:
+        if self._notice.given:
+            self._save()
+            raise Preempted(f"stopped by SIGTERM after step {self.progress.step}; the state is in {self.paths.state}.")
 
     def _failed(self, what: str) -> CrnetError:
         """The error that ends a training that diverged, after marking it failed beside where its result would be."""
@@ -255,10 +289,11 @@ class _Training:
 
     def _save(self) -> None:
         """Keep the state, unless it is no good: a finite loss can have gradients that are not."""
+        self.encoder.verify()  # or a second start would go on from what a drifting encoder gave
         progress = self.progress
         parts = {"weight": self.method.state_dict(), "value of the optimiser": self.optimiser.state_dict()}
         for name, part in parts.items():
-            if not _finite(part):
+            if not is_finite(part):
                 rate = learning_rate(self.settings, progress.step - 1, self.steps)
                 raise self._failed(f"a {name} is not finite after step {progress.step - 1} (lr {rate:.3g})")
         state = {
@@ -305,15 +340,6 @@ class _Training:
         })  # fmt: skip
         (out / FAILED).unlink(missing_ok=True)
         remove_state(self.paths.state)
-
-
-def _finite(value: Any) -> bool:
-    """Whether all tensors within nested mappings and lists are finite."""
-    if isinstance(value, Tensor):
-        return bool(torch.isfinite(value).all())
-    if isinstance(value, Mapping):
-        return all(map(_finite, value.values()))
-    return all(map(_finite, value)) if isinstance(value, list | tuple) else True
 
 
 def _keys(batch: Batch, branch: str) -> list[tuple[str, int]]:

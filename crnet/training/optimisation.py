@@ -16,7 +16,7 @@ def optimiser(method: nn.Module, settings: dict) -> torch.optim.Optimizer:
             parameters, settings["lr"], momentum=settings["momentum"], weight_decay=settings["weight_decay"]
         )
     betas = (settings["momentum"], 0.999)
-    return torch.optim.AdamW(parameters, settings["lr"], betas=betas, weight_decay=settings["weight_decay"])
+    return torch.optim.AdamW(parameters, settings["lr"], betas=betas, weight_decay=settings["weight_decay"], fused=True)
 
 
 def learning_rate(settings: dict, step: int, steps: int) -> float:

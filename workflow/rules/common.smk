@@ -3,8 +3,10 @@
 DATASETS = {AT.data(spec): spec for spec in PLAN.datasets.values()}
 ENCODERS = {AT.encoder(spec): spec for spec in PLAN.encoders.values() if AT.encoder(spec)}
 EPISODES = {AT.episodes(spec): spec for spec in PLAN.evaluations.values()}
-FEATURES = {AT.features(spec): spec for spec in PLAN.trainings.values() if AT.features(spec)}
+FEATURES = {AT.features_folder(spec): spec for spec in PLAN.features.values()}
 GPU = 1 if STUDY.device == "cuda" else 0
+# Not in params: other limits give the same results, and start nothing again.
+LIMITS = canonical(STUDY.limits.model_dump())
 
 
 def data_files(spec):
@@ -13,6 +15,15 @@ def data_files(spec):
     if AT.encoder(spec["encoder"]):
         files["encoder"] = AT.encoder(spec["encoder"])
     return {key: ancient(path) for key, path in files.items()}
+
+
+def predicting_files(spec):
+    """What a job reads that predicts episodes: photos, and their features where they are cached."""
+    return data_files(spec["train"]) | {"features": [ancient(f"{f}/features.json") for f in AT.test_features(spec)]}
+
+
+def features_options(files):
+    return [f"--features={os.path.dirname(f)}" for f in files.features]
 
 
 def encoder_option(files):

@@ -141,7 +141,7 @@ rule sheet:
         out=lambda wc, output: os.path.splitext(output[0])[0],
         device=STUDY.device,
     shell:
-        "python -m crnet sheet --job {params.job:q} --out {params.out:q} --device {params.device} > {log:q} 2>&1"
+        "python -m crnet sheet --job {params.job:q} --out {params.out:q} --limits {LIMITS:q} --device {params.device} > {log:q} 2>&1"
 
 
 rule track:
@@ -156,7 +156,7 @@ rule track:
     params:
         results=lambda wc, input: os.path.dirname(input[0]),
     shell:
-        "python -m crnet track {params.results:q} 2>&1 | tee {output:q} > {log:q}"
+        "python -m crnet track {params.results:q} 2>&1 | tee {output:q} {log:q}"
 
 
 # What is made from stored counts alone.
@@ -187,7 +187,19 @@ rule page:
         "python -m crnet page --job {params.job:q} --results {params.results:q} --html {output.html:q} > {log:q} 2>&1"
 
 
+# Snakemake passes over what is missing behind an `ancient` file that is there and yet made anew, as after a kill between
+# its last byte and Snakemake's own record: unless its target asks for that file too.
+ANCIENT = [
+    *[f"{data}/dataset.json" for data in DATASETS],
+    *ENCODERS,
+    *[f"{features}/features.json" for features in FEATURES],
+    *EPISODES,
+    *rules.feasible.output,
+]
+
+
 rule tables:
     input:
         RENDERED,
         rules.page.output,
+        [path for path in ANCIENT if os.path.exists(path)],

@@ -17,14 +17,14 @@ rule features:
     resources:
         gpu=GPU,
     params:
-        spec=lambda wc: canonical(resolve.features_spec(FEATURES[f"{AT.work}/features/{wc.name}"])),
+        spec=lambda wc: canonical(FEATURES[f"{AT.work}/features/{wc.name}"]),
         data=lambda wc, input: os.path.dirname(input.data),
         encoder=lambda wc, input: encoder_option(input),
         out=lambda wc, output: os.path.dirname(output[0]),
         device=STUDY.device,
     shell:
         "python -m crnet features --spec {params.spec:q} --data {params.data:q} {params.encoder:q}"
-        " --out {params.out:q} --device {params.device} --threads {threads} > {log:q} 2>&1"
+        " --out {params.out:q} --limits {LIMITS:q} --device {params.device} --threads {threads} > {log:q} 2>&1"
 
 
 rule train:
@@ -57,12 +57,13 @@ rule train:
         device=STUDY.device,
     shell:
         "python -m crnet train --spec {params.spec:q} --data {params.data:q} {params.encoder:q} {params.features:q}"
-        " --out {params.out:q} --state {params.state:q} --workers {params.workers} --device {params.device} --threads {threads} > {log:q} 2>&1"
+        " --out {params.out:q} --state {params.state:q} --workers {params.workers}"
+        " --limits {LIMITS:q} --device {params.device} --threads {threads} > {log:q} 2>&1"
 
 
 rule tune:
     input:
-        unpack(lambda wc: data_files(PLAN.tunings[wc.name]["train"])),
+        unpack(lambda wc: predicting_files(PLAN.tunings[wc.name])),
         weights=lambda wc: AT.weights(PLAN.tunings[wc.name]),
     output:
         f"{AT.results}/finetune/{{name}}/choice.json",
@@ -80,16 +81,19 @@ rule tune:
         spec=lambda wc: canonical(PLAN.tunings[wc.name]),
         data=lambda wc, input: os.path.dirname(input.data),
         encoder=lambda wc, input: encoder_option(input),
+        features=lambda wc, input: features_options(input),
         out=lambda wc, output: os.path.dirname(output[0]),
+        state=f"{AT.work}/state/{{name}}.trials.json",
         device=STUDY.device,
     shell:
-        "python -m crnet tune --spec {params.spec:q} --data {params.data:q} {params.encoder:q} --weights {input.weights:q}"
-        " --out {params.out:q} --device {params.device} --threads {threads} > {log:q} 2>&1"
+        "python -m crnet tune --spec {params.spec:q} --data {params.data:q} {params.encoder:q} {params.features:q}"
+        " --weights {input.weights:q} --state {params.state:q} --out {params.out:q}"
+        " --limits {LIMITS:q} --device {params.device} --threads {threads} > {log:q} 2>&1"
 
 
 rule evaluate:
     input:
-        unpack(lambda wc: data_files(PLAN.evaluations[wc.run]["train"])),
+        unpack(lambda wc: predicting_files(PLAN.evaluations[wc.run])),
         episodes=lambda wc: ancient(AT.episodes(PLAN.evaluations[wc.run])),
         weights=lambda wc: AT.weights(PLAN.evaluations[wc.run]) or [],
     output:
@@ -110,21 +114,22 @@ rule evaluate:
         spec=lambda wc: canonical(PLAN.evaluations[wc.run]),
         data=lambda wc, input: os.path.dirname(input.data),
         encoder=lambda wc, input: encoder_option(input),
+        features=lambda wc, input: features_options(input),
         weights=lambda wc, input: [f"--weights={input.weights}"] if input.weights else [],
         choice=lambda wc, input: [f"--choice={input.choice}"] if hasattr(input, "choice") else [],
         out=lambda wc, output: os.path.dirname(output[0]),
         state=f"{AT.work}/state/{{run}}.json",
         device=STUDY.device,
     shell:
-        "python -m crnet evaluate --spec {params.spec:q} --data {params.data:q} {params.encoder:q} {params.weights:q}"
-        " {params.choice:q} --episodes {input.episodes:q} --state {params.state:q} --out {params.out:q}"
-        " --device {params.device} --threads {threads} > {log:q} 2>&1"
+        "python -m crnet evaluate --spec {params.spec:q} --data {params.data:q} {params.encoder:q} {params.features:q}"
+        " {params.weights:q} {params.choice:q} --episodes {input.episodes:q} --state {params.state:q} --out {params.out:q}"
+        " --limits {LIMITS:q} --device {params.device} --threads {threads} > {log:q} 2>&1"
 
 
 use rule evaluate as finetune with:
     # One job for both readings: the query by the first support, and by all of them.
     input:
-        unpack(lambda wc: data_files(PLAN.evaluations[wc.run]["train"])),
+        unpack(lambda wc: predicting_files(PLAN.evaluations[wc.run])),
         episodes=lambda wc: ancient(AT.episodes(PLAN.evaluations[wc.run])),
         weights=lambda wc: AT.weights(PLAN.evaluations[wc.run]),
         choice=lambda wc: AT.choice(PLAN.evaluations[wc.run]),

@@ -1,0 +1,68 @@
+"""The bench from its first line to its last."""
+
+import tempfile
+from pathlib import Path
+
+from crnet import provenance
+from crnet.bench import report, stage_data, stage_episodes, stage_jobs, stage_training
+from crnet.bench.ceiling import measure_ceiling
+from crnet.bench.inputs import Inputs, Options
+from crnet.bench.rows import Row
+from crnet.bench.scaling import describe, scaling
+from crnet.errors import CrnetError
+from crnet.files import atomic_write, write_json
+from crnet.machine import configure
+
+STAGES = ("data", "encoder", "training", "evaluation", "finetuning", "jobs")
+
+
+def bench(
+    options: Options,
+    stages: tuple[str, ...] = (),
+    with_scaling: bool = False,
+    json: Path | None = None,
+    markdown: Path | None = None,
+) -> str:
+    """Measure and return the table for a terminal.
+
+    Args:
+        stages: Of ``STAGES``; none given: all of them.
+        with_scaling: Also how cost grows; minutes more.
+        json, markdown: Where to write the same for machines, and for docs/performance.md.
+
+    Raises:
+        CrnetError: A stage, the device or the encoder is not there, or a fast way's results are not the plain one's.
+    """
+    if unknown := set(stages) - set(STAGES):
+        raise CrnetError(f"bench: has no stage {min(unknown)!r}; known: {', '.join(STAGES)}.")
+    configure(options.device, options.threads)
+    origin = provenance.record(options.device, options.threads)
+    ceilings = [measure_ceiling(options.device, options.precision, options.seconds)]
+    if options.dtype != "float32":
+        ceilings.append(measure_ceiling(options.device, "float32", options.seconds))
+    with tempfile.TemporaryDirectory(prefix="crnet-bench-") as folder:
+        inputs = Inputs(options, Path(folder))
+        work = {
+            "data": lambda: stage_data.data(inputs),
+            "encoder": lambda: stage_data.encoder(inputs),
+            "training": lambda: stage_training.training(inputs, ceilings[0]),
+            "evaluation": lambda: stage_episodes.evaluation(inputs),
+            "finetuning": lambda: stage_episodes.finetuning(inputs),
+            "jobs": lambda: stage_jobs.jobs(inputs),
+        }
+        rows: list[Row] = []
+        for name in STAGES:
+            if not stages or name in stages:
+                print(f"measuring {name}", flush=True)
+                rows += work[name]()
+    grown = scaling(options) if with_scaling else []
+    lines = report.about(options, origin, ceilings)
+    text = report.terminal(lines, rows, ceilings[0])
+    if grown:
+        text += "\n\n" + "\n".join(describe(grown))
+    if json:
+        write_json(json, report.machine(options, origin, ceilings, rows, grown))
+    if markdown:
+        table = report.markdown(lines, rows, ceilings[0])
+        atomic_write(markdown, table + "".join(f"- {line}\n" for line in describe(grown)))
+    return text

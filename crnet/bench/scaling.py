@@ -1,0 +1,133 @@
+"""How cost grows: time with episodes and with shots, memory with the size of the data set.
+
+Each measurement is a process of its own, so that its peak memory is its own: ``python -m crnet.bench.scaling JSON``.
+"""
+
+import json
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from crnet.bench.inputs import Inputs, Options
+from crnet.bench.stage_jobs import run
+from crnet.bench.timing import Work, memory_of, peak_bytes, reset_peak, timed
+from crnet.files import readable
+
+FACTORS, SHOTS = (1, 2, 4), (2, 5, 10)
+POOL_BYTES = 16 << 20  # of embedded photos, where memory is measured: small, so that all sizes fill it
+PHOTOS = 80  # test photos where shots are many: eleven of a class are needed
+LINEAR, FLAT = 1.15, 1.10  # a cost per unit that grows by less is linear; a peak that does, flat
+
+
+def scaling(options: Options) -> list[dict]:
+    """Measurements by kind: name, unit, and for each size its seconds and peak; ``holds`` says what was to be shown."""
+    found = []
+    for kind, unit, sizes in (
+        ("evaluation with episodes", "episodes", [options.episodes // 4 * factor for factor in FACTORS]),
+        ("finetuning with shots", "shots", list(SHOTS)),
+        ("memory of evaluation with data", "photos", [options.test_photos * factor for factor in FACTORS]),
+        ("memory of training with data", "photos", [options.train_photos * factor for factor in FACTORS]),
+    ):
+        points = [{"size": size, **_apart(kind, size, options)} for size in sizes]
+        found.append({"kind": kind, "unit": unit, "points": points, **_verdict(kind, points)})
+    return found
+
+
+def _apart(kind: str, size: int, options: Options) -> dict:
+    """Measure in a new process."""
+    job = json.dumps({"kind": kind, "size": size, "options": asdict(options)})
+    return json.loads(run([sys.executable, "-m", "crnet.bench.scaling", job]).splitlines()[-1])
+
+
+def _verdict(kind: str, points: list[dict]) -> dict:
+    first, last = points[0], points[-1]
+    if kind.startswith("memory"):
+        growth = max(point["anonymous_bytes"] for point in points) / first["anonymous_bytes"]
+        return {"growth": growth, "holds": growth <= FLAT, "of": "in all", "text": "flat"}
+    growth = (last["seconds"] / first["seconds"]) / (last["size"] / first["size"])
+    return {"growth": growth, "holds": growth <= LINEAR, "of": "times as much as its size", "text": "at most linear"}
+
+
+def describe(found: list[dict]) -> list[str]:
+    """A line a point, then whether the kind of growth is what it should be."""
+    lines = []
+    for each in found:
+        for point in each["points"]:
+            memory = f"{readable(point['peak_bytes'])}, {readable(point['anonymous_bytes'])} without mapped files"
+            lines.append(f"{each['kind']}, {point['size']} {each['unit']}: {point['seconds']:.1f} s; peak {memory}")
+        verdict = "met" if each["holds"] else "missed"
+        lines.append(f"{each['kind']}: grew {each['growth']:.2f} {each['of']}; target {each['text']}: {verdict}")
+    return lines
+
+
+@contextmanager
+def anonymous_peak(found: list[int]) -> Iterator[None]:
+    """Appends the peak of the memory that is the process's own: without files that are mapped, whose pages may go."""
+    over, peak = threading.Event(), [0]
+
+    def watch() -> None:
+        while not over.is_set():
+            peak[0] = max(peak[0], memory_of(Path("/proc/self/status").read_text(), "RssAnon"))
+            over.wait(0.02)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+        found.append(peak[0])
+
+
+def measure(kind: str, size: int, options: Options) -> dict:
+    """One point, in this process."""
+    changes = {
+        "evaluation with episodes": {"episodes": size},
+        "finetuning with shots": {"test_photos": PHOTOS},
+        "memory of evaluation with data": {"test_photos": size, "episodes": size},
+        "memory of training with data": {"train_photos": size},
+    }
+    options = replace(options, **changes[kind])
+    with tempfile.TemporaryDirectory(prefix="crnet-bench-") as folder:
+        work = _work(kind, size, Inputs(options, Path(folder)))
+        reset_peak(options.device)
+        own: list[int] = []
+        with anonymous_peak(own):
+            seconds, units = timed(work, options.device)
+        peak = peak_bytes(options.device)
+    return {"seconds": seconds, "units": units, "peak_bytes": peak, "anonymous_bytes": own[0]}
+
+
+def _work(kind: str, size: int, inputs: Inputs) -> Work:
+    from crnet.bench import stage_episodes, stage_training
+
+    options = inputs.options
+    if kind == "finetuning with shots":
+        episodes = inputs.episodes(1, max(SHOTS))
+        return stage_episodes.finetune(stage_episodes.finetuner(inputs, size), episodes, options.steps)
+    if kind == "memory of training with data":
+        spec = inputs.training(features="cached", augment="none", lr=1e-6)
+        return stage_training.steps(inputs, spec, options.training_steps)
+    changes = {"refinements": 1} if kind.startswith("memory") else {}
+    predictor = stage_episodes.predictor(inputs, 1, **changes)
+    if kind.startswith("memory"):
+        predictor.embedded.room = POOL_BYTES
+    return stage_episodes.evaluate(predictor, inputs.episodes(options.episodes, 1))
+
+
+def main() -> None:
+    from crnet.machine import configure
+
+    job = json.loads(sys.argv[1])
+    options = Options(**{**job["options"], "photo": tuple(job["options"]["photo"])})
+    configure(options.device, options.threads)
+    print(json.dumps(measure(job["kind"], job["size"], options)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""What a job may hold at once, so that it fits a small machine: nothing that a result depends on beyond rounding."""
+
+from dataclasses import dataclass
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Limits:
+    """As a study's ``limits`` say, 0: as the settings of the run ask.
+
+    Attributes:
+        pairs_at_once: Of a batch of training or finetuning, whose gradients are then added up, and of predictions.
+        photos_at_once: Through the encoder.
+        pool_gib: Encoded test photos that an evaluation keeps for its next episodes, in GiB; the rest is encoded again.
+    """
+
+    pairs_at_once: int = 0
+    photos_at_once: int = 0
+    pool_gib: float = 6.0
+
+    @property
+    def pool_bytes(self) -> int:
+        return int(self.pool_gib * GIB)
+
+    def pairs(self, wanted: int) -> int:
+        """How many of ``wanted`` pairs go through the network together."""
+        return min(wanted, self.pairs_at_once or wanted)
+
+    def photos(self, wanted: int) -> int:
+        """How many of ``wanted`` photos go through the encoder together."""
+        return min(wanted, self.photos_at_once or wanted)
+
+
+NONE = Limits()

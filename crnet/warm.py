@@ -1,0 +1,128 @@
+"""One process that has imported torch and forks a child a job: a job of seconds need not import for seconds.
+
+The workflow starts it beside its jobs on this machine and puts its address into the environment; ``python -m crnet``
+then hands its command over and stays as the job's face: signals, output and exit status are those of the child, and
+whichever of the two dies takes the other along. Where there is no such process, commands run as ever.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from typing import NoReturn
+
+ADDRESS = "CRNET_WARM"  # environment variable: interpreter and path of the socket
+COMMANDS = ("encoder", "features", "train", "tune", "evaluate")  # that import torch
+MODULES = ("crnet.encoders", "crnet.features", "crnet.training.loop", "crnet.trials", "crnet.evaluate", "torch._dynamo")
+LOST = 137  # as of a process killed by SIGKILL
+_TERMINATE = b"T"
+_started: list[subprocess.Popen] = []
+
+
+def start() -> subprocess.Popen:
+    """Start the server; it ends with this process, or when its ``stdin`` is closed."""
+    folder = tempfile.mkdtemp(prefix="crnet-")
+    address = os.path.join(folder, "warm")
+    server = subprocess.Popen([sys.executable, "-m", "crnet.warm", address], stdin=subprocess.PIPE)
+    _started.append(server)  # as long as it is referred to, its ``stdin`` is open
+    os.environ[ADDRESS] = f"{sys.executable}{os.pathsep}{address}"
+    return server
+
+
+def serve(address: str) -> None:
+    """Accept commands until standard input closes."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are not waited for
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the workflow waits for its jobs, and they for this
+    for module in MODULES:
+        importlib.import_module(module)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen(64)
+        while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                _work(connection)
+            connection.close()
+    shutil.rmtree(os.path.dirname(address), ignore_errors=True)
+
+
+def _work(connection: socket.socket) -> NoReturn:
+    """In the child: take over folder, environment, files and arguments of the job, and do it."""
+    status = 1
+    try:
+        message, files = _receive(connection)
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+            os.close(file)
+        sys.stdin = os.fdopen(0)
+        os.chdir(message["folder"])
+        os.environ.clear()
+        os.environ.update(message["environment"])
+        sys.argv[1:] = message["arguments"]
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        threading.Thread(target=_watch, args=(connection,), daemon=True).start()
+        from crnet.cli import main
+
+        main()
+        status = 0
+    except SystemExit as left:
+        status = left.code if isinstance(left.code, int) else int(left.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            connection.sendall(bytes([status]))
+        os._exit(status)
+
+
+def _watch(connection: socket.socket) -> NoReturn:
+    """Pass on the notice of preemption; die with the face of the job."""
+    while connection.recv(1) == _TERMINATE:
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
+    size, files, _, _ = socket.recv_fds(connection, 8, 3)
+    content = b""
+    while len(content) < int.from_bytes(size):
+        content += connection.recv(1 << 16)
+    return json.loads(content), files
+
+
+def hand_over(arguments: list[str]) -> int | None:
+    """Have the server do a command and return its exit status; None if there is no server for it."""
+    python, _, address = os.environ.get(ADDRESS, "").rpartition(os.pathsep)
+    # A job in an environment of its own has another interpreter, and maybe other versions.
+    if python != sys.executable or not arguments or arguments[0] not in COMMANDS:
+        return None
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(address)
+    except OSError:
+        return None
+    environment = {name: value for name, value in os.environ.items() if name != ADDRESS}
+    message = {"arguments": arguments, "folder": os.getcwd(), "environment": environment}
+    content = json.dumps(message).encode()
+    signal.signal(signal.SIGTERM, lambda *_: connection.sendall(_TERMINATE))
+    socket.send_fds(connection, [len(content).to_bytes(8)], [0, 1, 2])
+    connection.sendall(content)
+    status = connection.recv(1)
+    return status[0] if status else LOST
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

@@ -1,0 +1,96 @@
+"""What does not change a single bit on one CPU: job order, processes side by side, order of episodes, saved states."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from faults import paths
+from safetensors.torch import load_file, save_file
+
+from crnet import methods
+from crnet.data import episodes
+from crnet.data.index import Index
+from crnet.encoding import FrozenEncoder
+from crnet.evaluate import _row
+from crnet.features import write_store
+from crnet.files import canonical, read_json
+from crnet.predict import PREDICT, Predictor
+from crnet.training.loop import train
+
+LIVE = {"features": "live", "views": "flip", "augment": "both", "epochs": 1, "epoch_episodes": 8}
+
+
+def trained(tiny, folder: Path, spec: dict, threads: int = 1, **options) -> bytes:
+    features = tiny.features if spec["train"]["features"] == "cached" else None
+    where = paths(tiny, folder, features=features)
+    train(spec, where, "cpu", threads, **options)
+    return (where.out / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_order_of_trainings_and_processes_side_by_side(tiny, tmp_path, precision):
+    """One after the other here, in either order; and both at once in processes of their own."""
+    specs = [tiny.training(seed=seed, train={"precision": precision, "epochs": 1}) for seed in (0, 1)]
+    forward = [trained(tiny, tmp_path / f"a{i}", spec) for i, spec in enumerate(specs)]
+    backward = [trained(tiny, tmp_path / f"b{i}", specs[i]) for i in (1, 0)][::-1]
+    jobs = []
+    for i, spec in enumerate(specs):
+        where = paths(tiny, tmp_path / f"c{i}")
+        command = [sys.executable, "-m", "crnet", "train", "--spec", canonical(spec), "--data", where.data, "--encoder",
+                   where.encoder, "--features", where.features, "--out", where.out, "--state", where.state]  # fmt: skip
+        jobs.append(subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL))
+    assert [job.wait(timeout=300) for job in jobs] == [0, 0]
+    beside = [(tmp_path / f"c{i}/run/model.safetensors").read_bytes() for i in (0, 1)]
+    assert forward == backward == beside
+    assert forward[0] != forward[1]
+
+
+@pytest.mark.parametrize("train", [{}, LIVE], ids=["cached", "live"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_number_of_threads_again(tiny, tmp_path, train, threads):
+    """Another number of threads is another order of sums: that gives other bits, and is no part of the promise."""
+    spec = tiny.training(train={"epochs": 1, **train})
+    assert trained(tiny, tmp_path / "a", spec, threads) == trained(tiny, tmp_path / "b", spec, threads)
+
+
+def test_saving_after_every_step_changes_nothing(tiny, tmp_path):
+    spec = tiny.training(train={"epochs": 1})
+    seldom = trained(tiny, tmp_path / "seldom", spec, checkpoint_seconds=1000.0)
+    assert trained(tiny, tmp_path / "often", spec, checkpoint_seconds=0.0) == seldom
+
+
+def test_features_again(tiny, tmp_path):
+    spec = read_json(tiny.features / "features.json")["spec"]
+    encoder = FrozenEncoder(spec["encoder"], tiny.encoder, torch.device("cpu"), spec["precision"])
+    write_store(spec, tiny.data, encoder, tmp_path)
+    made = sorted(path.name for path in tiny.features.glob("map*.npy"))
+    assert len(made) == 2
+    for name in made:
+        assert (tmp_path / name).read_bytes() == (tiny.features / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny, tmp_path_factory):
+    """Makes a new predictor, which has encoded nothing yet, of an untrained network."""
+    spec = tiny.evaluation(tiny.training(), shots=2, scales=[0.75, 1.0])
+    weights = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    torch.manual_seed(3)
+    save_file(methods.build("crnet", (64, 96), spec["train"]["model"]).state_dict(), weights)
+    assert load_file(weights)
+    return lambda: Predictor(spec, tiny.data, tiny.encoder, weights, "cpu")
+
+
+def test_order_of_episodes(tiny, predictor):
+    """Other neighbours in a batch, batches of the same size: the same counts."""
+    index = Index.load(tiny.data)
+    table = episodes.draw(index, 0, 5 * PREDICT, [0], 2, "leave out").episodes
+    torch.set_num_threads(1)
+
+    def counts(order) -> dict[int, dict]:
+        return {p.episode.number: _row(p, index) for p in predictor().fused(list(order))}
+
+    first = counts(table)
+    assert len({tuple(row["query"]) for row in first.values()}) > PREDICT
+    assert counts(table[::-1]) == counts([*table[1::2], *table[::2]]) == first

@@ -1,0 +1,187 @@
+"""Predicted hours: work counted by hand, scaled from toy rates; what is shared; what a plan says without rates."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from committed import committed
+
+from crnet import rates, work
+from crnet.config import resolve, study
+from crnet.config.settings import component
+from crnet.demand import Demand, dataset_of
+from crnet.errors import CrnetError
+from crnet.hours import Hours
+from crnet.plan import describe
+from crnet.rates import load, of_this_machine
+from crnet.sizes import DataSet
+from crnet.stages import EVALUATION, FINETUNING, ON_FEATURES, ON_PHOTOS, START, Stage, named
+
+ROOT = Path(__file__).resolve().parents[1]
+PAPER, DEMO = ROOT / "configs/studies/paper.yaml", ROOT / "configs/studies/demo.yaml"
+TOY = {ON_PHOTOS: 8e12, ON_FEATURES: 4e12, EVALUATION: 1e12, FINETUNING: 2e12, "encoder": 1e12}  # operations a unit
+EACH = 0.5  # seconds of any unit
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+
+def bench(path: Path, device: str = "cuda", operations: dict | None = None, threads: int = 4, **origin) -> Path:
+    """A file as ``crnet bench --json`` writes it, as far as it is read."""
+    stages = [
+        {"stage": name, "crnet": {"seconds": EACH, "operations": each}} for name, each in (operations or TOY).items()
+    ]
+    stages.append({"stage": START, "crnet": {"seconds": 10.0, "operations": None}})
+    origin = {"device": device, "gpu": "toy" if device == "cuda" else "", "cpu": "toy cpu", "threads": threads} | origin
+    path.write_text(json.dumps({"provenance": origin, "stages": stages}))
+    return path
+
+
+def hours_of(file: Path, measured: rates.Rates | None) -> Hours:
+    plan = study.load([file])
+    layout = study.Layout(plan)
+    return Hours(
+        plan, layout, Demand(plan, layout, [DataSet(spec, layout) for spec in plan.datasets.values()]), measured
+    )
+
+
+def test_a_training_by_hand(tmp_path):
+    """COCO's full model of the paper's study: 200 epochs of 10,260 episodes, 4 a step, and 100 scored ones."""
+    hours = hours_of(PAPER, load([bench(tmp_path / "toy.json")]))
+    job = max((job for job in hours.seconds if job[0] == "train" and "coco" in job[1]), key=hours.seconds.__getitem__)
+    settings = component("method", "crnet", "test").settings({"multi_level": False}, "test")
+    encoder = {"name": "resnet50", "layers": ["layer3", "layer4"]}
+    head, encoding = work.Head([1024, 2048], settings, 321), work.forward(work.encoder(encoder, 321))
+    pair = head.pair_training() + 3 * encoding
+    scored = 3 * work.forward(head.embed) + 2 * head.prediction(1) + 3 * encoding
+    multiply_adds = 200 * (10_260 * pair + 100 * scored)
+    assert hours.seconds[job] == pytest.approx(10 + EACH * multiply_adds / (TOY[ON_PHOTOS] / 2))
+
+
+def test_rates_scale_by_multiply_adds_and_threads(tmp_path):
+    one = load([bench(tmp_path / "cpu.json", "cpu", threads=2)])
+    stages = [Stage(START, 1), Stage(EVALUATION, 100, 5e11), Stage(FINETUNING, 10, 3e12)]
+    assert one.seconds(stages, threads=2) == pytest.approx(10 + 100 * EACH + 10 * 3 * EACH)
+    assert one.seconds(stages, threads=1) == pytest.approx(10 + 2 * (100 * EACH + 30 * EACH))
+    gpu = load([bench(tmp_path / "gpu.json")])
+    assert gpu.seconds(stages, threads=1) == gpu.seconds(stages, threads=8)
+    assert gpu.missing([*stages, Stage("tables", 1)]) == {"tables"}
+
+
+def test_of_several_sizes_the_nearest_is_scaled(tmp_path):
+    small = bench(tmp_path / "small.json", operations={EVALUATION: 2e6})
+    both = load([bench(tmp_path / "large.json"), small])
+    assert both.seconds([Stage(EVALUATION, 1, 2e6)], 1) == pytest.approx(2 * EACH)  # of 1e6, not of 5e11
+    assert both.seconds([Stage(EVALUATION, 1, 1e11)], 1) == pytest.approx(EACH / 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"provenance": {}}, "is not what"),
+        ({"stages": [{"stage": EVALUATION, "crnet": {"seconds": 0.0, "operations": 1.0}}]}, "must be above 0"),
+        ({"stages": [{"stage": EVALUATION}]}, "is not what"),
+        ({"stages": None}, "is not what"),
+    ],
+)
+def test_a_file_that_is_no_rates_file_is_one_sentence(change, message, tmp_path):
+    path = bench(tmp_path / "toy.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CrnetError, match=message) as caught:
+        load([path])
+    assert "\n" not in str(caught.value)
+
+
+def test_absent_and_mixed_files_are_one_sentence(tmp_path):
+    with pytest.raises(CrnetError, match="absent; `crnet bench --json"):
+        describe([PAPER], [tmp_path / "none.json"])
+    with pytest.raises(CrnetError, match="of another device"):
+        load([bench(tmp_path / "a.json"), bench(tmp_path / "b.json", gpu="other")])
+
+
+def test_the_machines_own_files_are_found(tmp_path, monkeypatch):
+    a, b = bench(tmp_path / "a.json"), bench(tmp_path / "b.json", "cpu")
+    bench(tmp_path / "c.json", gpu="other")
+    monkeypatch.setattr(rates, "gpu_name", lambda: "toy")
+    monkeypatch.setattr(rates, "cpu_name", lambda: "toy cpu")
+    assert of_this_machine("cuda", tmp_path) == [a]
+    assert of_this_machine("cpu", tmp_path) == [b]
+    assert of_this_machine("cpu", tmp_path / "none") == []
+
+
+def test_hours_of_tables_and_what_sharing_saves(tmp_path):
+    measured = load([bench(tmp_path / "toy.json")])
+    hours = hours_of(PAPER, measured)
+    assert not hours.unknown
+    tables = {name: sum(hours.sums(hours.jobs_of(name)).values()) for name in hours.plan.tables}
+    whole = sum(hours.sums(hours.graph).values())
+    assert max(tables.values()) < whole < sum(tables.values())
+    assert whole == pytest.approx(sum(hours.seconds.values())) == pytest.approx(hours.until_the_end(1))
+    # One training of each kind, fold and seed serves all rows of Table 3 and the refinement steps.
+    assert hours.sums(hours.jobs_of("refinement-steps"))["train"] < hours.sums(hours.jobs_of("table3"))["train"]
+    text = describe([PAPER], [tmp_path / "toy.json"])
+    assert "GPU-hours     predicted from the step times of toy (toy.json), scaled by multiply-adds" in text
+    last = re.search(r"^hours  study, all shared .* ([\d,]+) h$", text, re.MULTILINE)[1]
+    assert float(last.replace(",", "")) == pytest.approx(whole / 3600, rel=0.01)
+    assert re.search(r"^GPUs +1: [\d,]+ h, 4: [\d,]+ h, 8: [\d,]+ h, 64: [\d,]+ h", text, re.MULTILINE)
+
+
+def test_without_rates_the_plan_says_how_to_get_them(monkeypatch):
+    monkeypatch.setattr("crnet.plan.of_this_machine", lambda kind, folder: [])
+    text = " ".join(describe([PAPER]).split())
+    assert (
+        "GPU-hours not known: no step times of a GPU are on file; `crnet bench --device cuda --json "
+        "configs/rates/<name>.json` measures them there" in text
+    )
+    assert "GPUs 1: 1.0 x, 4: 4.0 x" in text
+    assert not re.search(r"\d h\b", text)
+    assert "CPU-hours not known: no step times of this machine are on file" in " ".join(describe([DEMO]).split())
+
+
+def test_cpu_rates_for_a_gpu_study_give_cpu_hours(tmp_path):
+    assert "\nCPU-hours     predicted from the step times of toy cpu" in describe(
+        [PAPER], [bench(tmp_path / "c.json", "cpu")]
+    )
+
+
+def test_distinct_photos_of_episodes():
+    assert named([10], 1, 3) == pytest.approx(3)
+    assert named([10, 20], 10_000, 3) == pytest.approx(30)
+    assert named([2, 10], 1, 3) == pytest.approx(3)  # a class with too few photos is left out
+    assert named(None, 7, 3) == 21
+
+
+def test_planning_imports_no_torch(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from crnet.plan import describe; "
+        "describe([Path(sys.argv[1])], [Path(sys.argv[2])]); "
+        "assert not {'torch', 'mlflow', 'pandas', 'snakemake', 'scipy'} & set(sys.modules), 'heavy import'"
+    )
+    command = [sys.executable, "-c", code, str(PAPER), str(bench(tmp_path / "toy.json"))]
+    subprocess.run(command, check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("name", ["demo", "photos"])
+def test_committed_studies_took_what_is_predicted_within_a_factor(name, monkeypatch, tmp_path):
+    """All runs together, on a machine that did other work too; the start of a job is not in their seconds."""
+    (tmp_path / "resnet50v2.py").write_text("")  # stands in for the encoder of the photos study, which is not shipped
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(ROOT)
+    runs = committed(ROOT / f"results/{name}")
+    _, row = next(iter(runs.values()))
+    monkeypatch.setattr(rates, "cpu_name", lambda: row["cpu"])
+    files = of_this_machine("cpu", ROOT / rates.FOLDER)
+    if not files:
+        pytest.skip(f"there are no step times of the runs' device, {row['cpu']}, in {rates.FOLDER}")
+    plan = study.load([ROOT / f"configs/studies/{name}.yaml"])
+    data = {resolve.dataset_name(each): each for each in (dataset_of(spec) for spec, _ in runs.values())}
+    demand = Demand(plan, study.Layout(plan), [DataSet(spec, study.Layout(plan)) for spec in data.values()])
+    demand.specs, measured = {job: spec for job, (spec, _) in runs.items()}, load(files)
+    work_of = {job: [stage for stage in demand.stages(job) if stage.name != START] for job in runs}
+    predicted = sum(measured.seconds(each, plan.study.threads) for each in work_of.values())
+    assert 1 / 2.5 <= predicted / sum(float(row["seconds"]) for _, row in runs.values()) <= 2.5

@@ -1,0 +1,315 @@
+"""Killed and preempted at random moments, every long job goes on and ends with the same bytes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from faults import paths
+from safetensors.torch import save_file
+
+from crnet import methods
+from crnet.checkpoint import load_json, load_state, save_json
+from crnet.cli import cli
+from crnet.config.defaults import FINETUNE, FINETUNE_LIMITS
+from crnet.config.settings import check
+from crnet.data import episodes
+from crnet.data.index import Index
+from crnet.encoding import FrozenEncoder
+from crnet.features import write_store
+from crnet.files import canonical, read_csv, read_json
+from crnet.preemption import Notice, Preempted
+from crnet.saved_rows import SavedRows
+from crnet.training import loop
+from crnet.training.loop import train
+
+# A job as it is, but it saves after every piece and takes its time, so that a random moment meets it at work.
+SLOWLY = """
+import time
+from crnet import pretrain, saved_rows
+from crnet.cli import main
+
+def slow(piece):
+    def run(*arguments):
+        time.sleep(0.02)
+        return piece(*arguments)
+    return run
+
+saved_rows.SAVE_SECONDS = pretrain.SAVE_SECONDS = 0.05
+saved_rows.SavedRows.add = slow(saved_rows.SavedRows.add)
+pretrain._step = slow(pretrain._step)
+main()
+"""
+
+
+@dataclass
+class Job:
+    """One command, what it writes besides provenance, and where its state lies."""
+
+    command: list
+    files: tuple[str, ...]
+    state: str
+
+    def start(self, folder: Path, **options) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-c", SLOWLY, *self.arguments(folder)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
+        )  # fmt: skip
+
+    def arguments(self, folder: Path) -> list[str]:
+        return [str(part).replace("{folder}", str(folder)) for part in self.command]
+
+    def contents(self, folder: Path) -> list[bytes]:
+        return [(folder / name).read_bytes() for name in self.files]
+
+
+class Moments:
+    """Random moments of a job at work, by a seed that a failure prints."""
+
+    def __init__(self):
+        self.seed = int.from_bytes(os.urandom(4))
+        self._random = random.Random(self.seed)
+
+    def wait(self, process: subprocess.Popen, state: Path) -> None:
+        """Until up to half a second after the state was written anew."""
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if state.exists() and state.stat().st_mtime_ns != before:
+                break
+            time.sleep(0.005)
+        time.sleep(self.of(0.5))
+        assert process.poll() is None, f"finished before its moment came, seed {self.seed}"
+
+    def of(self, seconds: float) -> float:
+        return self._random.uniform(0, seconds)
+
+
+@pytest.fixture(scope="module")
+def made(tiny, tmp_path_factory) -> dict[str, Path]:
+    """Weights and episodes to evaluate."""
+    folder = tmp_path_factory.mktemp("made")
+    torch.manual_seed(3)
+    weights, table = folder / "model.safetensors", folder / "f0.csv"
+    save_file(methods.build("crnet", (64, 96), tiny.training()["model"]).state_dict(), weights)
+    drawn = episodes.draw(Index.load(tiny.data), fold=0, count=100, seeds=[0], shots=2, too_few="leave out")
+    episodes.write(table, drawn)
+    return {"weights": weights, "episodes": table}
+
+
+def features_spec(tiny) -> dict:
+    encoder = tiny.training()["encoder"]
+    return {"dataset": tiny.dataset, "encoder": encoder, "size": tiny.SIZE, "views": "recolour", "precision": "float32"}
+
+
+def finetuned(tiny) -> dict:
+    settings = {"optimizer": "adamw", "lr": [1e-3, 4e-3], "steps": [1, 2], "trial_episodes": 20, "trial_shots": 2}
+    spec = tiny.evaluation(tiny.training(), shots=2, strategy="finetune")
+    return spec | {"finetune": check({**settings, "batch": 2}, FINETUNE, FINETUNE_LIMITS, "test")}
+
+
+def features(tiny, made) -> Job:
+    spec = canonical(features_spec(tiny))
+    command = ["features", "--spec", spec, "--data", tiny.data, "--encoder", tiny.encoder, "--out", "{folder}"]
+    return Job(command, ("map0.npy", "map1.npy", "features.json"), "progress.json")
+
+
+def pretraining(tiny, made) -> Job:
+    settings = {"steps": 60, "batch": 2, "size": 32, "images": 6}
+    spec = canonical({"name": "small", "layers": ["layer3"], **settings})
+    command = ["encoder", "--spec", spec, "--archives", "{folder}", "--out", "{folder}/small.safetensors"]
+    return Job(command, ("small.safetensors",), "small.state")
+
+
+def evaluation(tiny, made) -> Job:
+    spec = canonical(tiny.evaluation(tiny.training(), shots=2, scales=[0.75, 1.0]))
+    return _scoring("evaluate", spec, tiny, made, "--episodes", made["episodes"], files=("counts.csv",))
+
+
+def trials(tiny, made) -> Job:
+    return _scoring("tune", canonical(finetuned(tiny)), tiny, made, files=("trials.csv",))
+
+
+def _scoring(name, spec, tiny, made, *options, files) -> Job:
+    command = [name, "--spec", spec, "--data", tiny.data, "--encoder", tiny.encoder, "--weights", made["weights"],
+               "--state", "{folder}/state.json", "--out", "{folder}/out"]  # fmt: skip
+    return Job([*command, *options], tuple(f"out/{file}" for file in files), "state.json")
+
+
+@pytest.mark.parametrize("kind", [features, pretraining, evaluation, trials])
+def test_killed_and_preempted_it_ends_with_the_same_bytes(tiny, made, tmp_path, kind: Callable[..., Job]):
+    job, moments = kind(tiny, made), Moments()
+    cli(job.arguments(tmp_path / "undisturbed"), standalone_mode=False)
+    folder = tmp_path / "disturbed"
+    with job.start(folder) as process:
+        moments.wait(process, folder / job.state)
+        process.kill()
+        process.communicate()
+    with job.start(folder) as process:
+        moments.wait(process, folder / job.state)
+        told = time.monotonic()
+        process.terminate()
+        _, errors = process.communicate(timeout=30)
+        assert time.monotonic() - told < 10, f"seed {moments.seed}"
+    assert process.returncode == 143, errors
+    notice = errors[errors.index("crnet: stopped by SIGTERM ") :]
+    assert str(folder / job.state) in notice.splitlines()[0]
+    assert "Traceback" not in errors
+    assert not (folder / job.files[-1]).exists()
+    with job.start(folder) as process:
+        output, errors = process.communicate()
+        assert process.returncode == 0, errors
+    assert "going on " in output, f"seed {moments.seed}: {output}"
+    assert job.contents(folder) == job.contents(tmp_path / "undisturbed"), f"seed {moments.seed}"
+    left = {path.relative_to(folder) for path in folder.rglob("*")}
+    assert left == {path.relative_to(tmp_path / "undisturbed") for path in (tmp_path / "undisturbed").rglob("*")}
+
+
+def test_a_store_of_another_size_is_begun_anew(tiny, tmp_path):
+    """What a killed run left is of no use to other settings, and a finished store is not taken for the new one."""
+    encoder = FrozenEncoder(tiny.training()["encoder"], tiny.encoder, torch.device("cpu"), "float32")
+    spec, out = features_spec(tiny), tmp_path / "features"
+    write_store({**spec, "size": 48}, tiny.data, encoder, out)
+    finished = out / "features.json"
+
+    class Killed(KeyboardInterrupt):
+        pass
+
+    class Once(FrozenEncoder):
+        def __call__(self, *arguments):
+            assert not finished.exists(), "a store under way says that it is whole"
+            if (out / "map0.npy").stat().st_size == (tiny.features / "map0.npy").stat().st_size:
+                raise Killed
+            return super().__call__(*arguments)
+
+    once = Once(tiny.training()["encoder"], tiny.encoder, torch.device("cpu"), "float32")
+    with pytest.raises(Killed):
+        write_store(spec, tiny.data, once, out)
+    assert load_json(out / "progress.json")["rows"] == [0]
+    save_json(out / "progress.json", {**load_json(out / "progress.json"), "identity": "other"})
+    write_store(spec, tiny.data, encoder, out)
+    for name in ("map0.npy", "map1.npy", "features.json"):
+        assert (out / name).read_bytes() == (tiny.features / name).read_bytes()
+
+
+class TestTraining:
+    def test_preempted_while_it_scores_an_epoch_keeps_the_epochs_row(self, tiny, tmp_path, monkeypatch):
+        spec = tiny.training(train={"base_episodes": 12})
+        undisturbed = paths(tiny, tmp_path / "undisturbed")
+        train(spec, undisturbed, "cpu", 1)
+        counted = loop.fg_counts
+
+        def at_its_first(*masks):
+            os.kill(os.getpid(), signal.SIGTERM)
+            monkeypatch.setattr(loop, "fg_counts", counted)
+            return counted(*masks)
+
+        monkeypatch.setattr(loop, "fg_counts", at_its_first)
+        where = paths(tiny, tmp_path / "preempted")
+        with pytest.raises(Preempted, match="stopped by SIGTERM after step 10"):
+            train(spec, where, "cpu", 1)
+        assert load_state(where.state)["progress"]["log"] == []
+        train(spec, where, "cpu", 1)
+        for name in ("model.safetensors",):
+            assert (where.out / name).read_bytes() == (undisturbed.out / name).read_bytes()
+        same = ("epoch", "step", "loss", "base_miou")
+        rows = [[[row[key] for key in same] for row in read_csv(w.out / "log.csv")] for w in (undisturbed, where)]
+        assert rows[0] == rows[1]
+
+    def test_a_notice_to_all_its_processes_ends_it_as_one_to_itself(self, tiny, tmp_path):
+        """A scheduler's SIGTERM reaches the photo loaders too."""
+        how = {"features": "live", "views": "flip", "augment": "both", "epochs": 500, "base_episodes": 0}
+        where = paths(tiny, tmp_path, features=None)
+        command = ["train", "--spec", canonical(tiny.training(train=how)), "--data", where.data, "--encoder",
+                   where.encoder, "--out", where.out, "--state", where.state, "--workers", "2",
+                   "--checkpoint-seconds", "0"]  # fmt: skip
+        moments = Moments()
+        with Job(command, (), "run.pt").start(tmp_path, start_new_session=True) as process:
+            try:
+                moments.wait(process, where.state)
+                told = time.monotonic()
+                os.killpg(process.pid, signal.SIGTERM)
+                _, errors = process.communicate(timeout=30)
+                assert time.monotonic() - told < 10, f"seed {moments.seed}"
+            finally:
+                process.kill()
+        assert process.returncode == 143, errors
+        assert "the state is in" in errors
+        assert "Traceback" not in errors
+
+
+class TestNotice:
+    def test_a_notice_that_met_code_which_may_not_raise_is_seen_at_the_next_row(self, tmp_path):
+        class Deaf:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.01)  # what is raised here, Python prints and drops
+
+        def work() -> None:
+            with SavedRows(tmp_path / "rows.json", "x", "rows") as done:
+                Deaf()
+                done.add(1)
+
+        with pytest.raises(Preempted, match=r"with 1 of its rows done; they are in .*rows\.json"):
+            work()
+        assert load_json(tmp_path / "rows.json")["rows"] == [1]
+
+    def test_a_second_notice_does_not_cut_the_saving(self):
+        with Notice(interrupt=True) as notice:
+            with pytest.raises(Preempted):
+                os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert notice.given
+
+    def test_sigterm_is_as_before_afterwards(self):
+        before = signal.getsignal(signal.SIGTERM)
+        with Notice():
+            assert signal.getsignal(signal.SIGTERM) != before
+        assert signal.getsignal(signal.SIGTERM) == before
+
+    def test_rows_of_a_go_that_is_not_whole_are_made_again(self, tmp_path):
+        save_json(
+            tmp_path / "a.json", {"identity": SavedRows(None, "x", "rows").identity, "rows": [1] * 7, "seconds": 1}
+        )
+        assert len(SavedRows(tmp_path / "a.json", "x", "rows", together=3).rows) == 6
+        assert SavedRows(tmp_path / "a.json", "y", "rows").rows == []
+
+
+def test_a_preparation_killed_at_random_moments_ends_with_the_same_bytes(tiny, tmp_path):
+    spec, moments = canonical({**tiny.dataset, "images_train": 300}), Moments()
+    command = [
+        "prepare",
+        "--spec",
+        spec,
+        "--archives",
+        "{folder}/a",
+        "--extracted",
+        "{folder}/x",
+        "--out",
+        "{folder}/d",
+    ]
+    job = Job(command, ("d/dataset.json", "d/images.csv", "d/pairs.csv"), "")
+    started = time.monotonic()
+    with job.start(tmp_path / "undisturbed") as process:
+        assert process.wait() == 0
+    took, folder = time.monotonic() - started, tmp_path / "disturbed"
+    for _ in range(3):
+        with job.start(folder) as process:
+            time.sleep(moments.of(took))
+            process.kill()
+            process.communicate()
+    with job.start(folder) as process:
+        assert process.wait() == 0, process.stderr.read()
+    trees = [
+        {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")}
+        for root in (folder, tmp_path / "undisturbed")
+    ]
+    assert trees[0] == trees[1], f"seed {moments.seed}"
+    assert read_json(folder / "d/dataset.json")["name"]

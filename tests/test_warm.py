@@ -1,0 +1,111 @@
+"""The process that holds torch: jobs handed over to it do, say and leave what jobs do on their own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from crnet import warm
+from crnet.checkpoint import load_state
+from crnet.files import canonical
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The environment of jobs that have a server."""
+    before = {name: os.environ.get(name) for name in (warm.ADDRESS, "PYTHONPATH")}
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), before["PYTHONPATH"] or ""])
+    process = warm.start()
+    environment = dict(os.environ)
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+    wait_for(lambda: Path(environment[warm.ADDRESS].rpartition(os.pathsep)[2]).exists())
+    yield process, environment
+    process.stdin.close()
+    assert process.wait(SECONDS) == 0
+    assert not Path(environment[warm.ADDRESS].rpartition(os.pathsep)[2]).parent.exists()
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.05)
+
+
+def children(process: subprocess.Popen) -> list[str]:
+    return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+
+
+def training(tiny, out: Path, **changes) -> list[str]:
+    files = {"data": tiny.data, "encoder": tiny.encoder, "features": tiny.features, "out": out, "state": f"{out}.pt"}
+    options = [f"--{name}={value}" for name, value in files.items()]
+    return [sys.executable, "-m", "crnet", "train", "--spec", canonical(tiny.training(**changes)), *options]
+
+
+def run(command: list[str], environment: dict, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, **options)
+
+
+def test_the_same_bits_and_words_as_without(tiny, tmp_path, server):
+    alone = {name: value for name, value in server[1].items() if name != warm.ADDRESS}
+    done = [run(training(tiny, tmp_path / name), environment) for name, environment in (("a", server[1]), ("b", alone))]
+    assert [d.returncode for d in done] == [0, 0], done[0].stderr
+    assert done[0].stdout.count("epoch") == done[1].stdout.count("epoch") == 2
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
+    assert weights[0] == weights[1]
+
+
+def test_a_relative_path_an_error_and_its_status(server, tmp_path):
+    spec = '{"name": "none"}'
+    done = run([sys.executable, "-m", "crnet", "encoder", "--spec", spec, "--archives", "x", "--out", "y"], server[1])
+    assert done.returncode == 1
+    assert "ModuleNotFoundError" in done.stderr
+    done = run([sys.executable, "-m", "crnet", "train", "--spec", "{"], server[1], cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Usage: crnet train")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for children in /proc")
+def test_preempted_and_killed(tiny, tmp_path, server):
+    process, environment = server
+    command = training(tiny, tmp_path / "run", train={"epochs": 500})
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)):
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as face:
+            assert "epoch" in "".join(face.stdout.readline() for _ in range(2))
+            assert len(children(process)) == 1, "the job is the server's child"
+            started = time.monotonic()
+            face.send_signal(number)
+            assert face.wait(SECONDS) == status
+            wait_for(lambda: not children(process))
+            assert time.monotonic() - started < 10
+    assert load_state(tmp_path / "run.pt")["progress"]["step"] > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for children in /proc")
+def test_a_job_that_the_system_kills_is_reported(tiny, tmp_path, server):
+    process, environment = server
+    command = training(tiny, tmp_path / "run", train={"epochs": 500})
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as face:
+        face.stdout.readline()
+        os.kill(int(children(process)[0]), signal.SIGKILL)
+        assert face.wait(SECONDS) == warm.LOST
+
+
+def test_no_server_or_another_interpreter_is_no_loss(server, monkeypatch, tmp_path):
+    address = server[1][warm.ADDRESS]
+    monkeypatch.setenv(warm.ADDRESS, address)
+    assert warm.hand_over(["plan"]) is None
+    monkeypatch.setenv(warm.ADDRESS, f"/other{address}")
+    assert warm.hand_over(["train"]) is None
+    monkeypatch.setenv(warm.ADDRESS, f"{sys.executable}{os.pathsep}{tmp_path / 'gone'}")
+    assert warm.hand_over(["train"]) is None
+    monkeypatch.delenv(warm.ADDRESS)
+    assert warm.hand_over(["train"]) is None
