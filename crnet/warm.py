@@ -10,27 +10,28 @@ import importlib
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
+from pathlib import Path
 from typing import NoReturn
 
 ADDRESS = "CRNET_WARM"  # environment variable: interpreter and path of the socket
-COMMANDS = ("encoder", "features", "train", "tune", "evaluate")  # that import torch
+COMMANDS = ("encoder", "features", "train", "tune", "evaluate", "sheet")  # that import torch
 MODULES = ("crnet.encoders", "crnet.features", "crnet.training.loop", "crnet.trials", "crnet.evaluate", "torch._dynamo")
 LOST = 137  # as of a process killed by SIGKILL
 _TERMINATE = b"T"
 _started: list[subprocess.Popen] = []
 
 
-def start() -> subprocess.Popen:
-    """Start the server; it ends with this process, or when its ``stdin`` is closed."""
-    folder = tempfile.mkdtemp(prefix="crnet-")
-    address = os.path.join(folder, "warm")
+def start(address: str = ".snakemake/warm") -> subprocess.Popen:
+    """Start the server; it ends with this process, or when its ``stdin`` is closed.
+
+    Args:
+        address: Of its socket, which replaces one that a killed server left; as jobs see it from their own folder.
+    """
     server = subprocess.Popen([sys.executable, "-m", "crnet.warm", address], stdin=subprocess.PIPE)
     _started.append(server)  # as long as it is referred to, its ``stdin`` is open
     os.environ[ADDRESS] = f"{sys.executable}{os.pathsep}{address}"
@@ -43,8 +44,11 @@ def serve(address: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the workflow waits for its jobs, and they for this
     for module in MODULES:
         importlib.import_module(module)
+    Path(address).unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
+        mask = os.umask(0o077)  # nobody else may give it commands
         listener.bind(address)
+        os.umask(mask)
         listener.listen(64)
         while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
             connection, _ = listener.accept()
@@ -52,7 +56,7 @@ def serve(address: str) -> None:
                 listener.close()
                 _work(connection)
             connection.close()
-    shutil.rmtree(os.path.dirname(address), ignore_errors=True)
+    Path(address).unlink(missing_ok=True)
 
 
 def _work(connection: socket.socket) -> NoReturn:
@@ -83,8 +87,7 @@ def _work(connection: socket.socket) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
-        with contextlib.suppress(OSError):
-            connection.sendall(bytes([status]))
+        _tell(connection, bytes([status]))
         os._exit(status)
 
 
@@ -93,6 +96,11 @@ def _watch(connection: socket.socket) -> NoReturn:
     while connection.recv(1) == _TERMINATE:
         os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _tell(connection: socket.socket, message: bytes) -> None:
+    with contextlib.suppress(OSError):  # the other has gone
+        connection.sendall(message)
 
 
 def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
@@ -117,7 +125,7 @@ def hand_over(arguments: list[str]) -> int | None:
     environment = {name: value for name, value in os.environ.items() if name != ADDRESS}
     message = {"arguments": arguments, "folder": os.getcwd(), "environment": environment}
     content = json.dumps(message).encode()
-    signal.signal(signal.SIGTERM, lambda *_: connection.sendall(_TERMINATE))
+    signal.signal(signal.SIGTERM, lambda *_: _tell(connection, _TERMINATE))
     socket.send_fds(connection, [len(content).to_bytes(8)], [0, 1, 2])
     connection.sendall(content)
     status = connection.recv(1)

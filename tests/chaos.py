@@ -131,7 +131,7 @@ def jobs(folder: Path) -> dict[psutil.Process, str]:
 
 def _kind(command: list[str], folder: Path) -> str:
     name = command[3]
-    if name == "evaluate" and "--choice" in command:
+    if name == "evaluate" and any(argument.startswith("--choice") for argument in command):
         return "finetune"
     if name == "prepare":
         extracted = Path(folder, command[command.index("--extracted") + 1])

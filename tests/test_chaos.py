@@ -4,6 +4,7 @@
 """
 
 import base64
+import itertools
 import os
 import re
 import shutil
@@ -52,10 +53,12 @@ def test_killed_at_random_moments_the_study_ends_with_the_same_bytes(undisturbed
     with capsys.disabled():
         print(f"\nchaos: {KILLS} kills, seed {SEED}; undisturbed {seconds['study']:.0f} s", flush=True)
         chaos, started = Chaos(SEED, KILLS, seconds), time.monotonic()
-        while chaos.tally.kills < KILLS:
-            disturbed = checkout(tmp_path / f"after-{chaos.tally.kills}-kills", *archives)
+        for number in itertools.count(1):
+            disturbed = checkout(tmp_path / f"round-{number}", *archives)
             chaos.finish(disturbed)
             compare(disturbed, wanted, runs)
+            if chaos.tally.kills == KILLS:
+                break
         print(f"{chaos.tally.table()}\n{KILLS} kills in {time.monotonic() - started:.0f} s", flush=True)
     if len(KINDS) * 3 <= KILLS:
         assert [kind for kind in KINDS if not chaos.tally.by_kind(kind)] == []

@@ -18,11 +18,11 @@ SECONDS = 60
 
 
 @pytest.fixture(scope="module")
-def server():
+def server(tmp_path_factory):
     """The environment of jobs that have a server."""
     before = {name: os.environ.get(name) for name in (warm.ADDRESS, "PYTHONPATH")}
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), before["PYTHONPATH"] or ""])
-    process = warm.start()
+    process = warm.start(str(tmp_path_factory.mktemp("warm") / "socket"))
     environment = dict(os.environ)
     for name, value in before.items():
         os.environ.pop(name) if value is None else os.environ.update({name: value})
@@ -30,7 +30,7 @@ def server():
     yield process, environment
     process.stdin.close()
     assert process.wait(SECONDS) == 0
-    assert not Path(environment[warm.ADDRESS].rpartition(os.pathsep)[2]).parent.exists()
+    assert not Path(environment[warm.ADDRESS].rpartition(os.pathsep)[2]).exists()
 
 
 def wait_for(condition) -> None:
