@@ -96,9 +96,9 @@ class Finetuner:
             Diverged: The loss is not finite.
         """
         checkpoints = set(checkpoints)
-        seed = self._seed(episode)
+        seed = self.seed_of(episode)
         cache = ProbabilityCache(self.train["model"].get("cache_reset", 0.0), self.train["fold"], seed)
-        draws = _batches(ordered_pairs(len(supports), self.settings["pairs"]), self.settings["batch"], seed)
+        draws = batches_of_pairs(ordered_pairs(len(supports), self.settings["pairs"]), self.settings["batch"], seed)
         try:
             optimise = None
             for step in range(max(checkpoints)):
@@ -220,7 +220,8 @@ class Finetuner:
         with autocast(predictor.device, predictor.settings["precision"]):
             return self.method.predict(pairs, predictor.settings["refinements"]).float()
 
-    def _seed(self, episode: Episode) -> int:
+    def seed_of(self, episode: Episode) -> int:
+        """Of all chance in finetuning to an episode."""
         train = self.train
         return derive("finetune", train["dataset"]["name"], train["fold"], train["seed"], episode.seed, episode.number)
 
@@ -236,7 +237,7 @@ def ordered_pairs(shots: int, kind: str) -> list[tuple[int, int]]:
     return list(permutations(range(shots), 2)) if kind == "distinct" else list(product(range(shots), repeat=2))
 
 
-def _batches(pairs: list[tuple[int, int]], size: int, seed: int) -> Iterator[list[tuple[int, int]]]:
+def batches_of_pairs(pairs: list[tuple[int, int]], size: int, seed: int) -> Iterator[list[tuple[int, int]]]:
     """Batches without end: all pairs in a new order, then all again."""
     generator = np.random.default_rng(derive("finetune pairs", seed))
     waiting: list[tuple[int, int]] = []

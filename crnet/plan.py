@@ -22,6 +22,7 @@ from crnet.sizes import (
     MIB,
     DataSet,
     Need,
+    amount,
     archive_bytes,
     archives_of,
     episodes_of,
@@ -29,7 +30,6 @@ from crnet.sizes import (
     jobs_at_once,
     needs_of,
     plural,
-    readable,
 )
 
 WIDTH = 110  # of what is printed
@@ -235,19 +235,19 @@ def _data_lines(plan: Plan, layout: Layout, data: Sequence[DataSet]) -> list[str
             state = "verified"
         else:
             state = "to be verified" if path.is_file() else "to be downloaded"
-        rows.append(("archive     ", archive.name, readable(archive_bytes(archive, path)), state))
+        rows.append(("archive     ", archive.name, amount(archive_bytes(archive, path)), state))
     return lines + (_aligned(rows, (0, 1, 3)) if rows else _line("archives", "none: everything is generated"))
 
 
 def _disk_lines(needs: Sequence[Need]) -> list[str]:
     rows = [("disk", "whole", "to come", "")]
-    rows += [(need.name, readable(need.whole), readable(need.to_come), need.basis) for need in needs]
+    rows += [(need.name, amount(need.whole), amount(need.to_come), need.basis) for need in needs]
     unknown = [need.name for need in needs if need.whole is None or need.to_come is None]
     whole, to_come = sum(need.whole or 0 for need in needs), sum(need.to_come or 0 for need in needs)
     note = f"without what is not known: {', '.join(unknown)}" if unknown else ""
-    rows.append(("total", readable(whole), readable(to_come), note))
+    rows.append(("total", amount(whole), amount(to_come), note))
     for folder, _, free in file_systems(needs):
-        rows.append(("free", "", readable(free), f"on the disk of {folder}"))
+        rows.append(("free", "", amount(free), f"on the disk of {folder}"))
     return _aligned(rows, (0, 3))
 
 
@@ -262,11 +262,11 @@ def _memory_lines(plan: Plan, demand: Demand) -> tuple[list[str], int]:
     for kind in filter(neediest.__contains__, KINDS):
         need = neediest[kind]
         largest = sorted(need.parts.items(), key=lambda part: -part[1])[:3]
-        parts = ", ".join(f"{name} {readable(size)}" for name, size in largest if size >= 0.1 * MIB)
-        rows.append((f"memory  {KINDS[kind]}", readable(need.on(device)), f"at most: {parts}"))
+        parts = ", ".join(f"{name} {amount(size)}" for name, size in largest if size >= 0.1 * MIB)
+        rows.append((f"memory  {KINDS[kind]}", amount(need.on(device)), f"at most: {parts}"))
     together = jobs_at_once(plan) * max((need.on(device) for need in neediest.values()), default=0)
     whose = "GPU" if device == "cuda" else "machine"
-    text = f"{plural(jobs_at_once(plan), 'job')} at once, {readable(together)} of the {whose}"
+    text = f"{plural(jobs_at_once(plan), 'job')} at once, {amount(together)} of the {whose}"
     return [*(_aligned(rows, (0, 2)) if rows else []), *_line("", text)], together
 
 
@@ -277,11 +277,11 @@ def _machine_lines(plan: Plan, needs: Sequence[Need], demand: Demand) -> list[st
         warnings.append("this machine has no NVIDIA GPU, and the study needs one (device: cuda)")
     for folder, to_come, free in file_systems(needs):
         if free < to_come:
-            warnings.append(f"too little disk for {folder}: {readable(free)} free, {readable(to_come)} needed")
+            warnings.append(f"too little disk for {folder}: {amount(free)} free, {amount(to_come)} needed")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if plan.study.device == "cpu" and memory < need_memory:
         warnings.append(
-            f"{readable(memory)} of memory, jobs may take {readable(need_memory)}; use fewer --cores, or limits as in "
+            f"{amount(memory)} of memory, jobs may take {amount(need_memory)}; use fewer --cores, or limits as in "
             "configs/limits"
         )
     if plan.study.threads > cores:

@@ -222,7 +222,7 @@ class _Disk:
         sizes = {Path(path): ENCODER_BYTES if "archive" in spec else MIB for path, spec in files.items()}
         to_come = _total(size for path, size in sizes.items() if not path.is_file())
         basis = (
-            f"weights of {plural(len(sizes), 'encoder')}, {readable(max(sizes.values()))} at most"
+            f"weights of {plural(len(sizes), 'encoder')}, {amount(max(sizes.values()))} at most"
             if sizes
             else "the encoder brings its own"
         )
@@ -244,7 +244,7 @@ class _Disk:
         sizes = {name: weight_bytes(training) for name, training in self.plan.trainings.items()}
         missing = [name for name in sizes if not (Path(self.layout.training(name)) / "model.safetensors").is_file()]
         largest = max((size for size in sizes.values() if size), default=None)
-        basis = f"of {plural(len(sizes), 'training')}" + (f", {readable(largest)} at most" if largest else "")
+        basis = f"of {plural(len(sizes), 'training')}" + (f", {amount(largest)} at most" if largest else "")
         to_come = _total(sizes[name] for name in missing)
         return Need("weights", self.layout.work, _total(sizes.values()), to_come, basis)
 
@@ -354,7 +354,7 @@ def plural(number: int, word: str) -> str:
     return f"{number:,} {word}" + ("" if number == 1 else "s")
 
 
-def readable(number: float | None) -> str:
+def amount(number: float | None) -> str:
     """Bytes for people, e.g. ``12.58 GiB``, ``97.8 MiB``; ``-`` for none."""
     if number is None:
         return "not known"

@@ -103,13 +103,13 @@ def test_evaluation_in_bfloat16_parts_by_its_rounding_only(tiny, chosen, tmp_pat
     assert relative(torch.cat(logits), expected) < rounding("bfloat16").values
 
 
-def steps(tiny, folder: Path, count: int, model_changes: dict, **train) -> tuple[loop._Training, Plain]:
+def steps(tiny, folder: Path, count: int, model_changes: dict, **train) -> tuple[loop.Training, Plain]:
     """A training and the plain loop after ``count`` steps on the same batches; gradients are those of the last."""
     how = {"features": "live", "views": "identity", "optimizer": "sgd", "lr": 1e-4, "schedule": "constant", **train}
     spec = tiny.training(model=model(**model_changes), train=how)
     features = tiny.features if how["features"] == "cached" else None
     paths = loop.Paths(tiny.data, tiny.encoder, features, folder / "out", folder / "state.pt")
-    training = loop._Training(spec, paths, torch.device("cpu"), 1, 0, 60.0)
+    training = loop.Training(spec, paths, torch.device("cpu"), 1, 0, 60.0)
     training.method.train()
     plain = Plain(tiny.evaluation(spec), tiny.data, tiny.encoder, None, "cpu")
     plain.method.load_state_dict(training.method.state_dict())
@@ -119,7 +119,7 @@ def steps(tiny, folder: Path, count: int, model_changes: dict, **train) -> tuple
     for step, batch in enumerate(batches):
         plain.training_step(batch, optimise, cache, step)
         for encoded in training.source.batches(batch, len(batch)):
-            training._step(encoded)
+            training.step(encoded)
     return training, plain
 
 

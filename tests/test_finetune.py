@@ -85,7 +85,7 @@ def test_pairs_are_ordered_and_never_of_one_support_by_default():
 
 def test_all_pairs_come_equally_often():
     pairs = ordered_pairs(3, "distinct")
-    drawn = [pair for batch in islice(finetune._batches(pairs, 4, seed=1), 9) for pair in batch]
+    drawn = [pair for batch in islice(finetune.batches_of_pairs(pairs, 4, seed=1), 9) for pair in batch]
     assert set(Counter(drawn).values()) == {6}, "36 draws of 6 pairs"
 
 

@@ -14,7 +14,7 @@ from crnet.config import study
 from crnet.errors import CrnetError
 from crnet.files import write_csv
 from crnet.plan import WIDTH, describe
-from crnet.sizes import DataSet, archives_of, needs_of, readable, weight_bytes
+from crnet.sizes import DataSet, amount, archives_of, needs_of, weight_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER, DEMO, PHOTOS = (ROOT / f"configs/studies/{name}.yaml" for name in ("paper", "demo", "photos"))
@@ -253,7 +253,7 @@ def test_output_is_for_people(file, photos_here):
 
 
 def test_readable_sizes():
-    assert [readable(n) for n in (None, 0, 1, 5 * 2**20, GIB // 10 + 1, 2000 * GIB)] == [
+    assert [amount(n) for n in (None, 0, 1, 5 * 2**20, GIB // 10 + 1, 2000 * GIB)] == [
         "not known", "-", "0.1 MiB", "5.0 MiB", "0.10 GiB", "2,000.00 GiB",
     ]  # fmt: skip
 

@@ -215,5 +215,5 @@ class PlainFinetuner:
 
 def _chance(finetuner: Finetuner, episode: Episode, shots: int) -> tuple[int, Iterator[list[tuple[int, int]]]]:
     """Seed of an episode's finetuning, and the pairs (support, query) of its steps."""
-    seed, settings = finetuner._seed(episode), finetuner.settings
-    return seed, finetune._batches(finetune.ordered_pairs(shots, settings["pairs"]), settings["batch"], seed)
+    seed, settings = finetuner.seed_of(episode), finetuner.settings
+    return seed, finetune.batches_of_pairs(finetune.ordered_pairs(shots, settings["pairs"]), settings["batch"], seed)

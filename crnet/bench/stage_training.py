@@ -24,18 +24,18 @@ def training(inputs: Inputs, ceiling: Ceiling) -> list[Row]:
     return [*on_photos(inputs, ceiling), *on_cached_features(inputs)]
 
 
-def start(inputs: Inputs, spec: dict) -> loop._Training:
+def start(inputs: Inputs, spec: dict) -> loop.Training:
     """A training at its first step, as ``crnet train`` starts it."""
     options = inputs.options
     features = inputs.write_features() if spec["train"]["features"] == "cached" else None
     out = inputs.folder / "training"
     paths = loop.Paths(inputs.data, inputs.encoder, features, out, out / "state.pt")
-    training = loop._Training(spec, paths, torch.device(options.device), options.threads, 0, 60.0)
+    training = loop.Training(spec, paths, torch.device(options.device), options.threads, 0, 60.0)
     training.method.train()
     return training
 
 
-def drawn(training: loop._Training, steps: int) -> list[TrainingEpisode]:
+def drawn(training: loop.Training, steps: int) -> list[TrainingEpisode]:
     return training.episodes.epoch(0, steps * training.settings["batch"])
 
 
@@ -48,7 +48,7 @@ def on_photos(inputs: Inputs, ceiling: Ceiling) -> list[Row]:
     reference.plain.maps(reference.plain.image(next(iter(inputs.index.photos)), options.size))
     batch = drawn(training, 1)
     slow = measure(lambda: lambda: reference.steps([batch]), options.device, watched=False)
-    training._step(next(training.source.batches(batch, len(batch))))
+    training.step(next(training.source.batches(batch, len(batch))))
     allowed = ROUNDING[options.dtype].gradients
     agreement = require("gradients", relative(gradient(training.method), gradient(reference.plain.method)), allowed)
 
@@ -65,7 +65,7 @@ def steps(inputs: Inputs, spec: dict, count: int) -> Work:
 
     def work() -> int:
         for batch in training.source.batches(episodes, training.settings["batch"]):
-            training._step(batch)
+            training.step(batch)
         return count
 
     return work
@@ -74,7 +74,7 @@ def steps(inputs: Inputs, spec: dict, count: int) -> Work:
 class PlainTraining:
     """The plain loop on a training's weights and specification."""
 
-    def __init__(self, inputs: Inputs, training: loop._Training):
+    def __init__(self, inputs: Inputs, training: loop.Training):
         spec = {**inputs.evaluation(), "train": training.spec}
         self.plain = Plain(spec, inputs.data, inputs.encoder, None, inputs.options.device)
         self.plain.method.load_state_dict(training.method.state_dict())
@@ -107,7 +107,7 @@ def _steps_in_memory(inputs: Inputs, spec: dict, count: int) -> Work:
 
     def work() -> int:
         for batch in batches:
-            training._step(batch)
+            training.step(batch)
         return count
 
     return work

@@ -78,10 +78,12 @@ def train(
     """
     configure(device, threads)
     memory.check(memory.training(spec, limits), device, paths.out.name)
-    _Training(spec, paths, torch.device(device), threads, workers, checkpoint_seconds, limits).run()
+    Training(spec, paths, torch.device(device), threads, workers, checkpoint_seconds, limits).run()
 
 
-class _Training:
+class Training:
+    """A training under way; see :func:`train`. The bench takes its steps one by one."""
+
     def __init__(
         self,
         spec: dict,
@@ -138,7 +140,7 @@ class _Training:
         started = saved = time.monotonic()
         before = self.progress.seconds
         for batch in self._batches(episodes):
-            self._step(batch)
+            self.step(batch)
             self.progress.seconds = before + time.monotonic() - started
             if time.monotonic() - saved > self.checkpoint_seconds:
                 self._save()
@@ -166,7 +168,8 @@ class _Training:
                 return
             yield batch
 
-    def _step(self, batch: Batch) -> None:
+    def step(self, batch: Batch) -> None:
+        """Learn from one batch; raises CrnetError if the loss is not finite."""
         progress, settings = self.progress, self.settings
         # Reseeding each step makes dropout a function of the step: a resumed run needs no random state.
         seed = derive("step", self.spec["fold"], self.spec["seed"], progress.step)
