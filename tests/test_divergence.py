@@ -46,7 +46,7 @@ class TestDivergence:
 
     def test_weights_that_are_not_finite_are_not_saved_as_good(self, tiny, tmp_path, monkeypatch):
         """A finite loss whose gradients are not: the state before it is the one that stays."""
-        step = loop.Training._step
+        step = loop.Training.step
 
         def poisoned(self, batch):
             step(self, batch)
@@ -54,7 +54,7 @@ class TestDivergence:
                 with torch.no_grad():
                     next(self.method.parameters()).fill_(float("inf"))
 
-        monkeypatch.setattr(loop.Training, "_step", poisoned)
+        monkeypatch.setattr(loop.Training, "step", poisoned)
         where = paths(tiny, tmp_path)
         with pytest.raises(CrnetError, match=r"a weight is not finite after step 4 .*last good state, after 4 steps"):
             train(tiny.training(), where, "cpu", 1, checkpoint_seconds=0)

@@ -70,7 +70,7 @@ started = float(sys.argv.pop())
 def stop(self, batch):
     print("first step", time.time() - started, torch_seconds)
     sys.exit(0)
-loop.Training._step = stop
+loop.Training.step = stop
 from crnet.cli import cli
 cli(sys.argv[1:])
 """
