@@ -5,7 +5,7 @@ ENCODERS = {AT.encoder(spec): spec for spec in PLAN.encoders.values() if AT.enco
 EPISODES = {AT.episodes(spec): spec for spec in PLAN.evaluations.values()}
 FEATURES = {AT.features_folder(spec): spec for spec in PLAN.features.values()}
 GPU = 1 if STUDY.device == "cuda" else 0
-# Not in params: other limits give the same results, and start nothing again.
+# Among the resources, not the params: other limits give the same results, and start nothing again.
 LIMITS = canonical(STUDY.limits.model_dump())
 
 

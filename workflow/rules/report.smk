@@ -136,12 +136,13 @@ rule sheet:
         "../../environment.yml"
     resources:
         gpu=GPU,
+        limits=LIMITS,
     params:
         job=canonical(SHEET),
         out=lambda wc, output: os.path.splitext(output[0])[0],
         device=STUDY.device,
     shell:
-        "python -m crnet sheet --job {params.job:q} --out {params.out:q} --limits {LIMITS:q} --device {params.device} > {log:q} 2>&1"
+        "python -m crnet sheet --job {params.job:q} --out {params.out:q} --limits {resources.limits:q} --device {params.device} > {log:q} 2>&1"
 
 
 rule track:

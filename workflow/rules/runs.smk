@@ -16,6 +16,7 @@ rule features:
     threads: STUDY.threads
     resources:
         gpu=GPU,
+        limits=LIMITS,
     params:
         spec=lambda wc: canonical(FEATURES[f"{AT.work}/features/{wc.name}"]),
         data=lambda wc, input: os.path.dirname(input.data),
@@ -24,7 +25,7 @@ rule features:
         device=STUDY.device,
     shell:
         "python -m crnet features --spec {params.spec:q} --data {params.data:q} {params.encoder:q}"
-        " --out {params.out:q} --limits {LIMITS:q} --device {params.device} --threads {threads} > {log:q} 2>&1"
+        " --out {params.out:q} --limits {resources.limits:q} --device {params.device} --threads {threads} > {log:q} 2>&1"
 
 
 rule train:
@@ -45,6 +46,7 @@ rule train:
     threads: STUDY.threads
     resources:
         gpu=GPU,
+        limits=LIMITS,
     params:
         spec=lambda wc: canonical(PLAN.trainings[wc.run]),
         data=lambda wc, input: os.path.dirname(input.data),
@@ -58,7 +60,7 @@ rule train:
     shell:
         "python -m crnet train --spec {params.spec:q} --data {params.data:q} {params.encoder:q} {params.features:q}"
         " --out {params.out:q} --state {params.state:q} --workers {params.workers}"
-        " --limits {LIMITS:q} --device {params.device} --threads {threads} > {log:q} 2>&1"
+        " --limits {resources.limits:q} --device {params.device} --threads {threads} > {log:q} 2>&1"
 
 
 rule tune:
@@ -77,6 +79,7 @@ rule tune:
     threads: STUDY.threads
     resources:
         gpu=GPU,
+        limits=LIMITS,
     params:
         spec=lambda wc: canonical(PLAN.tunings[wc.name]),
         data=lambda wc, input: os.path.dirname(input.data),
@@ -88,7 +91,7 @@ rule tune:
     shell:
         "python -m crnet tune --spec {params.spec:q} --data {params.data:q} {params.encoder:q} {params.features:q}"
         " --weights {input.weights:q} --state {params.state:q} --out {params.out:q}"
-        " --limits {LIMITS:q} --device {params.device} --threads {threads} > {log:q} 2>&1"
+        " --limits {resources.limits:q} --device {params.device} --threads {threads} > {log:q} 2>&1"
 
 
 rule evaluate:
@@ -110,6 +113,7 @@ rule evaluate:
     threads: STUDY.threads
     resources:
         gpu=GPU,
+        limits=LIMITS,
     params:
         spec=lambda wc: canonical(PLAN.evaluations[wc.run]),
         data=lambda wc, input: os.path.dirname(input.data),
@@ -123,7 +127,7 @@ rule evaluate:
     shell:
         "python -m crnet evaluate --spec {params.spec:q} --data {params.data:q} {params.encoder:q} {params.features:q}"
         " {params.weights:q} {params.choice:q} --episodes {input.episodes:q} --state {params.state:q} --out {params.out:q}"
-        " --limits {LIMITS:q} --device {params.device} --threads {threads} > {log:q} 2>&1"
+        " --limits {resources.limits:q} --device {params.device} --threads {threads} > {log:q} 2>&1"
 
 
 use rule evaluate as finetune with:
