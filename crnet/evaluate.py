@@ -15,7 +15,7 @@ from crnet.files import read_json, sha256_file, write_csv, write_json
 from crnet.finetune import Finetuner
 from crnet.limits import NONE, Limits
 from crnet.machine import configure
-from crnet.metrics import COUNT_COLUMNS, episode_counts, fg_counts
+from crnet.metrics import QUERY_COLUMNS, episode_counts
 from crnet.predict import Prediction, Predictor
 from crnet.saved_rows import SavedRows
 
@@ -110,26 +110,21 @@ def _row(prediction: Prediction, index: Index) -> dict[str, Any]:
     """All that is counted of one episode, as JSON can hold it."""
     episode = prediction.episode
     mask = index.class_mask(episode.query, episode.class_id)
-    support = ("", "")
-    if prediction.support is not None:
-        first = episode.supports[0]
-        support = fg_counts(prediction.support, index.class_mask(first, episode.class_id))
     return {
         "episode": [episode.seed, episode.number, episode.class_id, episode.query],
         "query": list(episode_counts(prediction.query, mask)),
         "fused": None if prediction.fused is None else list(episode_counts(prediction.fused, mask)),
-        "support": list(support),
         "support_loss": None if prediction.support_loss is None else [round(x, 6) for x in prediction.support_loss],
     }
 
 
 def _write_counts(out: Path, rows: list[dict[str, Any]], finetuned: bool) -> dict[str, str]:
     """Write the counts; returns their digests as ``evaluation.json`` holds them, so that a changed count shows."""
-    header = (*EPISODE_COLUMNS, *COUNT_COLUMNS, *(LOSS_COLUMNS if finetuned else ()))
+    header = (*EPISODE_COLUMNS, *QUERY_COLUMNS, *(LOSS_COLUMNS if finetuned else ()))
     readings = {"counts": "query", "counts-fusion": "fused"} if finetuned else {"counts": "query"}
     digests = {}
     for name, reading in readings.items():
-        lines = [[*r["episode"], *r[reading], *r["support"], *(r["support_loss"] or [])] for r in rows]
+        lines = [[*r["episode"], *r[reading], *(r["support_loss"] or [])] for r in rows]
         write_csv(out / f"{name}.csv", header, lines)
         digests[f"{name.replace('-', '_')}_sha256"] = sha256_file(out / f"{name}.csv")
     return digests

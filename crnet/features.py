@@ -23,9 +23,9 @@ from crnet.data.index import Index
 from crnet.encoding import FrozenEncoder, as_images
 from crnet.errors import CrnetError
 from crnet.files import cannot_write, read_json, write_json
+from crnet.limits import PHOTOS_TOGETHER
 from crnet.saved_rows import SavedRows
 
-BATCH = 16  # photos through the encoder at a time
 _Job = tuple[str, int | None, int]  # photo, class whose background is removed (None: whole photo), view
 MASK_BYTES = 256 << 20  # of compressed masks in memory: some 100,000 at 321 px
 
@@ -61,16 +61,16 @@ def write_store(spec: dict, data: Path, encoder: FrozenEncoder, out: Path) -> No
         except OSError as error:
             raise cannot_write(out, sum(array.nbytes for array in arrays), error) from error
 
-    identity = [spec, index.digest, encoder.digest, len(jobs), BATCH]
+    identity = [spec, index.digest, encoder.digest, len(jobs), PHOTOS_TOGETHER]
     done = SavedRows(out / "progress.json", identity, "batches", before_save=flush)
     if done.rows:
         arrays = [_opened(out / f"map{i}.npy", "r+") for i in range(len(encoder.channels))]
     (out / "features.json").unlink(missing_ok=True)  # the sign of completion: written last
-    starts = range(0, len(jobs), BATCH)
+    starts = range(0, len(jobs), PHOTOS_TOGETHER)
     bar = tqdm(total=len(starts), initial=len(done.rows), desc="encoding", unit="batch", mininterval=5)
     with bar, done:
         for start in starts[len(done.rows) :]:
-            batch = jobs[start : start + BATCH]
+            batch = jobs[start : start + PHOTOS_TOGETHER]
             maps = encoder(*_inputs(batch, index, masks, kind))
             if not arrays:
                 exact = split != "train" and maps[0].dtype == torch.float32
@@ -167,10 +167,12 @@ class FeatureStore:
         size: Side in pixels of the input that was encoded.
 
     Raises:
-        CrnetError: It is not whole, or of other data, another encoder or another split.
+        CrnetError: It is not whole, or of other data, another encoder, split or precision.
     """
 
-    def __init__(self, folder: Path, index: Index, encoder_digest: str, split: str = "train"):
+    def __init__(
+        self, folder: Path, index: Index, encoder_digest: str, split: str = "train", precision: str | None = None
+    ):
         if not (folder / "features.json").is_file():
             raise CrnetError(f"{folder}: is not a finished feature store; let the workflow make it again.")
         self.description = read_json(folder / "features.json")
@@ -182,7 +184,9 @@ class FeatureStore:
         spec = self.description["spec"]
         if spec.get("split", "train") != split:
             raise CrnetError(f"{folder}: holds features of the {spec.get('split', 'train')} split, not of {split}.")
-        self.kind, self.size, self.precision = spec["views"], spec["size"], spec["precision"]
+        if precision not in (None, spec["precision"]):
+            raise CrnetError(f"{folder}: holds features of {spec['precision']}, not of {precision}.")
+        self.kind, self.size = spec["views"], spec["size"]
         self.views = transforms.VIEWS[self.kind]
         photos, pairs = self.description["photos"], self.description["pairs"]
         self._photo_row = {photo: i for i, photo in enumerate(photos)}

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 
 GIB = 2**30
+# How many go through the networks together where a study sets no limit. Bits depend on it, so it never varies.
+PHOTOS_TOGETHER = 16  # through the encoder
+PAIRS_TOGETHER = 8  # through a method, when it predicts
+EPISODES_TOGETHER = 32  # predicted in one go: their photos are encoded first
 
 
 @dataclass(frozen=True)

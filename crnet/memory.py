@@ -12,13 +12,12 @@ from pathlib import Path
 from crnet import work
 from crnet.config.defaults import scaled
 from crnet.errors import CrnetError
-from crnet.limits import GIB, Limits
+from crnet.limits import EPISODES_TOGETHER, GIB, PAIRS_TOGETHER, PHOTOS_TOGETHER, Limits
 from crnet.work import Conv, Head
 
 MIB = 2**20
 PROCESS = 700 * MIB  # torch and all else that is imported, on a CPU
 CUDA = GIB  # context, kernels and workspaces of convolutions, on a GPU
-ENCODE, PREDICT, CHUNK = 16, 8, 32  # as crnet/predict.py: photos, pairs and episodes at a time
 # Inputs and outputs of the largest layer, as many times, that a pass without gradients holds: of an encoder as measured
 # on resnet50v2 and ResNet-50, 16 photos at 225 to 321 px on a CPU; of the head an estimate.
 LIVE_ENCODER, LIVE_HEAD = 4, 4
@@ -79,7 +78,7 @@ def training(spec: dict, limits: Limits, store_bytes: int = 0) -> Need:
 
 def features(spec: dict, limits: Limits, store_bytes: int = 0) -> Need:
     """Of writing a feature store of ``store_bytes``."""
-    encoding = _encoding(spec["encoder"], spec["size"], limits.photos(ENCODE), spec)
+    encoding = _encoding(spec["encoder"], spec["size"], limits.photos(PHOTOS_TOGETHER), spec)
     return Need("train", {"encoder": _encoder_weights(spec["encoder"]), "encoding": encoding}, store_bytes)
 
 
@@ -95,10 +94,10 @@ def evaluation(spec: dict, limits: Limits, named: float, stored: bool) -> Need:
     sizes = [scaled(settings["size"], scale) for scale in scales]
     head = _head(train, max(sizes)) if train["method"] == "crnet" else None
     kept = int(named * sum(pool_item_bytes(spec, scale) for scale in scales))
-    together = 1 if finetunes else limits.pairs(CHUNK)
+    together = 1 if finetunes else limits.pairs(EPISODES_TOGETHER)
     photos = 1 + shots * (2 if head and head.photos == 3 else 1)  # of an episode
     least = int(min(named, together * photos) * pool_item_bytes(spec, max(scales)))
-    encoding = [_encoding(train["encoder"], size, limits.photos(ENCODE), settings) for size in sizes]
+    encoding = [_encoding(train["encoder"], size, limits.photos(PHOTOS_TOGETHER), settings) for size in sizes]
     parts = {
         "encoder": _encoder_weights(train["encoder"]),
         "encoding": 0 if stored else sum(encoding),
@@ -106,10 +105,10 @@ def evaluation(spec: dict, limits: Limits, named: float, stored: bool) -> Need:
     }
     if train["method"] == "prototype":  # maps of both photos in float32
         maps = sum(work.encoder_channels(train["encoder"])) * work.map_side(max(sizes)) ** 2
-        parts["predictions"] = LIVE_HEAD * limits.pairs(PREDICT) * maps * 4
+        parts["predictions"] = LIVE_HEAD * limits.pairs(PAIRS_TOGETHER) * maps * 4
     if head:
-        pairs = limits.pairs(shots if finetunes else PREDICT)
-        embedded = limits.photos(photos if finetunes else ENCODE) * _largest(head.embed)
+        pairs = limits.pairs(shots if finetunes else PAIRS_TOGETHER)
+        embedded = limits.photos(photos if finetunes else PHOTOS_TOGETHER) * _largest(head.embed)
         predicted = pairs * _largest([*head.branch, *head.recur])
         parts["weights"] = 4 * head.parameters
         parts["predictions"] = LIVE_HEAD * max(embedded, predicted) * _width(settings)

@@ -25,8 +25,6 @@ QUERY_COLUMNS = (
     "void_bg_intersection",
     "void_bg_union",
 )
-SUPPORT_COLUMNS = ("support_fg_intersection", "support_fg_union")
-COUNT_COLUMNS = QUERY_COLUMNS + SUPPORT_COLUMNS
 
 # Where the four counts of a void convention stand within QUERY_COLUMNS.
 VOID_COLUMNS = {"background": slice(4, 8), "ignore": slice(0, 4)}
@@ -61,7 +59,7 @@ def episode_counts(prediction: np.ndarray, mask: np.ndarray) -> tuple[int, ...]:
 
 
 def fg_counts(prediction: np.ndarray, mask: np.ndarray) -> tuple[int, int]:
-    """Foreground intersection and union, void left out (``SUPPORT_COLUMNS``); input as ``episode_counts``."""
+    """Foreground intersection and union, void left out; input as ``episode_counts``."""
     return episode_counts(prediction, mask)[:2]
 
 

@@ -19,12 +19,9 @@ from crnet.data.index import Index
 from crnet.encoding import FrozenEncoder, as_images, autocast, compute_dtype
 from crnet.errors import CrnetError
 from crnet.features import FeatureStore
-from crnet.limits import NONE, Limits
+from crnet.limits import EPISODES_TOGETHER, NONE, PAIRS_TOGETHER, PHOTOS_TOGETHER, Limits
 from crnet.methods import Method, Pairs
-
-CHUNK = 32  # episodes predicted together; their photos are encoded in batches
-ENCODE = 16
-PREDICT = 8
+from crnet.out_of_memory import ran_out
 
 Key = tuple[str, int | None, float]  # photo, class whose background is removed (None: whole photo), scale
 
@@ -36,14 +33,12 @@ class Prediction:
     Attributes:
         query: The episode's answer. Of a finetuned network: predicted with the first support.
         fused: Of a finetuned network: probabilities averaged over the supports; else None.
-        support: Foreground of the first support, if the method predicts it; else None.
         support_loss: Of a finetuned network: loss on the supports before and after; else None.
     """
 
     episode: Episode
     query: np.ndarray
     fused: np.ndarray | None = None
-    support: np.ndarray | None = None
     support_loss: tuple[float, float] | None = None
 
 
@@ -73,21 +68,16 @@ class Predictor:
         self.settings, train = spec["evaluate"], spec["train"]
         self.device = torch.device(device)
         self.index = Index.load(data)
-        self.limits, self.together = limits, limits.pairs(CHUNK)
+        self.limits, self.together = limits, limits.pairs(EPISODES_TOGETHER)
         precision = self.settings["precision"]
         self.encoder = FrozenEncoder(train["encoder"], encoder, self.device, precision, limits.photos_at_once)
         self.method = load_method(train, self.encoder.channels, weights).to(
             self.device, memory_format=torch.channels_last
         )
-        opened = (FeatureStore(folder, self.index, self.encoder.digest, "val") for folder in features)
-        self.stores = {store.size: store for store in opened if self._fits(store)}
+        opened = [FeatureStore(folder, self.index, self.encoder.digest, "val", precision) for folder in features]
+        self.stores = {store.size: store for store in opened}
         self.maps = Pool(self.encode, limits.pool_bytes)
         self.embedded = Pool(self._encode_and_embed, limits.pool_bytes)
-
-    def _fits(self, store: FeatureStore) -> bool:
-        if store.precision != self.settings["precision"]:
-            raise CrnetError(f"features of {store.size} px are of {store.precision}, not {self.settings['precision']}.")
-        return True
 
     @torch.no_grad()
     def fused(self, episodes: list[Episode]) -> Iterator[Prediction]:
@@ -95,33 +85,23 @@ class Predictor:
         for start in range(0, len(episodes), self.together):
             chunk = episodes[start : start + self.together]
             logits: list[list[Tensor]] = [[] for _ in chunk]
-            support_logits: list[Tensor | None] = [None for _ in chunk]
             for scale in self.settings["scales"]:
                 self.embedded.fill([key for episode in chunk for key in self.keys(episode, scale)])
                 for shot in range(self.settings["shots"]):
-                    with_support = shot == 0 and scale == self.settings["scales"][0]
-                    for position, query, support in self._logits(chunk, scale, shot, with_support):
-                        logits[position].append(query)
-                        if with_support:
-                            support_logits[position] = support
-            for episode, queries, support in zip(chunk, logits, support_logits, strict=True):
+                    for queries, query in zip(logits, self._logits(chunk, scale, shot), strict=True):
+                        queries.append(query)
+            for episode, queries in zip(chunk, logits, strict=True):
                 probability = torch.stack([self.at_own_size(q, episode.query).softmax(0) for q in queries]).mean(0)
-                supported = None
-                if support is not None:
-                    supported = foreground(self.at_own_size(support, episode.supports[0]))
-                yield Prediction(episode, foreground(probability), support=supported)
+                yield Prediction(episode, foreground(probability))
 
-    def _logits(self, chunk: list[Episode], scale: float, shot: int, with_support: bool):
-        """(position in the chunk, query logits (2, h, w), support logits or None), predicted in batches."""
-        size = self.limits.pairs(PREDICT)
+    def _logits(self, chunk: list[Episode], scale: float, shot: int) -> Iterator[Tensor]:
+        """Query logits (2, h, w) of each episode, predicted in batches."""
+        size = self.limits.pairs(PAIRS_TOGETHER)
         for start in range(0, len(chunk), size):
-            part = chunk[start : start + size]
-            pairs = self._pairs(part, scale, shot)
+            pairs = self._pairs(chunk[start : start + size], scale, shot)
             with autocast(self.device, self.settings["precision"]):
                 query = self.method.predict(pairs, self.settings["refinements"])
-                support = self.method.predict_support(pairs, self.settings["refinements"]) if with_support else None
-            for i in range(len(part)):
-                yield start + i, query[i].float(), None if support is None else support[i].float()
+            yield from query.float()
 
     def _pairs(self, episodes: list[Episode], scale: float, shot: int) -> Pairs:
         size = scaled(self.settings["size"], scale)
@@ -191,15 +171,16 @@ class Pool:
             if key in self._kept:
                 self._kept.move_to_end(key)
         missing = [key for key in dict.fromkeys(keys) if key not in self._kept]
-        for start in range(0, len(missing), ENCODE):
-            batch = missing[start : start + ENCODE]
+        for start in range(0, len(missing), PHOTOS_TOGETHER):
+            batch = missing[start : start + PHOTOS_TOGETHER]
             # Always as many at a time: bits depend on the size of a batch, and which photos are here already must not
             # show in a result, as it changes when a killed job goes on.
-            padded = batch + batch[-1:] * (ENCODE - len(batch))
+            padded = batch + batch[-1:] * (PHOTOS_TOGETHER - len(batch))
             for key, computed in zip(batch, self.compute(padded), strict=False):
                 self._kept[key] = computed.clone()
                 self._bytes += computed.nbytes
-        while self._bytes > self.room and next(iter(self._kept)) not in set(keys):
+        wanted = set(keys)
+        while self._bytes > self.room and next(iter(self._kept)) not in wanted:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
 
     def take(self, keys: list[Key]) -> Tensor:
@@ -213,6 +194,8 @@ def load_method(train: dict, channels: tuple[int, ...], weights: Path | None) ->
         try:
             method.load_state_dict(load_file(weights), strict=True)
         except RuntimeError as error:
+            if ran_out(error):
+                raise
             raise CrnetError(f"{weights}: are not weights of this {train['method']} ({error}).") from error
     return method.eval().requires_grad_(False)
 

@@ -128,9 +128,8 @@ class _Episodes:
 
     @cached_property
     def predicted(self) -> int:
-        """The query by each support at each scale, and once the support itself."""
-        passes = [head.prediction(self.settings["refinements"]) for head in self.heads]
-        return self.shots * sum(passes) + sum(passes[:1])
+        """The query by each support at each scale."""
+        return self.shots * sum(head.prediction(self.settings["refinements"]) for head in self.heads)
 
     def adapted(self, supports: int) -> int:
         """Of an episode on its own head: every photo is embedded anew."""

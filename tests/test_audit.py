@@ -529,15 +529,11 @@ def test_what_no_prediction_can_have_given():
         for part in ("fg", "bg")
         for kind in ("intersection", "union")
     ]
-    good = dict(zip(names, ("3", "5", "4", "6", "3", "6", "6", "9"), strict=True)) | {
-        "support_fg_intersection": "",
-        "support_fg_union": "",
-    }
+    good = dict(zip(names, ("3", "5", "4", "6", "3", "6", "6", "9"), strict=True))
     assert row_problem(good) is None
     assert "not a number" in row_problem(good | {"void_fg_union": "-6"})
     assert "more than" in row_problem(good | {"ignore_fg_intersection": "6"})
     assert "add up" in row_problem(good | {"ignore_bg_union": "7"})
-    assert "only one" in row_problem(good | {"support_fg_union": "4"})
     assert "equal" in row_problem(good | {"void_fg_intersection": "2", "void_bg_union": "10"})
 
 

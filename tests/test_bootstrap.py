@@ -8,7 +8,7 @@ import pytest
 from crnet.bootstrap import Bootstrap, FoldCounts, estimate, read_fold
 from crnet.errors import CrnetError
 from crnet.files import write_csv
-from crnet.metrics import COUNT_COLUMNS, QUERY_COLUMNS
+from crnet.metrics import QUERY_COLUMNS
 
 AREA = 1000
 
@@ -125,8 +125,8 @@ def test_the_papers_size_takes_seconds() -> None:
 
 def write_counts(path, values: np.ndarray, first_query: str = "a") -> None:
     counts = make_counts(values[None])[0]
-    rows = [[0, i, i % 2 + 1, first_query if i == 0 else f"q{i}", *c, 0, 0] for i, c in enumerate(counts)]
-    write_csv(path, ("episode_seed", "episode", "class", "query", *COUNT_COLUMNS), rows)
+    rows = [[0, i, i % 2 + 1, first_query if i == 0 else f"q{i}", *c] for i, c in enumerate(counts)]
+    write_csv(path, ("episode_seed", "episode", "class", "query", *QUERY_COLUMNS), rows)
 
 
 def test_read_fold(tmp_path) -> None:

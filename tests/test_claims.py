@@ -16,7 +16,7 @@ from crnet.config.claims import CLAIMS, claims_job, load_claims
 from crnet.config.schema import load_table
 from crnet.errors import CrnetError
 from crnet.files import canonical, write_csv, write_json
-from crnet.metrics import COUNT_COLUMNS
+from crnet.metrics import QUERY_COLUMNS
 from crnet.report.claims import HEADER, judge_all, render_claims, verdict
 from crnet.report.claims_plot import plot_claims
 
@@ -33,10 +33,10 @@ def write_counts(path: Path, fold: int, percent: float, salt: int, query: str = 
     own = np.random.default_rng([fold, salt]).normal(0, noise, EPISODES)
     hits = np.rint(1000 * np.clip(percent / 100 + shared + own, 0, 1)).astype(int)
     rows = [
-        (0, i, 5 * fold + i % 5 + 1, f"{query}{i}", h, 1000, 8000, 9000 - h, h, 1010, 8000, 9010 - h, 9, 10)
+        (0, i, 5 * fold + i % 5 + 1, f"{query}{i}", h, 1000, 8000, 9000 - h, h, 1010, 8000, 9010 - h)
         for i, h in enumerate(hits)
     ]
-    write_csv(path, ("episode_seed", "episode", "class", "query", *COUNT_COLUMNS), rows)
+    write_csv(path, ("episode_seed", "episode", "class", "query", *QUERY_COLUMNS), rows)
 
 
 def entry(name: str, first: str, second: str, **more) -> dict:

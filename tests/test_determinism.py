@@ -16,7 +16,8 @@ from crnet.encoding import FrozenEncoder
 from crnet.evaluate import _row
 from crnet.features import write_store
 from crnet.files import canonical, read_json
-from crnet.predict import PREDICT, Predictor
+from crnet.limits import PAIRS_TOGETHER
+from crnet.predict import Predictor
 from crnet.training.loop import train
 
 LIVE = {"features": "live", "views": "flip", "augment": "both", "epochs": 1, "epoch_episodes": 8}
@@ -85,12 +86,12 @@ def predictor(tiny, tmp_path_factory):
 def test_order_of_episodes(tiny, predictor):
     """Other neighbours in a batch, batches of the same size: the same counts."""
     index = Index.load(tiny.data)
-    table = episodes.draw(index, 0, 5 * PREDICT, [0], 2, "leave out").episodes
+    table = episodes.draw(index, 0, 5 * PAIRS_TOGETHER, [0], 2, "leave out").episodes
     torch.set_num_threads(1)
 
     def counts(order) -> dict[int, dict]:
         return {p.episode.number: _row(p, index) for p in predictor().fused(list(order))}
 
     first = counts(table)
-    assert len({tuple(row["query"]) for row in first.values()}) > PREDICT
+    assert len({tuple(row["query"]) for row in first.values()}) > PAIRS_TOGETHER
     assert counts(table[::-1]) == counts([*table[1::2], *table[::2]]) == first

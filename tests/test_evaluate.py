@@ -115,7 +115,7 @@ class TestCachedTestPhotos:
     def test_of_another_split_precision_or_encoder_are_refused(self, tiny, weights, stores):
         precision, folders = stores
         spec = tiny.evaluation(tiny.training(), precision="bfloat16" if precision == "float32" else "float32")
-        with pytest.raises(CrnetError, match=f"features of 48 px are of {precision}, not"):
+        with pytest.raises(CrnetError, match=f"holds features of {precision}, not of"):
             Predictor(spec, tiny.data, tiny.encoder, weights, "cpu", folders)
         spec = tiny.evaluation(tiny.training(), precision=precision)
         with pytest.raises(CrnetError, match="features of the train split, not of val"):

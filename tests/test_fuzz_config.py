@@ -274,9 +274,9 @@ def test_any_text_reaches_a_job_unchanged(tmp_path):
     received = tmp_path / "received.json"
     script = tmp_path / "receive.py"
     script.write_text(
-        "import sys, pathlib\nfrom crnet import cli\n"
-        "@cli.cli.command('receive')\n@cli.click.option('--job', type=cli.JSON)\n"
-        f"def receive(job): pathlib.Path({str(received)!r}).write_text(cli.json.dumps(job))\ncli.main()\n"
+        "import click, json, pathlib\nfrom crnet import cli, jobs\n"
+        "@cli.cli.command('receive')\n@click.option('--job', type=jobs.JSON)\n"
+        f"def receive(job): pathlib.Path({str(received)!r}).write_text(json.dumps(job))\ncli.main()\n"
     )
 
     class Params:

@@ -91,10 +91,3 @@ def test_free_memory_is_the_devices(monkeypatch):
     assert free_bytes("cuda") == 5 * GIB
     with pytest.raises(CrnetError, match=r"the GPU has 5\.0 GiB free; lower limits\.pool_gib"):
         check(Need("evaluate", {"pool": 6 * GIB}), "cuda", "run")
-
-
-def test_batches_are_those_of_the_jobs():
-    from crnet import features, predict
-
-    assert (memory.ENCODE, memory.PREDICT, memory.CHUNK) == (predict.ENCODE, predict.PREDICT, predict.CHUNK)
-    assert memory.ENCODE == features.BATCH

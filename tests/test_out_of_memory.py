@@ -96,7 +96,8 @@ class TestGpu:
         whole = CRNet.losses
         monkeypatch.setattr(CRNet, "losses", exhausted_after(7, whole))
         said = run(command, monkeypatch, capsys)
-        assert f"the GPU's memory ran out: {MEASURED} was free; lower train.batch or train.size or use a larger" in said
+        advice = "lower limits.pairs_at_once, train.batch or train.size or use a larger"
+        assert f"the GPU's memory ran out: {MEASURED} was free; {advice}" in said
         assert load_state(where.state)["progress"]["step"] == 7
         assert not (where.out / "failed.json").exists(), "a small GPU is no divergence"
         monkeypatch.setattr(CRNet, "losses", whole)
@@ -108,7 +109,7 @@ class TestGpu:
         spec = tiny.evaluation(tiny.training())
         monkeypatch.setattr(CRNet, "predict", exhausted_after(4, CRNet.predict))
         said = run(["evaluate", "--spec", canonical(spec), *evaluated], monkeypatch, capsys)
-        assert f"{MEASURED} was free; lower evaluate.size, evaluate.scales or the shots" in said
+        assert f"{MEASURED} was free; lower limits.pool_gib, limits.pairs_at_once or evaluate.size" in said
         assert len(load_json(tmp_path / "e.json")["rows"]) == 32
 
     def test_features(self, tiny, tmp_path, gpu, monkeypatch, capsys):
@@ -117,7 +118,7 @@ class TestGpu:
         monkeypatch.setattr(FrozenEncoder, "__call__", exhausted_after(2, FrozenEncoder.__call__))
         command = ["features", "--spec", canonical(spec), "--data", tiny.data, "--encoder", tiny.encoder]
         said = run([*command, "--out", tmp_path / "f"], monkeypatch, capsys)
-        assert f"{MEASURED} was free; lower train.size, or set train.features to 'live'" in said
+        assert f"{MEASURED} was free; lower limits.photos_at_once or train.size" in said
         assert load_json(tmp_path / "f/progress.json")["rows"] == [0, 16]
 
     def test_a_library_that_cannot_say_how_much(self, tiny, evaluated, gpu, monkeypatch, capsys):
@@ -126,7 +127,7 @@ class TestGpu:
 
         monkeypatch.setattr(FrozenEncoder, "__call__", fail)
         said = run(["evaluate", "--spec", canonical(tiny.evaluation(tiny.training())), *evaluated], monkeypatch, capsys)
-        assert "held up to 21.5 GiB and more was asked for, and NVIDIA L4 has 23.6 GiB; lower evaluate.size" in said
+        assert "held up to 21.5 GiB and more was asked for, and NVIDIA L4 has 23.6 GiB; lower limits.pool_gib" in said
 
     def test_another_error_stays_what_it_is(self, tiny, evaluated, monkeypatch):
         def fail(*_):
@@ -155,7 +156,10 @@ class TestCpu:
         assert done.returncode == 2, done.stderr
         assert done.stderr.count("\n") == 1, done.stderr
         assert done.stderr.startswith("crnet: memory ran out: this job held up to "), done.stderr
-        assert "(ulimit -v); lower train.batch or train.size or run fewer jobs at once" in done.stderr
+        assert (
+            "(ulimit -v); lower limits.pairs_at_once, train.batch or train.size or run fewer jobs at once"
+            in done.stderr
+        )
         assert not (where.out / "failed.json").exists()
         done = limited(command, 20 << 30)
         assert done.returncode == 0, done.stderr
@@ -168,7 +172,7 @@ class TestCpu:
         assert len(said) == 1, done.stderr
         assert "Traceback" not in done.stderr
         assert " more was asked for, and the machine has " in said[0]
-        assert "lower evaluate.size, evaluate.scales or the shots" in said[0]
+        assert "lower limits.pool_gib, limits.pairs_at_once or evaluate.size" in said[0]
 
     def test_python_itself(self):
         """Where no torch is: tables, claims, data sets."""

@@ -8,7 +8,7 @@ import pytest
 from crnet.bootstrap import read_fold
 from crnet.errors import CrnetError
 from crnet.files import read_csv, write_csv, write_json
-from crnet.metrics import QUERY_COLUMNS, SUPPORT_COLUMNS
+from crnet.metrics import QUERY_COLUMNS
 from crnet.report.runs import collect, variants
 
 LOG = ("epoch", "step", "loss", "query", "support", "lr", "images_per_second", "peak_memory_bytes")
@@ -56,9 +56,9 @@ def write_evaluation(folder: Path, run: str, spec: dict, scales: tuple[float, ..
         "left_out": {"potted plant 1.5": 1},
     }
     write_json(place / "evaluation.json", report)
-    header = ("episode_seed", "episode", "class", "query", *QUERY_COLUMNS, *SUPPORT_COLUMNS)
-    first = [0, 0, 1, "a", *(10, 20, 60, 80), *(10, 40, 60, 100), 1, 2]
-    second = [0, 1, 2, "b", *(30, 30, 20, 20), *(30, 30, 40, 50), 1, 2]
+    header = ("episode_seed", "episode", "class", "query", *QUERY_COLUMNS)
+    first = [0, 0, 1, "a", *(10, 20, 60, 80), *(10, 40, 60, 100)]
+    second = [0, 1, 2, "b", *(30, 30, 20, 20), *(30, 30, 40, 50)]
     write_csv(place / "counts.csv", header, [first, second])
 
 
@@ -212,9 +212,9 @@ def test_trials_are_runs_and_a_finetuned_evaluation_is_two_rows(tmp_path: Path) 
     finetuned = tuning | {"episodes": {"count": 1}, "evaluate": {"shots": 5, "strategy": "finetune"}}
     write_json(folder / "evaluation.json", {"run": "a-5shot", "spec": finetuned, **ORIGIN, **choice})
     losses = ("support_loss_before", "support_loss_after")
-    header = ("episode_seed", "episode", "class", "query", *QUERY_COLUMNS, *SUPPORT_COLUMNS, *losses)
+    header = ("episode_seed", "episode", "class", "query", *QUERY_COLUMNS, *losses)
     for name, hit in (("counts", 10), ("counts-fusion", 20)):
-        counts = [0, 0, 1, "a", *(hit, 20, 60, 80), *(hit, 40, 60, 100), "", "", 0.8, 0.2]
+        counts = [0, 0, 1, "a", *(hit, 20, 60, 80), *(hit, 40, 60, 100), 0.8, 0.2]
         write_csv(folder / f"{name}.csv", header, [counts])
     rows = {row["run"]: row for row in index(tmp_path)[0]}
     assert [row["kind"] for row in rows.values()] == ["train", "tune", "evaluate", "evaluate"]

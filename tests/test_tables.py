@@ -10,7 +10,7 @@ import pytest
 from crnet.bootstrap import Bootstrap
 from crnet.errors import CrnetError
 from crnet.files import write_csv
-from crnet.metrics import COUNT_COLUMNS
+from crnet.metrics import QUERY_COLUMNS
 from crnet.report.tables import HEADER, render_table
 from crnet.report.tables_tex import escape_tex
 
@@ -23,10 +23,10 @@ def write_counts(path: Path, fold: int, iou: float, seed: int, query: str = "q")
     rng = np.random.default_rng([fold, seed])
     hit = np.rint(1000 * np.clip(iou + rng.normal(0, 0.1, EPISODES), 0, 1)).astype(int)
     rows = [
-        (0, i, 5 * fold + i % 5 + 1, f"{query}{i}", h, 1000, 8000, 9000 - h, h, 1100, 8000, 9100 - h, 9, 10)
+        (0, i, 5 * fold + i % 5 + 1, f"{query}{i}", h, 1000, 8000, 9000 - h, h, 1100, 8000, 9100 - h)
         for i, h in enumerate(hit)
     ]
-    write_csv(path, ("episode_seed", "episode", "class", "query", *COUNT_COLUMNS), rows)
+    write_csv(path, ("episode_seed", "episode", "class", "query", *QUERY_COLUMNS), rows)
 
 
 def make_job(folder: Path) -> dict:

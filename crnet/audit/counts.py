@@ -9,7 +9,7 @@ from crnet.config import resolve
 from crnet.data.episodes import EpisodeTable
 from crnet.data.index import Index
 from crnet.files import read_csv, sha256_file
-from crnet.metrics import COUNT_COLUMNS, QUERY_COLUMNS, SUPPORT_COLUMNS
+from crnet.metrics import QUERY_COLUMNS
 
 DIGEST = "counts: digest is the run's"
 POSSIBLE = "counts: possible, image sizes agree"
@@ -95,18 +95,14 @@ def _possible(check: Check, where: str, rows: list[dict[str, str]], sizes: _Size
 def row_problem(row: Mapping[str, str]) -> str | None:
     """Why no prediction on any mask can have given these counts; None if one can."""
     values = {}
-    for column in COUNT_COLUMNS:
+    for column in QUERY_COLUMNS:
         text = row.get(column)
-        if column in SUPPORT_COLUMNS and text == "":
-            continue
         if text is None or not text.isascii() or not text.isdigit():
             return f"{column} is {shown(text)}, not a number of pixels"
         values[column] = int(text)
-    for first in COUNT_COLUMNS[::2]:
+    for first in QUERY_COLUMNS[::2]:
         union = first.replace("intersection", "union")
-        if (first in values) != (union in values):
-            return f"only one of {first} and {union} is given"
-        if first in values and values[first] > values[union]:
+        if values[first] > values[union]:
             return f"{first} {values[first]} is more than {union} {values[union]}"
     fg, fg_union, bg, bg_union, void_fg, void_fg_union, void_bg, void_bg_union = (values[c] for c in QUERY_COLUMNS)
     if fg_union + bg != bg_union + fg or void_fg_union + void_bg != void_bg_union + void_fg:
@@ -140,5 +136,5 @@ def _episodes(
 
 def _of_supports(rows: list[dict[str, str]]) -> list[list[str | None]]:
     """What both readings of a finetuned network have in common."""
-    shared = (*IDENTITY, *SUPPORT_COLUMNS, "support_loss_before", "support_loss_after")
+    shared = (*IDENTITY, "support_loss_before", "support_loss_after")
     return [[row.get(column) for column in shared] for row in rows]

@@ -22,7 +22,7 @@ from crnet.encoding import compute_dtype
 from crnet.files import read_csv
 from crnet.finetune import Finetuner
 from crnet.machine import configure
-from crnet.metrics import QUERY_COLUMNS, SUPPORT_COLUMNS, episode_counts, fg_counts
+from crnet.metrics import QUERY_COLUMNS, episode_counts
 from crnet.predict import Prediction, Predictor
 
 # Of the query's pixels, by the type that is computed with. Where processor and torch were the run's, 124 episodes of a
@@ -162,13 +162,9 @@ def counts_of(predictor: Predictor, prediction: Prediction) -> dict[str, dict[st
     """File -> column -> pixels, as ``crnet.evaluate`` writes them."""
     index, episode = predictor.index, prediction.episode
     mask = index.class_mask(episode.query, episode.class_id)
-    support = {}
-    if prediction.support is not None:
-        first = index.class_mask(episode.supports[0], episode.class_id)
-        support = dict(zip(SUPPORT_COLUMNS, fg_counts(prediction.support, first), strict=True))
     readings = {"counts.csv": prediction.query, "counts-fusion.csv": prediction.fused}
     return {
-        file: dict(zip(QUERY_COLUMNS, episode_counts(reading, mask), strict=True)) | support
+        file: dict(zip(QUERY_COLUMNS, episode_counts(reading, mask), strict=True))
         for file, reading in readings.items()
         if reading is not None
     }

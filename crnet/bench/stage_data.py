@@ -10,7 +10,8 @@ from crnet.bench.rows import Row, Target, at_least
 from crnet.bench.timing import Work, measure
 from crnet.data import transforms
 from crnet.encoding import FrozenEncoder, as_images
-from crnet.features import BATCH, FeatureStore
+from crnet.features import FeatureStore
+from crnet.limits import PHOTOS_TOGETHER
 from crnet.methods import Method
 from crnet.predict import load_method
 from crnet.stages import ENCODER
@@ -92,7 +93,9 @@ def _method(inputs: Inputs, spec: dict) -> Method:
 def encoder(inputs: Inputs) -> list[Row]:
     """Decoded photos through the frozen encoder, in batches as everywhere, and one by one in float32."""
     options = inputs.options
-    photos = [transforms.squash(inputs.index.read_image(p), options.size) for p in list(inputs.index.photos)[:BATCH]]
+    photos = [
+        transforms.squash(inputs.index.read_image(p), options.size) for p in list(inputs.index.photos)[:PHOTOS_TOGETHER]
+    ]
     ours = _encoder(inputs)
     repeats = 16 if options.device == "cuda" else 1
     fast = measure(lambda: lambda: _encode(ours, photos, repeats), options.device)
@@ -102,7 +105,7 @@ def encoder(inputs: Inputs) -> list[Row]:
     slow = measure(lambda: lambda: len([plain.maps(photo) for photo in few]), options.device, watched=False)
     distance = relative(torch.cat(ours(as_images(few[:1])), 1), reference)
     agreement = require("maps", distance, ROUNDING[options.dtype].values)
-    note = f"n = {fast.units} in batches of {BATCH}, {slow.units} plain; {agreement}"
+    note = f"n = {fast.units} in batches of {PHOTOS_TOGETHER}, {slow.units} plain; {agreement}"
     return [Row(ENCODER, "images", fast, slow, note=note)]
 
 

@@ -14,7 +14,7 @@ from crnet.bench.rows import Row, Target
 from crnet.bench.timing import Measured, measure
 from crnet.errors import CrnetError
 from crnet.files import canonical, write_csv
-from crnet.metrics import COUNT_COLUMNS
+from crnet.metrics import QUERY_COLUMNS
 from crnet.stages import START
 
 STUDY = Path("configs/studies/paper.yaml")
@@ -111,7 +111,7 @@ def _table(inputs: Inputs) -> Row:
 
 def _table_job(folder: Path, rows: int) -> dict:
     chance = np.random.default_rng(0)
-    header = ("episode_seed", "episode", "class", "query", *COUNT_COLUMNS)
+    header = ("episode_seed", "episode", "class", "query", *QUERY_COLUMNS)
     row_jobs = []
     for number in range(rows):
         cells = []
@@ -129,5 +129,5 @@ def _table_job(folder: Path, rows: int) -> dict:
 
 
 def _counts(fold: int, number: int, hit: int) -> tuple:
-    counts = (hit, 1000, 8000, 9000 - hit, hit, 1100, 8000, 9100 - hit, 9, 10)
+    counts = (hit, 1000, 8000, 9000 - hit, hit, 1100, 8000, 9100 - hit)
     return number // 1000, number % 1000, 5 * fold + number % 5 + 1, f"q{number}", *counts

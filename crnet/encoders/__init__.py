@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from crnet.errors import CrnetError
 from crnet.files import atomic_write
+from crnet.out_of_memory import ran_out
 
 # Channel statistics of ImageNet, RGB in [0, 1]; every encoder gets images normalised with them.
 MEAN = (0.485, 0.456, 0.406)
@@ -43,6 +44,8 @@ def build(spec: dict, weights: Path | None) -> nn.Module:
         try:
             encoder.load_state_dict(load_file(weights), strict=True)
         except (OSError, SafetensorError, RuntimeError) as error:
+            if ran_out(error):
+                raise
             raise CrnetError(f"{weights}: does not hold the weights of {spec['name']} ({error}).") from error
     return encoder.eval().requires_grad_(False)
 
