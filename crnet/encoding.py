@@ -31,14 +31,18 @@ class FrozenEncoder:
 
     Attributes:
         channels: Of each map.
-        digest: SHA-256 of weights and buffers when it was built; ``verify`` compares.
+        digest: SHA-256 of its weights and buffers, as they were given.
     """
 
     def __init__(self, spec: dict, weights: Path | None, device: torch.device, precision: str, at_once: int = 0):
-        self.network = encoders.build(spec, weights).to(device, memory_format=torch.channels_last)
+        network = encoders.build(spec, weights)
         self.name: str = spec["name"]
-        self.channels = tuple(self.network.channels)
-        self.digest = encoders.digest(self.network)
+        self.channels = tuple(network.channels)
+        self.digest = encoders.digest(network)
+        if not encoders.is_factory(self.name):
+            encoders.fold_batch_norm(network)
+        self.network = network.to(device, memory_format=torch.channels_last)
+        self._in_use = encoders.digest(self.network)
         self.device, self.precision, self.at_once = device, precision, at_once
 
     @torch.no_grad()
@@ -63,8 +67,8 @@ class FrozenEncoder:
             return self.network(x.contiguous(memory_format=torch.channels_last))
 
     def verify(self) -> None:
-        """Raises CrnetError if a weight or a buffer changed since the encoder was built."""
-        if encoders.digest(self.network) != self.digest:
+        """Raises CrnetError if a weight or a buffer of the network changed since the encoder was built."""
+        if encoders.digest(self.network) != self._in_use:
             raise CrnetError(
                 f"encoder {self.name}: a weight or a batch-norm statistic changed while it was in use, so that "
                 "nothing of this work is kept; its forward must change neither."

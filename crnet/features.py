@@ -9,7 +9,8 @@ computed, as float16 where that was bfloat16. Masks stay with the data set: a st
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,8 @@ def write_store(spec: dict, data: Path, encoder: FrozenEncoder, out: Path) -> No
     pairs = index.pairs(split, range(1, len(index.classes) + 1))
     photos = sorted({pair.image for pair in pairs})
     masks = SquashedMasks(index, spec["size"])
+    # All views of a photo follow each other: it is decoded once for them.
+    photo = lru_cache(maxsize=1)(lambda name: transforms.squash(index.read_image(name), spec["size"]))
     jobs: list[_Job] = [(photo, None, view) for photo in photos for view in range(views)]
     jobs += [(pair.image, pair.class_id, view) for pair in pairs for view in range(views)]
 
@@ -71,7 +74,7 @@ def write_store(spec: dict, data: Path, encoder: FrozenEncoder, out: Path) -> No
     with bar, done:
         for start in starts[len(done.rows) :]:
             batch = jobs[start : start + PHOTOS_TOGETHER]
-            maps = encoder(*_inputs(batch, index, masks, kind))
+            maps = encoder(*_inputs(batch, photo, masks, kind))
             if not arrays:
                 exact = split != "train" and maps[0].dtype == torch.float32
                 arrays = _create(out, len(jobs), maps, np.float32 if exact else np.float16)
@@ -99,13 +102,14 @@ def write_store(spec: dict, data: Path, encoder: FrozenEncoder, out: Path) -> No
     done.remove()
 
 
-def _inputs(batch: list[_Job], index: Index, masks: "SquashedMasks", kind: str) -> tuple[Tensor, Tensor]:
+def _inputs(
+    batch: list[_Job], photo: Callable[[str], np.ndarray], masks: "SquashedMasks", kind: str
+) -> tuple[Tensor, Tensor]:
     """Photos uint8 (N, 3, S, S) in their views, and what is kept of them, bool (N, S, S)."""
     images, keeps, size = [], [], masks.size
-    for photo, class_id, view in batch:
-        image = transforms.squash(index.read_image(photo), size)
-        images.append(transforms.apply_view(kind, view, image))
-        keep = np.ones((size, size), bool) if class_id is None else masks.read(photo, class_id) == 1
+    for name, class_id, view in batch:
+        images.append(transforms.apply_view(kind, view, photo(name)))
+        keep = np.ones((size, size), bool) if class_id is None else masks.read(name, class_id) == 1
         keeps.append(transforms.apply_view_to_mask(kind, view, keep))
     return as_images(images), torch.from_numpy(np.stack(keeps))
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torchvision
+from safetensors.torch import load_file
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from crnet import encoders
@@ -39,7 +40,7 @@ def test_weights_come_from_torchvisions_file_and_another_file_is_refused(module,
     spec = {"name": module.__name__.rsplit(".", 1)[1], "layers": module.DEFAULT_LAYERS, **module.SETTINGS}
     encoder = FrozenEncoder(spec, out, CPU, "float32")
     first = next(p for p in source.parameters() if p.ndim == 4)
-    assert any(torch.equal(first, p) for p in encoder.network.parameters())
+    assert any(torch.equal(first, p) for p in load_file(out).values())
     assert not any(p.requires_grad for p in encoder.network.parameters())
 
     broken = {
@@ -48,6 +49,22 @@ def test_weights_come_from_torchvisions_file_and_another_file_is_refused(module,
     torch.save(broken, archive)
     with pytest.raises(CrnetError, match="not the expected torchvision weights"):
         module.prepare(module.SETTINGS, tmp_path, out, 1)
+
+
+@pytest.mark.parametrize("name", sorted(components("encoder")))
+def test_batch_norm_folded_gives_the_same_maps(name):
+    module = __import__(f"crnet.encoders.{name}", fromlist=["network"])
+    torch.manual_seed(0)
+    network, images = module.network(list(module.LAYERS)), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        for norm in (m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+            norm.weight.uniform_(0.5, 1.5), norm.bias.normal_()
+        network.train()(images)  # statistics that differ from channel to channel
+        maps = network.eval()(images)
+        encoders.fold_batch_norm(network)
+        assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in network.modules())
+        for one, other in zip(maps, network(images), strict=True):
+            assert (one - other).abs().max() < 1e-4 * one.abs().max()
 
 
 def test_resnet_is_torchvisions_dilated_one():
