@@ -6,6 +6,7 @@ whichever of the two dies takes the other along. Where there is no such process,
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -44,6 +45,7 @@ def serve(address: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the workflow waits for its jobs, and they for this
     for module in MODULES:
         importlib.import_module(module)
+    gc.freeze()  # a child's collector would write to all that is here, and so copy it: 0.15 s a job
     Path(address).unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
         mask = os.umask(0o077)  # nobody else may give it commands
