@@ -19,7 +19,7 @@ import threading
 from pathlib import Path
 from typing import NoReturn
 
-ADDRESS = "CRNET_WARM"  # environment variable: interpreter and path of the socket
+ADDRESS = "CRNET_WARM"  # environment variable: folder of the Python environment, and path of the socket
 COMMANDS = ("encoder", "features", "train", "tune", "evaluate", "sheet")  # that import torch
 MODULES = ("crnet.encoders", "crnet.features", "crnet.training.loop", "crnet.trials", "crnet.evaluate", "torch._dynamo")
 LOST = 137  # as of a process killed by SIGKILL
@@ -35,8 +35,13 @@ def start(address: str = ".snakemake/warm") -> subprocess.Popen:
     """
     server = subprocess.Popen([sys.executable, "-m", "crnet.warm", address], stdin=subprocess.PIPE)
     _started.append(server)  # as long as it is referred to, its ``stdin`` is open
-    os.environ[ADDRESS] = f"{sys.executable}{os.pathsep}{address}"
+    os.environ[ADDRESS] = f"{_environment()}{os.pathsep}{address}"
     return server
+
+
+def _environment() -> str:
+    """Of the packages: the folder of the virtual or conda environment, by whichever links it was reached."""
+    return os.path.realpath(sys.prefix)
 
 
 def serve(address: str) -> None:
@@ -115,17 +120,17 @@ def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
 
 def hand_over(arguments: list[str]) -> int | None:
     """Have the server do a command and return its exit status; None if there is no server for it."""
-    python, _, address = os.environ.get(ADDRESS, "").rpartition(os.pathsep)
-    # A job in an environment of its own has another interpreter, and maybe other versions.
-    if python != sys.executable or not arguments or arguments[0] not in COMMANDS:
+    environment, _, address = os.environ.get(ADDRESS, "").rpartition(os.pathsep)
+    # A job in an environment of its own has other packages, and maybe other versions.
+    if environment != _environment() or not arguments or arguments[0] not in COMMANDS:
         return None
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.connect(address)
     except OSError:
         return None
-    environment = {name: value for name, value in os.environ.items() if name != ADDRESS}
-    message = {"arguments": arguments, "folder": os.getcwd(), "environment": environment}
+    variables = {name: value for name, value in os.environ.items() if name != ADDRESS}
+    message = {"arguments": arguments, "folder": os.getcwd(), "environment": variables}
     content = json.dumps(message).encode()
     signal.signal(signal.SIGTERM, lambda *_: _tell(connection, _TERMINATE))
     socket.send_fds(connection, [len(content).to_bytes(8)], [0, 1, 2])

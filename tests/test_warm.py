@@ -99,13 +99,23 @@ def test_a_job_that_the_system_kills_is_reported(tiny, tmp_path, server):
         assert face.wait(SECONDS) == warm.LOST
 
 
-def test_no_server_or_another_interpreter_is_no_loss(server, monkeypatch, tmp_path):
+@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="needs a virtual environment")
+def test_an_environment_reached_by_a_link_is_the_same(server, tmp_path):
+    (tmp_path / "link").symlink_to(sys.prefix)
+    code = "import sys; from crnet import warm; sys.exit(warm.hand_over(['train', '--spec', '{']) or 0)"
+    python = tmp_path / "link/bin" / Path(sys.executable).name
+    done = run([python, "-c", code], server[1])
+    assert done.returncode == 2, "the server refused the specification"
+    assert done.stderr.startswith("Usage: crnet train")
+
+
+def test_no_server_or_another_environment_is_no_loss(server, monkeypatch, tmp_path):
     address = server[1][warm.ADDRESS]
     monkeypatch.setenv(warm.ADDRESS, address)
     assert warm.hand_over(["plan"]) is None
     monkeypatch.setenv(warm.ADDRESS, f"/other{address}")
     assert warm.hand_over(["train"]) is None
-    monkeypatch.setenv(warm.ADDRESS, f"{sys.executable}{os.pathsep}{tmp_path / 'gone'}")
+    monkeypatch.setenv(warm.ADDRESS, f"{os.path.realpath(sys.prefix)}{os.pathsep}{tmp_path / 'gone'}")
     assert warm.hand_over(["train"]) is None
     monkeypatch.delenv(warm.ADDRESS)
     assert warm.hand_over(["train"]) is None
