@@ -7,7 +7,6 @@ import torch
 
 from crnet.errors import CrnetError
 
-
 # Of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES = 1 << 30
