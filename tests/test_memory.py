@@ -75,7 +75,7 @@ def test_too_little_memory_is_one_sentence(monkeypatch):
     with pytest.raises(CrnetError) as caught:
         check(need, "cpu", "crnet-f0-s0")
     assert str(caught.value) == (
-        "crnet-f0-s0: needs about 5.2 GiB of memory and this machine has 2.0 GiB free; lower limits.pairs_at_once and "
+        "crnet-f0-s0: needs about 5.6 GiB of memory and this machine has 2.0 GiB free; lower limits.pairs_at_once and "
         "limits.photos_at_once in the study, or let fewer jobs run at once."
     )
     free["cpu"] = 6 * GIB
