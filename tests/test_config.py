@@ -44,6 +44,7 @@ def refusal(overrides: dict) -> str:
         ({"tables": ["table9"]}, ["unknown table 'table9'", "table2"]),
         ({"tables": ["table2", "table2"]}, ["tables", "twice"]),
         ({"controls": ["crnet"]}, ["'crnet' has weights to train", "prototype"]),
+        ({"controls": ["prototyp"]}, ["controls: unknown method 'prototyp'", "prototype"]),
         ({"device": "tpu"}, ["device", "cpu", "cuda"]),
         ({"evaluate": {"scales": []}}, ["evaluate.scales", "not empty"]),
         ({"evaluate": {"scales": [1.0, 9.0]}}, ["evaluate.scales", "9.0"]),

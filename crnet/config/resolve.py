@@ -137,9 +137,9 @@ def tuning_name(spec: Spec) -> str:
     return name_of(f"{train['method']}-{train['dataset']['name']}-f{train['fold']}-s{train['seed']}-trials", spec)
 
 
-def trains(method: str) -> bool:
+def trains(method: str, where: str = "method") -> bool:
     """Whether a method has weights of its own to train; controls declare ``TRAINS = False``."""
-    return component("method", method, "method").literals.get("TRAINS", True)
+    return component("method", method, where).literals.get("TRAINS", True)
 
 
 def resolve(study: Study, tables_folder: Path) -> Plan:
@@ -189,7 +189,7 @@ def _add_row(plan: Plan, name: str, table: Table, row: Row, shots: int) -> None:
 
 def _add_control(plan: Plan, name: str, table: Table, control: str, shots: int) -> None:
     """Controls have nothing to train and nothing random: one run a fold, at one scale, shared by all tables."""
-    if trains(control):
+    if trains(control, "controls"):
         untrained = ", ".join(m for m in components("method") if not trains(m))
         raise CrnetError(f"controls: {control!r} has weights to train, a control has none; known: {untrained}.")
     for fold in plan.study.benchmarks[table.benchmark].folds:
