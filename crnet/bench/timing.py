@@ -13,6 +13,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from crnet.machine import hand_back_freed_memory
+
 # On a CPU the device is torch: it works in these, and waits in whatever Python does between them.
 CPU_WORK = ("aten::", "mkldnn::", "autograd::", "Optimizer.step")
 
@@ -121,6 +123,7 @@ def reset_peak(device: str) -> None:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif Path("/proc/self/clear_refs").exists():
+        hand_back_freed_memory()
         Path("/proc/self/clear_refs").write_text("5")
 
 
