@@ -38,11 +38,11 @@ class FrozenEncoder:
         network = encoders.build(spec, weights)
         self.name: str = spec["name"]
         self.channels = tuple(network.channels)
-        self.digest = encoders.digest(network)
+        self.digest = self._in_use = encoders.digest(network)
         if not encoders.is_factory(self.name):
             encoders.fold_batch_norm(network)
+            self._in_use = encoders.digest(network)
         self.network = network.to(device, memory_format=torch.channels_last)
-        self._in_use = encoders.digest(self.network)
         self.device, self.precision, self.at_once = device, precision, at_once
 
     @torch.no_grad()

@@ -84,8 +84,8 @@ def digest(encoder: nn.Module) -> str:
 def fold_batch_norm(network: nn.Module) -> None:
     """Take each batch norm of a frozen network into the convolution registered before it, which has to be its input.
 
-    True of the built-in encoders (a test holds it), unknown of a factory's. Saves a pass over every map: 10 to 15 % of
-    ResNet-50's time on a CPU in bfloat16.
+    True of the built-in encoders (a test holds it), unknown of a factory's. Saves a pass over every map: 10 to 17 % of
+    ResNet-50's time on a CPU in bfloat16, at 225 px.
     """
     for parent in list(network.modules()):
         children = list(parent.named_children())
