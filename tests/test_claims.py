@@ -17,7 +17,7 @@ from crnet.config.schema import load_table
 from crnet.errors import CrnetError
 from crnet.files import canonical, write_csv, write_json
 from crnet.metrics import QUERY_COLUMNS
-from crnet.report.claims import HEADER, judge_all, render_claims, verdict
+from crnet.report.claims import HEADER, ONE_SEED, judge_all, render_claims, verdict
 from crnet.report.claims_plot import plot_claims
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -209,7 +209,7 @@ def test_page_says_first_what_the_data_are(tmp_path, generated, orientation, wor
     page = lines_of(job, tmp_path)[1]
     first = page.split("\n\n")[1]
     assert first.startswith("**") and words in first
-    assert "With one training seed an interval covers episodes only" in page
+    assert page.split("\n\n")[3] == ONE_SEED
     assert "Generated scenes." in page and "folds 0, 1 of 4" in page
 
 
@@ -224,7 +224,7 @@ def test_page_of_the_papers_own_data_has_no_banner(tmp_path):
     job = make_job(tmp_path, [KINDS[0][0]], seeds=(0, 1)) | {"generated": False, "orientation_only": False}
     page = lines_of(job, tmp_path)[1]
     assert page.split("\n\n")[1].startswith("Of 1 claim, 1 is supported")
-    assert "2 training seeds" in page and "With one training seed" not in page
+    assert "2 training seeds" in page and ONE_SEED not in page
 
 
 def test_page_names_verdicts_that_hang_on_void_pixels(tmp_path):
@@ -247,7 +247,15 @@ def test_plot_says_verdicts_in_words_and_counts_what_it_leaves_out(tmp_path):
     lines_of(job, tmp_path)
     plot_claims(job, tmp_path / "out/claims.csv", tmp_path / "out/claims")
     said = texts(tmp_path / "out/claims.svg")
-    for words in ("supported", "contradicted", "undecided", "Claim saturates", "Table 2", "paper (other data)"):
+    for words in (
+        "supported",
+        "contradicted",
+        "undecided",
+        "Claim saturates",
+        "Table 2",
+        "paper (other data)",
+        ONE_SEED,
+    ):
         assert words in said, words
     assert "Claim best" not in said
     assert "Not shown, of 9 claims: 1 not testable." in said

@@ -77,6 +77,51 @@ def test_broken_yaml_is_one_sentence(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
+class TestExtends:
+    """A study that says what it differs in, from a study beside it."""
+
+    @pytest.fixture
+    def folder(self, tmp_path) -> Path:
+        (tmp_path / "demo.yaml").write_text((ROOT / "configs/studies/demo.yaml").read_text())
+        return tmp_path
+
+    @staticmethod
+    def write(file: Path, **content) -> Path:
+        file.write_text(yaml.safe_dump(content))
+        return file
+
+    def test_what_it_says_wins_and_the_rest_stays(self, folder):
+        middle = self.write(folder / "middle.yaml", extends="demo.yaml", seeds=[5], train={"batch": 3})
+        last = self.write(folder / "last.yaml", extends="middle.yaml", seeds=[6, 7])
+        assert study.with_bases(last)[0][0] == folder / "demo.yaml"
+        loaded = study.load([last]).study
+        assert (loaded.seeds, loaded.train["batch"]) == ([6, 7], 3)
+        assert loaded.train["lr"] == DEMO["train"]["lr"]
+        # Snakemake hands the keys of the file itself over as overrides, this one too
+        assert study.load([last], yaml.safe_load(last.read_text())).study == loaded
+        assert study.load([last, middle]).study.seeds == [5]
+
+    @pytest.mark.parametrize(
+        "base", ["nowhere.yaml", "../demo.yaml", "", ".", "..", "a\x00b", "x" * 300, 3, ["demo.yaml"], {}]
+    )
+    def test_what_is_no_study_beside_it_is_refused(self, folder, base):
+        file = self.write(folder / "mine.yaml", extends=base)
+        with pytest.raises(CrnetError, match=r"mine\.yaml: extends: .* is not the name of a file") as caught:
+            study.load([file])
+        assert str(caught.value).isprintable()
+
+    def test_a_circle_is_refused(self, folder):
+        first = self.write(folder / "first.yaml", extends="second.yaml")
+        self.write(folder / "second.yaml", extends="first.yaml")
+        with pytest.raises(CrnetError, match=r"second\.yaml: extends: .*first\.yaml extends this file already"):
+            study.load([first])
+
+    def test_a_mistake_names_the_files(self, folder):
+        file = self.write(folder / "mine.yaml", extends="demo.yaml", seedz=[0])
+        with pytest.raises(CrnetError, match=r"demo\.yaml \+ .*mine\.yaml: .*seedz"):
+            study.load([file])
+
+
 def test_wrong_table_rows_are_refused(tmp_path):
     table = yaml.safe_load((ROOT / "configs/tables/table2.yaml").read_text())
     (tmp_path / "configs/tables").mkdir(parents=True)

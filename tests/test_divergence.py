@@ -1,5 +1,6 @@
 """A training that diverges: stopped in one sentence, its last good state kept, marked failed in index and tables."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,11 @@ class TestDivergence:
         assert [row["status"] for row in read_csv(results / "runs.csv")] == ["failed"]
         assert "missing" in (results / "claims.md").read_text()
         assert (results / "figures/table3.png").is_file()
+        assert "the loss is nan" in (results / "README.md").read_text()
+
+        index = (results / "runs.csv").read_bytes()
+        shutil.rmtree(layout.work)  # as in a clone that holds results alone
+        done = CliRunner().invoke(cli, ["render", "--configfile", "study.yaml"])
+        assert done.exit_code == 0, done.output
+        assert "are left as they are: they list trainings that work does not hold" in done.output
+        assert (results / "runs.csv").read_bytes() == index

@@ -34,7 +34,7 @@ LONG = "CRNET_FUZZ_SECONDS" in os.environ
 NASTY = ["", " ", "'", '"', "`id`", "$(touch PWNED)", "; touch PWNED #", "{params.spec}", "{", "}", "{{x}}", "a\nb",
          "\t", "\\", "é", "日本", "\U0001f600", "\x00", "\ud800", "-x", "--out", "..", "../..", "/", "~", "*", "%s",
          "null", "x" * 300, "nan", "1e999", "os:system", "__main__:x", "a.b:c", ":", "table2", "crnet", "main", "small",
-         "layer3", "pascal5i", "shapes80", "cached", "5-shot"]  # fmt: skip
+         "layer3", "pascal5i", "shapes80", "cached", "5-shot", "extends"]  # fmt: skip
 NUMBERS = [0, 1, -1, 2, 3, 5, 20, 21, 2**31, 2**63, 10**400, 0.0, -0.0, 0.5, 1e-300, 1e308, float("nan"), float("inf")]
 SCALARS = st.one_of(
     st.sampled_from([None, True, False, *NUMBERS, *NASTY]),

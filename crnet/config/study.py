@@ -11,12 +11,13 @@ from crnet.config.resolve import Cell, Plan
 from crnet.config.schema import Study, parse
 from crnet.config.settings import component
 from crnet.config.yaml_files import load_yaml
-from crnet.errors import CrnetError
+from crnet.errors import CrnetError, one_line
 from crnet.files import canonical, sha256_text
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_STUDY = Path("configs/studies/demo.yaml")
 TABLES = Path("configs/tables")
+EXTENDS = "extends"  # names the study that a study differs from
 LONGEST_ARGUMENT = 120_000  # Linux: 128 KiB with the rest of the command
 
 
@@ -31,12 +32,12 @@ def load(files: Iterable[Path] = (), overrides: Mapping[str, Any] | None = None,
     Raises:
         CrnetError: Anything in the files that does not fit; nothing has been run then.
     """
-    files = list(files) or [root / DEFAULT_STUDY]
+    layers = [layer for file in list(files) or [root / DEFAULT_STUDY] for layer in with_bases(Path(file))]
     content: dict[str, Any] = {}
-    for file in files:
-        content = merge(content, load_yaml(Path(file)))
-    content = merge(content, overrides or {})
-    where = " + ".join(str(file) for file in files)
+    for _, layer in layers:
+        content = merge(content, layer)
+    content = merge(content, {key: value for key, value in (overrides or {}).items() if key != EXTENDS})
+    where = " + ".join(str(file) for file, _ in layers)
     study = parse(Study, content, where)
     try:
         plan = resolve.resolve(study, root / TABLES)
@@ -46,6 +47,23 @@ def load(files: Iterable[Path] = (), overrides: Mapping[str, Any] | None = None,
         return plan
     except CrnetError as error:
         raise CrnetError(f"{where}: {error}") from error
+
+
+def with_bases(file: Path, above: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str, Any]]]:
+    """A YAML file and its content, behind the files beside it that it ``extends``, the first of them in front.
+
+    Raises:
+        CrnetError: One of them cannot be read or extends what is not the name of another file.
+    """
+    content = load_yaml(file)
+    base = content.pop(EXTENDS, None)
+    if base is None:
+        return [(file, content)]
+    if not isinstance(base, str) or Path(base).name != base or not os.path.isfile(path := file.parent / base):
+        raise CrnetError(f"{file}: {EXTENDS}: {one_line(repr(base))} is not the name of a file in the same folder.")
+    if path in (*above, file):
+        raise CrnetError(f"{file}: {EXTENDS}: {path} extends this file already; take one of the two out.")
+    return [*with_bases(path, (*above, file)), (file, content)]
 
 
 def check_command(name: str, job: Mapping[str, Any]) -> None:

@@ -42,6 +42,7 @@ SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 NOT_RUN, NOT_TESTABLE = "not run", "not testable"
 VERDICTS = (SUPPORTED, CONTRADICTED, UNDECIDED, NOT_RUN, NOT_TESTABLE)
 HEADLINE, OTHER = VOIDS
+ONE_SEED = "One training seed: the intervals cover test episodes, not training again, which may turn a verdict."
 _UNDEFINED = "undefined: no pixel was asked for or predicted"
 
 
@@ -197,6 +198,8 @@ def _plain(value: Any) -> Any:
 def render_markdown(job: Mapping[str, Any], results: Sequence[Judged], bootstrap: Bootstrap) -> str:
     """What the data are, the count of verdicts, one line a claim, and how the verdicts were reached."""
     parts = ["# The paper's claims", *_banner(job), summary(results)]
+    if any(result.seeds == 1 for result in results):
+        parts.append(ONE_SEED)
     parts.append(_grid(results))
     parts += caption(job, results, bootstrap)
     return "\n\n".join(parts) + "\n"
@@ -322,13 +325,7 @@ def _sizes(job: Mapping[str, Any], tested: Sequence[Judged]) -> str:
         tables.setdefault(folds, []).append(table_name(result.claim["table"]))
     places = [f"{folds} ({', '.join(dict.fromkeys(names))})" for folds, names in tables.items()]
     where = "; ".join(places) if len(places) > 1 else next(iter(tables))
-    text = f"{_span(seeds)} training seed{'' if seeds == {1} else 's'}, {_span(episodes)} episodes a fold; {where}."
-    if 1 in seeds:
-        text += (
-            " With one training seed an interval covers episodes only: a verdict is about these trained models, not "
-            "about training them again."
-        )
-    return text
+    return f"{_span(seeds)} training seed{'' if seeds == {1} else 's'}, {_span(episodes)} episodes a fold; {where}."
 
 
 def _span(values: set[int]) -> str:

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from crnet.config.claims import table_name
 from crnet.errors import CrnetError
 from crnet.files import read_csv
-from crnet.report.claims import CONTRADICTED, HEADER, NOT_RUN, NOT_TESTABLE, SUPPORTED, UNDECIDED
+from crnet.report.claims import CONTRADICTED, HEADER, NOT_RUN, NOT_TESTABLE, ONE_SEED, SUPPORTED, UNDECIDED
 from crnet.report.figures import BLACK, BLUE, GREY, PURPLE, SHADE, STYLE, VERMILLION, WIDTH, save
 
 # Colour, marker and its filling; the verdict stands beside each line in words, too.
@@ -51,7 +51,8 @@ def plot_claims(job: dict[str, Any], claims_csv: Path, out_prefix: Path) -> None
         axes = figure.subplots()
         if tested:
             _panel(axes, groups)
-            axes.set_xlabel("\n".join(["difference in points", *_left_out(lines)]))
+            once = [ONE_SEED] if any(line["seeds"] == "1" for line in tested) else []
+            axes.set_xlabel("\n".join(["difference in points", *once, *_left_out(lines)]))
             handles = _legend(job, tested)
             figure.legend(handles=handles, loc="outside lower center", ncols=(len(handles) + 1) // 2)
         else:

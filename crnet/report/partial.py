@@ -11,10 +11,11 @@ from crnet.config import study
 from crnet.config.claims import CLAIMS, claims_job
 from crnet.config.resolve import Plan, training_name
 from crnet.config.study import Layout
-from crnet.files import read_json
+from crnet.files import read_csv, read_json
 from crnet.report.claims import render_claims
 from crnet.report.claims_plot import plot_claims
 from crnet.report.figures import plot_table
+from crnet.report.page import write_page
 from crnet.report.runs import collect
 from crnet.report.tables import render_table
 
@@ -22,7 +23,7 @@ FAILED = "failed.json"  # as crnet.training.loop writes it, which imports torch
 
 
 def render(files: Sequence[Path], root: Path = study.ROOT) -> str:
-    """Write tables, claims and index of a study from what is there; returns what was found as a few lines.
+    """Write tables, claims, index and page of a study from what is there; returns what was found as a few lines.
 
     Raises:
         CrnetError: the study does not fit, or a file that is there is not what it should be.
@@ -39,10 +40,11 @@ def render(files: Sequence[Path], root: Path = study.ROOT) -> str:
     job = claims_job(plan, layout, root / CLAIMS)
     render_claims(job, results / "claims")
     plot_claims(job, results / "claims.csv", results / "figures" / "claims")
-    _index(plan, layout, results)
+    notes = _index(plan, layout, results)
+    write_page(study.page_job(plan), results)
     done = sum(Path(layout.counts_of(cell)).is_file() for cell in plan.cells)
     lines = [f"{results}: {done} of {len(plan.cells)} cells have counts, trainings that failed: {len(failed)}"]
-    return "\n".join([*lines, *(f"failed: {name}: {why}" for name, why in failed.items())])
+    return "\n".join([*lines, *notes, *(f"failed: {name}: {why}" for name, why in failed.items())])
 
 
 def failures(plan: Plan, layout: Layout) -> dict[str, str]:
@@ -65,10 +67,16 @@ def mark(job: dict, plan: Plan, layout: Layout, failed: dict[str, str]) -> dict:
     return job
 
 
-def _index(plan: Plan, layout: Layout, results: Path) -> None:
+def _index(plan: Plan, layout: Layout, results: Path) -> list[str]:
+    """Write the index, unless that would take trainings out of it: results are kept where their work is not."""
     folders = [Path(layout.training(name)) for name in plan.trainings]
     reports = [folder / "train.json" for folder in folders]
     reports = [path if path.is_file() else path.with_name(FAILED) for path in reports]
+    known = {path.parent.name for path in _there(reports)}
+    listed = read_csv(results / "runs.csv") if (results / "runs.csv").is_file() else []
+    if gone := sorted({row["run"] for row in listed} & set(plan.trainings) - known):
+        text = f"they list trainings that {layout.work} does not hold, e.g. {gone[0]}"
+        return [f"{results}/runs.csv and training.csv are left as they are: {text}"]
     collect(
         _there(reports),
         [path for path in _there(folder / "log.csv" for folder in folders) if (path.parent / "train.json").is_file()],
@@ -77,6 +85,7 @@ def _index(plan: Plan, layout: Layout, results: Path) -> None:
         results / "runs.csv",
         results / "training.csv",
     )
+    return []
 
 
 def _there(paths) -> list[Path]:
