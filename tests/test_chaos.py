@@ -64,17 +64,26 @@ def test_killed_at_random_moments_the_study_ends_with_the_same_bytes(undisturbed
         assert [kind for kind in KINDS if not chaos.tally.by_kind(kind)] == []
 
 
-@pytest.mark.parametrize("made", ["work/data/*/dataset.json", "work/features/*/features.json"])
-def test_killed_before_snakemake_recorded_it_a_file_hides_nothing_behind_it(undisturbed, tmp_path, made):
+@pytest.mark.parametrize(
+    ("made", "missing", "behind"),
+    [
+        ("work/data/*/dataset.json", ["work/train", "results/chaos"], {"data", "train", "tune", "evaluate"}),
+        ("work/features/*/features.json", ["work/train", "results/chaos"], {"features", "train", "tune", "evaluate"}),
+        ("results/chaos/finetune/*/choice.json", ["results/chaos/evaluate", "results/chaos/tables"], {"tune"}),
+    ],
+)
+def test_killed_before_snakemake_recorded_it_a_file_hides_nothing_behind_it(
+    undisturbed, tmp_path, made, missing, behind
+):
     folder = tmp_path / "copy"
     shutil.copytree(undisturbed[0], folder)
-    for later in ("work/train", "results/chaos"):
+    for later in missing:
         shutil.rmtree(folder / later)
     file = next(folder.glob(made)).relative_to(folder)
     # How Snakemake marks a job that it has started.
     (folder / ".snakemake/incomplete" / base64.b64encode(str(file).encode()).decode()).touch()
     planned = re.findall(r"^(?:local)?rule (\w+):", say_again(folder, "--dry-run"), re.MULTILINE)
-    assert {file.parts[1], "train", "tune", "evaluate", "finetune", "table", "page"} <= set(planned)
+    assert {*behind, "finetune", "table", "page"} <= set(planned)
 
 
 def test_a_preemption_notice_while_snakemake_chooses_its_next_jobs(archives, tmp_path):

@@ -195,6 +195,7 @@ ANCIENT = [
     *ENCODERS,
     *[f"{features}/features.json" for features in FEATURES],
     *EPISODES,
+    *[f"{AT.tuning(name)}/choice.json" for name in PLAN.tunings],
     *rules.feasible.output,
 ]
 

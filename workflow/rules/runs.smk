@@ -136,7 +136,8 @@ use rule evaluate as finetune with:
         unpack(lambda wc: predicting_files(PLAN.evaluations[wc.run])),
         episodes=lambda wc: ancient(AT.episodes(PLAN.evaluations[wc.run])),
         weights=lambda wc: AT.weights(PLAN.evaluations[wc.run]),
-        choice=lambda wc: AT.choice(PLAN.evaluations[wc.run]),
+        # It follows from its spec and the weights; a clone may write the two files of results in either order.
+        choice=lambda wc: ancient(AT.choice(PLAN.evaluations[wc.run])),
     output:
         f"{AT.results}/evaluate/{{run}}/counts.csv",
         f"{AT.results}/evaluate/{{run}}/counts-fusion.csv",
