@@ -116,6 +116,16 @@ def estimate(row: Sequence[FoldCounts], metric: str, void: str) -> float:
     return float(np.mean([score(part.class_sums(), metric, void).mean() for part in row]))
 
 
+def seed_deviation(row: Sequence[FoldCounts], metric: str, void: str) -> float | None:
+    """Standard deviation, over training seeds, of the mean over folds, in [0, 1]; None unless all folds have the same
+    two or more seeds. Test episodes are fixed: it says how far training again moves the score."""
+    seeds = {part.seeds for part in row}
+    if len(seeds) != 1 or len(row[0].seeds) < 2:
+        return None
+    by_seed = np.mean([score(part.class_sums(), metric, void) for part in row], axis=0)
+    return float(np.std(by_seed, ddof=1))
+
+
 class Bootstrap:
     """One plan of resampling, shared by all rows of a table; draws and scores are kept, so reuse the object.
 

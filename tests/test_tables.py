@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,10 +83,10 @@ def markdown_row(text: str, label: str) -> list[str]:
     return [cell.strip().replace("\N{NO-BREAK SPACE}", " ") for cell in line.strip("|").split("|")]
 
 
-def expected_miou(job: dict, row: int, fold: int, union: int) -> float:
+def expected_miou(job: dict, row: int, fold: int, union: int, seeds: Sequence[int] = SEEDS) -> float:
     values = []
     for cell in job["rows"][row]["cells"]:
-        if cell["fold"] == fold:
+        if cell["fold"] == fold and cell["seed"] in seeds:
             with open(cell["counts"], newline="") as stream:
                 counts = list(csv.DictReader(stream))
             hits = {}
@@ -107,9 +108,13 @@ def test_csv_holds_every_fold_and_mean(job: dict, tmp_path: Path) -> None:
         assert float(mean["low"]) < float(mean["value"]) < float(mean["high"])
         assert float(mean["difference"]) == pytest.approx(np.mean(folds) - 49.1, abs=0.006)
         assert (mean["seeds"], mean["episodes"], mean["paper"]) == ("2", "240", "49.10")
+        by_seed = [np.mean([expected_miou(job, 1, fold, union, [seed]) for fold in FOLDS]) for seed in SEEDS]
+        assert float(mean["seed_sd"]) == pytest.approx(np.std(by_seed, ddof=1), abs=0.006)
+        assert float(mean["seed_sd"]) > 0
     assert lines["all-fg", "mean", "miou", "ignore"]["paper"] == ""
     assert lines["both", "mean", "fbiou", "ignore"]["difference"] == ""
     assert lines["all-fg", "0", "miou", "ignore"]["seeds"] == "1"
+    assert lines["all-fg", "mean", "miou", "ignore"]["seed_sd"] == ""
 
 
 def test_markdown_for_readers(job: dict, tmp_path: Path) -> None:
@@ -122,8 +127,9 @@ def test_markdown_for_readers(job: dict, tmp_path: Path) -> None:
     assert row[3:5] == [f"**{value:.1f}** [{low:.1f}, {high:.1f}]", "36.3"]
     assert len(row) == 1 + 2 + 3  # mIoU with the paper's value, FB-IoU without
     row = markdown_row(details, "Condition only")
-    assert row[-3:-1] == [f"**{value:.1f}** [{low:.1f}, {high:.1f}]", "36.3"]
-    assert len(row) == 1 + 2 + 4 + 3
+    assert row[-4:-1] == [f"**{value:.1f}** [{low:.1f}, {high:.1f}]", f"{float(mean['seed_sd']):.1f}", "36.3"]
+    assert len(row) == 1 + 2 + 4 + 4
+    assert "SD of seeds" in details and "SD of seeds" not in compact
     assert [line for line in text.splitlines() if line.startswith("##")] == [
         "## 1-shot, void counted as background",
         "## Details by fold",
@@ -146,6 +152,7 @@ def test_caption_names_estimator_sizes_and_limits(job: dict, tmp_path: Path) -> 
         "95 % percentile interval of a stratified bootstrap: episodes resampled within class, training seeds "
         "within fold, 200 resamples.",
         "2 training seeds and 60 episodes a fold",
+        "Standard deviation of the mean mIoU between training seeds: ",
         "The mean is over folds 0, 1, 2 and 3.",
         "orientation only",
     ):
@@ -166,7 +173,7 @@ def test_missing_fold_prints_and_takes_the_mean_with_it(job: dict, tmp_path: Pat
     compact, details = text.split("## Details by fold")
     row = markdown_row(details, "Both")
     assert row[5] == "missing (fold 2, seed 1)"
-    assert row[-3:] == ["missing (fold 2, seed 1)", "49.1", "—"]
+    assert row[-4:] == ["missing (fold 2, seed 1)", "—", "49.1", "—"]
     assert markdown_row(compact, "Both")[3:5] == ["missing (fold 2, seed 1)", "49.1"]
     assert escape_tex("Both: 100 % & more_ 1-shot: missing (fold 2, seed 1).") in tex
 
@@ -237,7 +244,7 @@ def test_fewer_folds_than_the_data_set_has(
     _, text, tex = render(job | {"folds": list(folds), "dataset_folds": 4}, tmp_path)
     compact, details = text.split("## Details by fold")
     columns = [f"Fold {fold}" for fold in folds] if len(folds) > 1 else []
-    assert markdown_row(details, "Difference")[3:] == [*columns, heading, "Paper", "Difference"]
+    assert markdown_row(details, "Difference")[3:] == [*columns, heading, "SD of seeds", "Paper", "Difference"]
     assert sentence in compact and sentence in tex
     title = next(line for line in compact.splitlines() if line.startswith("## "))
     assert (heading.lower() in title) == (len(folds) < 4)

@@ -6,7 +6,7 @@ from typing import Any
 
 from crnet.bootstrap import Bootstrap
 from crnet.files import read_json
-from crnet.report.table_cells import NOT_AVAILABLE, REPORTED, Cell
+from crnet.report.table_cells import NOT_AVAILABLE, REPORTED, VOIDS, Cell
 from crnet.report.table_layout import all_folds, row_label, shown_shots, total
 
 
@@ -78,7 +78,17 @@ def _sizes(job: dict, cells: Sequence[Cell]) -> str:
     text += f"{_span({cell.episodes for cell in known})} episodes a fold, the same for every row."
     if 1 in seeds:
         text += " With one training seed an interval covers episodes only."
-    return text
+    return f"{text}{_deviations(cells)}"
+
+
+def _deviations(cells: Sequence[Cell]) -> str:
+    """How far the rows' means over folds move when they are trained again, on the same episodes."""
+    means = [c for c in cells if (c.fold, c.metric, c.void) == ("mean", "miou", VOIDS[0]) and c.seed_sd is not None]
+    if not means:
+        return ""
+    low, high = (f"{extreme(c.seed_sd for c in means):.1f}" for extreme in (min, max))
+    size = f"{low} points" if low == high else f"{low} to {high} points, by row"
+    return f" Standard deviation of the mean mIoU between training seeds: {size}."
 
 
 def _span(values: set[int]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crnet.bootstrap import Bootstrap, FoldCounts, read_fold
+from crnet.bootstrap import Bootstrap, FoldCounts, read_fold, seed_deviation
 from crnet.errors import CrnetError
 from crnet.metrics import VOID_COLUMNS
 
@@ -24,7 +24,10 @@ NOT_AVAILABLE = "N/A"
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table, in percent. ``fold``: an index or "mean". ``note``: why a value is absent."""
+    """One number of a table, in percent. ``fold``: an index or "mean". ``note``: why a value is absent.
+
+    ``seed_sd``: standard deviation between training seeds, in points; None with one seed.
+    """
 
     row: str
     label: str
@@ -36,6 +39,7 @@ class Cell:
     low: float | None = None
     high: float | None = None
     seeds: int | None = None
+    seed_sd: float | None = None
     episodes: int | None = None
     paper: float | None = None
     note: str = ""
@@ -127,6 +131,8 @@ def _row_cells(
             return Cell(**base, fold=fold, note="undefined: no pixel was asked for or predicted", **more)
         seeds = min(len(part.seeds) for part in folds)
         count = sum(len(part.classes) for part in folds)
+        deviation = seed_deviation(folds, metric, void)
+        more["seed_sd"] = None if deviation is None else 100 * deviation
         return Cell(**base, fold=fold, value=value, low=low, high=high, seeds=seeds, episodes=count, **more)
 
     for fold in job["folds"]:

@@ -9,6 +9,7 @@ from crnet.report.table_cells import METRIC_NAMES, NOT_AVAILABLE, REPORTED, VOID
 TICK = "✓"
 NONE = "—"
 DETAILS = "Details by fold"
+SEED_SD = "SD of seeds"
 READING = "How to read the numbers"
 
 

@@ -65,12 +65,15 @@ def _detail_grid(job: dict, cells: Sequence[Cell], shots: int, metric: str, void
     quoted = any(c.paper is not None for c in cells if (c.shots, c.metric) == key and c.row in ours)
     folds = layout.fold_columns(job)
     head = [*(f"Fold {fold}" for fold in folds), layout.mean_name(job)]
+    spread = any(c.seed_sd is not None for c in cells if (c.shots, c.metric, c.fold) == (*key, "mean"))
+    head += [layout.SEED_SD] if spread else []
     head += ["Paper", "Difference"] if quoted else []
 
     def numbers(row: dict) -> list[str]:
         *parts, mean = layout.select(cells, row, shots, metric, void)
+        deviation = [layout.number(mean.seed_sd)] if spread else []
         paper = [layout.number(mean.paper), layout.number(mean.difference, "+")] if quoted else []
-        return [*(_fold_text(cell) for cell in parts if folds), _mean_text(mean), *paper]
+        return [*(_fold_text(cell) for cell in parts if folds), _mean_text(mean), *deviation, *paper]
 
     return _grouped(job, layout.detail_groups(job), head, ["r"] * len(head), numbers)
 
