@@ -21,10 +21,12 @@ def make_counts(quality: np.ndarray) -> np.ndarray:
     return np.concatenate([half, half], axis=-1)
 
 
-def make_fold(quality: np.ndarray, fold: int = 0, classes: int = 5, episodes: str = "same") -> FoldCounts:
+def make_fold(
+    quality: np.ndarray, fold: int = 0, classes: int = 5, episodes: str = "same", queries: np.ndarray | None = None
+) -> FoldCounts:
     seeds, count = quality.shape
-    labels = np.arange(count) % classes + 1
-    return FoldCounts(fold, tuple(range(seeds)), labels, make_counts(quality), episodes)
+    labels, queries = np.arange(count) % classes + 1, np.arange(count) if queries is None else queries
+    return FoldCounts(fold, tuple(range(seeds)), labels, queries, make_counts(quality), episodes)
 
 
 def quality(rng: np.random.Generator, seeds: int, episodes: int, mean: float = 0.5) -> np.ndarray:
@@ -59,6 +61,30 @@ def test_width_matches_the_standard_error_and_adds_seeds() -> None:
     assert high > 0.59
 
 
+def test_episodes_of_one_photo_are_drawn_together() -> None:
+    values = np.random.default_rng(7).normal(0.5, 0.1, (1, 100))
+    once = Bootstrap().interval([make_fold(values, classes=1)], "miou", "ignore")
+    again = np.repeat(values, 10, axis=1)
+    photos = np.repeat(np.arange(100)[::-1] + 5, 10)  # other numbers, other order
+    same = Bootstrap().interval([make_fold(again, classes=1, queries=photos)], "miou", "ignore")
+    assert same == pytest.approx(once)  # ten times as many episodes on the same photos say no more
+    apart = Bootstrap().interval([make_fold(again, classes=1)], "miou", "ignore")
+    assert (same.high - same.low) / (apart.high - apart.low) == pytest.approx(np.sqrt(10), rel=0.1)
+
+
+def test_coverage_over_photos() -> None:
+    rng = np.random.default_rng(8)
+    hits = 0
+    for trial in range(200):
+        photo = np.repeat(np.arange(60), 5)  # twelve photos a class, five episodes each
+        values = rng.normal(0.5, 0.15, (60, 1)) + rng.normal(0, 0.05, (60, 5))
+        counts = make_counts(np.clip(values.reshape(1, -1), 0, 1))
+        fold = FoldCounts(0, (0,), photo % 5 + 1, photo, counts, str(trial))
+        interval = Bootstrap(400).interval([fold], "miou", "ignore")
+        hits += interval.low <= 0.5 <= interval.high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
 def test_seeds_share_the_resampled_episodes() -> None:
     values = quality(np.random.default_rng(2), 1, 200)
     one = Bootstrap().replicates([make_fold(values)], "miou", "ignore")
@@ -68,7 +94,7 @@ def test_seeds_share_the_resampled_episodes() -> None:
 
 def test_strata_keep_their_size() -> None:
     classes = np.array([1] * 40 + [2] * 3)
-    fold = FoldCounts(0, (0,), classes, make_counts(np.where(classes == 1, 0.2, 0.8)[None]), "unequal")
+    fold = FoldCounts(0, (0,), classes, np.arange(43), make_counts(np.where(classes == 1, 0.2, 0.8)[None]), "unequal")
     assert np.ptp(Bootstrap().replicates([fold], "fbiou", "ignore")) < 1e-12  # constant within each class
 
 
@@ -136,6 +162,7 @@ def test_read_fold(tmp_path) -> None:
     assert fold.counts.shape == (2, 6, len(QUERY_COLUMNS))
     assert fold.seeds == (0, 1)
     assert fold.fold == 2
+    assert fold.photos == 6
     assert estimate([fold], "miou", "ignore") == pytest.approx(0.375)
 
 

@@ -32,7 +32,7 @@ def make_table(path: Path, missing: bool = False) -> dict:
                 numbers = ("", "", "") if gone else (value, value - 2, value + 2)
                 note = "missing (fold 1, seed 0)" if gone else ""
                 quoted = paper if paper and fold == "mean" else ""
-                lines.append(("table3", name, label, 1, fold, "miou", void, *numbers, 1, "", 9, quoted, "", note))
+                lines.append(("table3", name, label, 1, fold, "miou", void, *numbers, 1, "", 9, 9, quoted, "", note))
     write_csv(path, HEADER, lines)
     return job
 
@@ -86,11 +86,11 @@ def test_table_plot_marks_quoted_rows_and_shots(tmp_path: Path) -> None:
         for shots in (1, 5):
             for fold in (*FOLDS, "mean"):
                 for row, paper in (("canet", 55.4 if fold == "mean" else ""), ("pl", "")):
-                    empty = ("", "", "", "", "", "", paper, "", "reported, not run here")
+                    empty = ("", "", "", "", "", "", "", paper, "", "reported, not run here")
                     lines.append(("table3", row, row, shots, fold, "miou", void, *empty))
                 for row in ("full", "all-fg"):
                     if shots == 5:
-                        empty = ("", "", "", "", "", "", "", "", "N/A: needs two supports")
+                        empty = ("", "", "", "", "", "", "", "", "", "N/A: needs two supports")
                         lines.append(("table3", row, row, shots, fold, "miou", void, *empty))
     write_csv(tmp_path / "table3.csv", HEADER, lines)
     plot_table(job, tmp_path / "table3.csv", tmp_path / "plot")
@@ -113,7 +113,7 @@ def make_k_shot(path: Path) -> dict:
             known = shots > 1 or "finetune" not in name
             numbers = (value + shots, value + shots - 1, value + shots + 1) if known else ("", "", "")
             paper = 57.5 if name == "stripped-finetune" and known else ""
-            lines.append(("table4", name, name, shots, "mean", "miou", VOIDS[0], *numbers, 1, "", 9, paper, "", ""))
+            lines.append(("table4", name, name, shots, "mean", "miou", VOIDS[0], *numbers, 1, "", 9, 9, paper, "", ""))
     write_csv(path, HEADER, lines)
     job = {"table": "table4", "folds": [1], "dataset_folds": 4, "shots": [1, 5, 10], "metrics": ["miou"]}
     return job | {"orientation_only": False, "rows": rows}

@@ -107,7 +107,7 @@ def test_csv_holds_every_fold_and_mean(job: dict, tmp_path: Path) -> None:
         assert float(mean["value"]) == pytest.approx(np.mean(folds), abs=0.006)
         assert float(mean["low"]) < float(mean["value"]) < float(mean["high"])
         assert float(mean["difference"]) == pytest.approx(np.mean(folds) - 49.1, abs=0.006)
-        assert (mean["seeds"], mean["episodes"], mean["paper"]) == ("2", "240", "49.10")
+        assert (mean["seeds"], mean["episodes"], mean["photos"], mean["paper"]) == ("2", "240", "240", "49.10")
         by_seed = [np.mean([expected_miou(job, 1, fold, union, [seed]) for fold in FOLDS]) for seed in SEEDS]
         assert float(mean["seed_sd"]) == pytest.approx(np.std(by_seed, ddof=1), abs=0.006)
         assert float(mean["seed_sd"]) > 0
@@ -149,9 +149,9 @@ def test_caption_names_estimator_sizes_and_limits(job: dict, tmp_path: Path) -> 
     _, text, tex = render(job, tmp_path)
     for words in (
         "Generated scenes.",
-        "95 % percentile interval of a stratified bootstrap: episodes resampled within class, training seeds "
-        "within fold, 200 resamples.",
-        "2 training seeds and 60 episodes a fold",
+        "95 % percentile interval of a stratified bootstrap: query photos resampled within class, each with all its "
+        "episodes, training seeds within fold, 200 resamples.",
+        "2 training seeds and 60 episodes a fold on 60 query photos",
         "Standard deviation of the mean mIoU between training seeds: ",
         "The mean is over folds 0, 1, 2 and 3.",
         "orientation only",

@@ -36,13 +36,13 @@ from crnet.report.tables import CSV_DECIMALS
 HEADER = (
     *("id", "claim", "paper", "estimate", "low", "high", "verdict"),
     *("paper_inside", "direction", "bound", "metric", "void", "table", "first", "second", "shots", "folds"),
-    *("seeds", "episodes", "where", "estimate_ignore", "low_ignore", "high_ignore", "verdict_ignore", "note"),
+    *("seeds", "episodes", "photos", "where", "estimate_ignore", "low_ignore", "high_ignore", "verdict_ignore", "note"),
 )
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 NOT_RUN, NOT_TESTABLE = "not run", "not testable"
 VERDICTS = (SUPPORTED, CONTRADICTED, UNDECIDED, NOT_RUN, NOT_TESTABLE)
 HEADLINE, OTHER = VOIDS
-ONE_SEED = "One training seed: the intervals cover test episodes, not training again, which may turn a verdict."
+ONE_SEED = "One training seed: the intervals cover the choice of photos, not training again, which may turn a verdict."
 _UNDEFINED = "undefined: no pixel was asked for or predicted"
 
 
@@ -55,7 +55,7 @@ class Judged:
         verdict: one of ``VERDICTS``, under the headline's void convention.
         difference: the interval of first minus second by void convention; empty where there is none.
         verdicts: verdict by void convention; empty where nothing was measured.
-        folds, seeds, episodes: what it was measured on, seeds per fold and episodes over all folds.
+        folds, seeds, episodes, photos: what it was measured on, seeds per fold, the others over all folds.
         why: why nothing was measured.
     """
 
@@ -66,6 +66,7 @@ class Judged:
     folds: tuple[int, ...] = ()
     seeds: int | None = None
     episodes: int | None = None
+    photos: int | None = None
     why: str = ""
 
     @property
@@ -157,6 +158,7 @@ def _judge(
         folds=tuple(part.fold for part in first),
         seeds=min(len(part.seeds) for part in (*first, *second)),
         episodes=sum(len(part.classes) for part in first),
+        photos=sum(part.photos for part in first),
         why="; ".join(notes),
     )
 
@@ -175,7 +177,7 @@ def _csv_row(result: Judged) -> list[Any]:
         *(claim["id"], claim["claim"], claim["paper"], *here, result.verdict),
         *("" if inside is None else "yes" if inside else "no", claim["direction"], float(claim["bound"])),
         *(claim["metric"], HEADLINE, claim["table"], claim["first"], claim["second"], claim["shots"]),
-        *(" ".join(map(str, result.folds)), result.seeds, result.episodes, claim["where"]),
+        *(" ".join(map(str, result.folds)), result.seeds, result.episodes, result.photos, claim["where"]),
         *(*there, result.verdicts.get(OTHER)),
         "; ".join(filter(None, [result.why, claim["note"]])),
     ]
@@ -280,9 +282,9 @@ def caption(job: Mapping[str, Any], results: Sequence[Judged], bootstrap: Bootst
     tested = [result for result in results if result.difference]
     estimator = (
         f"Ours: the first cell minus the second, in points of mIoU unless the claim says FB-IoU, mean over folds; "
-        f"[low, high] is the {level} percentile interval of a stratified bootstrap over episodes and training seeds, "
-        f"{bootstrap.resamples} resamples, paired: both cells see the same episodes and, where they are equal, the "
-        f"same seeds. {_sizes(job, tested)}"
+        f"[low, high] is the {level} percentile interval of a stratified bootstrap over query photos, each with all "
+        f"its episodes, and training seeds, {bootstrap.resamples} resamples, paired: both cells see the same photos "
+        f"and, where they are equal, the same seeds. {_sizes(job, tested)}"
     )
     rule = (
         "Verdict: a claim that one is above the other is supported if the whole interval lies above 0 (or above the "
@@ -316,7 +318,7 @@ def _sizes(job: Mapping[str, Any], tested: Sequence[Judged]) -> str:
     if not tested:
         return "No claim was run."
     seeds = {result.seeds for result in tested}
-    episodes = {result.episodes // len(result.folds) for result in tested}
+    episodes, photos = ({getattr(r, key) // len(r.folds) for r in tested} for key in ("episodes", "photos"))
     tables: dict[str, list[str]] = {}  # by their folds
     for result in tested:
         folds = f"fold{'s' if len(result.folds) > 1 else ''} {', '.join(map(str, result.folds))}"
@@ -325,7 +327,10 @@ def _sizes(job: Mapping[str, Any], tested: Sequence[Judged]) -> str:
         tables.setdefault(folds, []).append(table_name(result.claim["table"]))
     places = [f"{folds} ({', '.join(dict.fromkeys(names))})" for folds, names in tables.items()]
     where = "; ".join(places) if len(places) > 1 else next(iter(tables))
-    return f"{_span(seeds)} training seed{'' if seeds == {1} else 's'}, {_span(episodes)} episodes a fold; {where}."
+    return (
+        f"{_span(seeds)} training seed{'' if seeds == {1} else 's'}, {_span(episodes)} episodes a fold "
+        f"on {_span(photos)} query photos; {where}."
+    )
 
 
 def _span(values: set[int]) -> str:

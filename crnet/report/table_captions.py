@@ -30,13 +30,15 @@ def own_notes(job: dict[str, Any], cells: Sequence[Cell]) -> list[str]:
 def reading(job: dict[str, Any], bootstrap: Bootstrap) -> list[str]:
     """Paragraphs that tables of one study share: the study, scores, intervals, void, the paper's values, controls."""
     score = (
-        "Percent. Each fold is tested on classes that its training never showed; a fold's value is the mean "
-        "over its training seeds. mIoU: IoU accumulated over the episodes of a class, then averaged over classes."
+        "Percent. Each fold is tested on classes that its training never labelled, though its photos may show "
+        "them; a fold's value is the mean over its training seeds. mIoU: IoU accumulated over the episodes of a class, "
+        "then averaged over classes."
     )
     pooled = "FB-IoU: mean of the foreground and the background IoU, each pooled over all episodes of a fold."
     interval = (
         f"[low, high] is the {100 * bootstrap.level:g} % percentile interval of a stratified bootstrap: "
-        f"episodes resampled within class, training seeds within fold, {bootstrap.resamples} resamples."
+        "query photos resampled within class, each with all its episodes, training seeds within fold, "
+        f"{bootstrap.resamples} resamples."
     )
     void = (
         "Void pixels: the paper does not say how it treats them. Counted as background, as the code of its "
@@ -47,7 +49,10 @@ def reading(job: dict[str, Any], bootstrap: Bootstrap) -> list[str]:
         paper += " They are for orientation only, because the data here differ from the paper's."
     paragraphs = [job["caption"], score, pooled if "fbiou" in job["metrics"] else "", interval, void, paper]
     if any(row["control"] for row in job["rows"]):
-        paragraphs.append("Controls are never trained and have no seeds: floors that a method must clear.")
+        paragraphs.append(
+            "Controls are never trained and have no seeds: floors that a method must clear. The prototype takes all "
+            "maps that the encoder gives, also where a row takes the last alone."
+        )
     return [paragraph.strip() for paragraph in paragraphs if paragraph.strip()]
 
 
@@ -75,9 +80,10 @@ def _sizes(job: dict, cells: Sequence[Cell]) -> str:
     if not known:
         return ""
     text = f"{_span(seeds)} training seed{'' if seeds == {1} else 's'} and " if seeds else ""
-    text += f"{_span({cell.episodes for cell in known})} episodes a fold, the same for every row."
+    text += f"{_span({cell.episodes for cell in known})} episodes a fold on {_span({cell.photos for cell in known})} "
+    text += "query photos, the same for every row."
     if 1 in seeds:
-        text += " With one training seed an interval covers episodes only."
+        text += " With one training seed an interval covers the choice of these photos only."
     return f"{text}{_deviations(cells)}"
 
 

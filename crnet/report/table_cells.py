@@ -26,7 +26,8 @@ NOT_AVAILABLE = "N/A"
 class Cell:
     """One number of a table, in percent. ``fold``: an index or "mean". ``note``: why a value is absent.
 
-    ``seed_sd``: standard deviation between training seeds, in points; None with one seed.
+    ``photos``: query photos of the episodes, of each class for itself. ``seed_sd``: standard deviation between training
+    seeds, in points; None with one seed.
     """
 
     row: str
@@ -41,6 +42,7 @@ class Cell:
     seeds: int | None = None
     seed_sd: float | None = None
     episodes: int | None = None
+    photos: int | None = None
     paper: float | None = None
     note: str = ""
 
@@ -130,10 +132,10 @@ def _row_cells(
         if math.isnan(value):
             return Cell(**base, fold=fold, note="undefined: no pixel was asked for or predicted", **more)
         seeds = min(len(part.seeds) for part in folds)
-        count = sum(len(part.classes) for part in folds)
+        more |= {"episodes": sum(len(part.classes) for part in folds), "photos": sum(part.photos for part in folds)}
         deviation = seed_deviation(folds, metric, void)
         more["seed_sd"] = None if deviation is None else 100 * deviation
-        return Cell(**base, fold=fold, value=value, low=low, high=high, seeds=seeds, episodes=count, **more)
+        return Cell(**base, fold=fold, value=value, low=low, high=high, seeds=seeds, **more)
 
     for fold in job["folds"]:
         yield measured(fold, [parts[fold]]) if fold in parts else Cell(**base, fold=fold, note=notes[fold])

@@ -18,7 +18,7 @@ __all__ = ["HEADER", "METRIC_NAMES", "VOIDS", "VOID_NAMES", "Cell", "collect", "
 
 HEADER = (
     *("table", "row", "label", "shots", "fold", "metric", "void", "value", "low", "high"),
-    *("seeds", "seed_sd", "episodes", "paper", "difference", "note"),
+    *("seeds", "seed_sd", "episodes", "photos", "paper", "difference", "note"),
 )
 CSV_DECIMALS = 2
 
@@ -45,7 +45,7 @@ def render_table(job: dict[str, Any], out_prefix: Path, bootstrap: Bootstrap | N
 def _csv_row(table: str, cell: Cell) -> tuple:
     return (
         *(table, cell.row, cell.label, cell.shots, cell.fold, cell.metric, cell.void),
-        *(cell.value, cell.low, cell.high, cell.seeds, cell.seed_sd, cell.episodes),
+        *(cell.value, cell.low, cell.high, cell.seeds, cell.seed_sd, cell.episodes, cell.photos),
         *(cell.paper, cell.difference, cell.note),
     )
 
