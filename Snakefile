@@ -19,12 +19,14 @@ studies.export_package(workflow.basedir)
 try:
     PLAN = studies.load(workflow.configfiles, config, Path(workflow.basedir))
     AT = studies.Layout(PLAN)
+    studies.check_folders(AT)
     CLAIMS = paper_claims.claims_job(PLAN, AT, Path(workflow.basedir) / paper_claims.CLAIMS)
 except CrnetError as error:
     raise WorkflowError(f"crnet: {error}")
 
 STUDY = PLAN.study
 TABLES = {name: studies.table_job(PLAN, AT, name) for name in PLAN.tables}
+JOBS = {**TABLES, "claims": CLAIMS}
 SHEET = studies.sheet_job(PLAN, AT)
 K_SHOT = "table4" if "table4" in TABLES else None
 FORMATS = ["png", "svg"]
@@ -35,6 +37,7 @@ wildcard_constraints:
     name=r"[^/]+",
     run=r"[^/]+",
     table="|".join(TABLES),
+    job="|".join(JOBS),
 
 
 resource_scopes:
@@ -66,7 +69,8 @@ onstart:
 
 onsuccess:
     # Snakemake skips what is missing behind an ancient input that this call made anew: say so instead of looking done.
-    if missing := [path for path in rules.tables.input if not Path(path).exists()]:
+    whole = set(workflow.dag_settings.targets) <= {"all", "tables"}
+    if whole and (missing := [path for path in rules.tables.input if not Path(path).exists()]):
         print(
             f"crnet: {len(missing)} tables and plots are not made yet, e.g. {missing[0]}; call snakemake again to go on."
         )

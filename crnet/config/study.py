@@ -61,9 +61,21 @@ def with_bases(file: Path, above: tuple[Path, ...] = ()) -> list[tuple[Path, dic
         return [(file, content)]
     if not isinstance(base, str) or Path(base).name != base or not os.path.isfile(path := file.parent / base):
         raise CrnetError(f"{file}: {EXTENDS}: {one_line(repr(base))} is not the name of a file in the same folder.")
+    if "study" not in content:
+        raise CrnetError(
+            f"{file}: study: is missing; without a name of its own it would overwrite the results of {base}."
+        )
     if path in (*above, file):
         raise CrnetError(f"{file}: {EXTENDS}: {path} extends this file already; take one of the two out.")
     return [*with_bases(path, (*above, file)), (file, content)]
+
+
+def check_folders(layout: "Layout") -> None:
+    """Raise CrnetError if a file stands where the workflow needs a folder."""
+    for place in (layout.archives, layout.extracted_root, layout.work, layout.results):
+        for path in (Path(place), *Path(place).parents):
+            if path.exists() and not path.is_dir():
+                raise CrnetError(f"{path}: a file stands where a folder has to be; move it away.")
 
 
 def check_command(name: str, job: Mapping[str, Any]) -> None:
@@ -237,8 +249,9 @@ def encoder_text(spec: Mapping[str, Any]) -> str:
 
 def page_job(plan: Plan) -> dict[str, Any]:
     """What a study's page says besides its results: its caption, its tables in order, how it was made."""
-    study = plan.study
-    chosen = "" if study.study == DEFAULT_STUDY.stem else f" --configfile {DEFAULT_STUDY.with_stem(study.study)}"
+    study, file = plan.study, DEFAULT_STUDY.with_stem(plan.study.study)
+    chosen = f" --configfile {file}" if (ROOT / file).is_file() else " --configfile STUDY.yaml"
+    chosen = "" if file == DEFAULT_STUDY else chosen
     return {
         "study": study.study,
         "title": study.title,

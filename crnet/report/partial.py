@@ -1,46 +1,52 @@
 """``crnet render``: a study that is not whole, as it stands; Snakemake makes a table only when all its cells are there.
 
 What a failed training left (``failed.json``) and what is absent is marked in the tables, the claims and the index of
-runs. The files are those that the workflow makes; when the rest is there, it makes them anew.
+runs. The files are those that the workflow makes; when the rest is there, it makes them anew. Nothing published gets
+poorer: a table of which every count is gone, and an index that lists runs whose reports are gone, stay as they are.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from crnet.config import study
 from crnet.config.claims import CLAIMS, claims_job
 from crnet.config.resolve import Plan, training_name
 from crnet.config.study import Layout
-from crnet.files import read_csv, read_json
+from crnet.errors import CrnetError
+from crnet.files import atomic_write, read_csv, read_json
 from crnet.report.claims import render_claims
 from crnet.report.claims_plot import plot_claims
 from crnet.report.figures import plot_table
-from crnet.report.page import write_page
+from crnet.report.k_shot import plot_k_shot
+from crnet.report.page import CURVE_TABLE, write_page
 from crnet.report.runs import collect
 from crnet.report.tables import render_table
 
 FAILED = "failed.json"  # as crnet.training.loop writes it, which imports torch
+INDEX = ("runs.csv", "training.csv")
 
 
 def render(files: Sequence[Path], root: Path = study.ROOT) -> str:
     """Write tables, claims, index and page of a study from what is there; returns what was found as a few lines.
 
     Raises:
-        CrnetError: the study does not fit, or a file that is there is not what it should be.
+        CrnetError: the study does not fit, nothing of it is here, or a file that is there is not what it should be.
     """
     plan = study.load(files, root=root)
     layout = Layout(plan)
     results = Path(layout.results)
     failed = failures(plan, layout)
+    if not results.is_dir() and not failed:
+        raise CrnetError(f"{results.resolve()}: is not there; start crnet render in the folder that holds the results.")
+    notes = []
     for name in plan.tables:
-        render_table(
-            table := mark(study.table_job(plan, layout, name), plan, layout, failed), results / "tables" / name
-        )
-        plot_table(table, results / "tables" / f"{name}.csv", results / "figures" / name)
-    job = claims_job(plan, layout, root / CLAIMS)
-    render_claims(job, results / "claims")
-    plot_claims(job, results / "claims.csv", results / "figures" / "claims")
-    notes = _index(plan, layout, results)
+        table = mark(study.table_job(plan, layout, name), plan, layout, failed)
+        notes += _table(table, results)
+    _claims(claims_job(plan, layout, root / CLAIMS), results)
+    notes += _index(plan, layout, results)
     write_page(study.page_job(plan), results)
     done = sum(Path(layout.counts_of(cell)).is_file() for cell in plan.cells)
     lines = [f"{results}: {done} of {len(plan.cells)} cells have counts, trainings that failed: {len(failed)}"]
@@ -48,13 +54,25 @@ def render(files: Sequence[Path], root: Path = study.ROOT) -> str:
 
 
 def failures(plan: Plan, layout: Layout) -> dict[str, str]:
-    """Why a training failed, by its name; not of those that finished later."""
-    folders = {name: Path(layout.training(name)) for name in plan.trainings}
-    return {
-        name: read_json(folder / FAILED)["failed"]
-        for name, folder in folders.items()
-        if (folder / FAILED).is_file() and not (folder / "train.json").is_file()
-    }
+    """Why a training failed, by its name; not of those that finished later. Where the work is gone, the index knows."""
+    index = Path(layout.results) / INDEX[0]
+    rows = read_csv(index) if index.is_file() else []
+    failed = {row["run"]: row["failed"] for row in rows if row.get("status") == "failed"}
+    failed = {name: why for name, why in failed.items() if name in plan.trainings}
+    for name in plan.trainings:
+        folder = Path(layout.training(name))
+        if (folder / "train.json").is_file():
+            failed.pop(name, None)
+        elif (folder / FAILED).is_file():
+            failed[name] = _reason(folder / FAILED)
+    return failed
+
+
+def _reason(path: Path) -> str:
+    try:
+        return str(read_json(path)["failed"])
+    except (KeyError, TypeError) as error:
+        raise CrnetError(f"{path}: does not say why the training failed; delete it and train again.") from error
 
 
 def mark(job: dict, plan: Plan, layout: Layout, failed: dict[str, str]) -> dict:
@@ -67,26 +85,67 @@ def mark(job: dict, plan: Plan, layout: Layout, failed: dict[str, str]) -> dict:
     return job
 
 
-def _index(plan: Plan, layout: Layout, results: Path) -> list[str]:
-    """Write the index, unless that would take trainings out of it: results are kept where their work is not."""
-    folders = [Path(layout.training(name)) for name in plan.trainings]
-    reports = [folder / "train.json" for folder in folders]
-    reports = [path if path.is_file() else path.with_name(FAILED) for path in reports]
-    known = {path.parent.name for path in _there(reports)}
-    listed = read_csv(results / "runs.csv") if (results / "runs.csv").is_file() else []
-    if gone := sorted({row["run"] for row in listed} & set(plan.trainings) - known):
-        text = f"they list trainings that {layout.work} does not hold, e.g. {gone[0]}"
-        return [f"{results}/runs.csv and training.csv are left as they are: {text}"]
-    collect(
-        _there(reports),
-        [path for path in _there(folder / "log.csv" for folder in folders) if (path.parent / "train.json").is_file()],
-        _there(Path(layout.tuning(name)) / "choice.json" for name in plan.tunings),
-        _there(Path(layout.evaluation(name)) / "evaluation.json" for name in plan.evaluations),
-        results / "runs.csv",
-        results / "training.csv",
-    )
+def _table(job: Mapping[str, Any], results: Path) -> list[str]:
+    prefix, figure = results / "tables" / job["table"], results / "figures" / job["table"]
+    counts = [Path(cell["counts"]) for row in job["rows"] for cell in row["cells"]]
+    stored = prefix.with_suffix(".csv")
+    gone = counts and not any(path.is_file() for path in counts)
+    if gone and stored.is_file() and any(row.get("value") for row in read_csv(stored)):
+        return [f"{stored} is left as it is: it holds values whose counts are all gone"]
+    render_table(job, prefix)
+    plot_table(job, stored, figure)
+    if job["table"] == CURVE_TABLE:
+        plot_k_shot(job, stored, results / "figures/k-shot")
+    _outdate(counts, [*_named(prefix, "csv", "md", "tex"), *_named(figure, "png", "svg")])
     return []
 
 
-def _there(paths) -> list[Path]:
+def _claims(job: Mapping[str, Any], results: Path) -> None:
+    prefix, figure = results / "claims", results / "figures/claims"
+    render_claims(job, prefix)
+    plot_claims(job, prefix.with_suffix(".csv"), figure)
+    counts = [Path(cell["counts"]) for place in job["places"].values() for cell in place["cells"]]
+    _outdate(counts, [*_named(prefix, "csv", "md"), *_named(figure, "png", "svg")])
+
+
+def _named(prefix: Path, *suffixes: str) -> list[Path]:
+    return [prefix.with_suffix(f".{suffix}") for suffix in suffixes]
+
+
+def _outdate(counts: Iterable[Path], made: Iterable[Path]) -> None:
+    """Date back what has gaps: counts that are brought here later keep their times, and Snakemake compares these."""
+    if not all(path.is_file() for path in counts):
+        for path in made:
+            os.utime(path, (0, 0))
+
+
+def _index(plan: Plan, layout: Layout, results: Path) -> list[str]:
+    """Write the index, unless that would take runs out of it: results are kept where their work is not."""
+    folders = [Path(layout.training(name)) for name in plan.trainings]
+    reports = [folder / "train.json" for folder in folders]
+    reports = [path if path.is_file() else path.with_name(FAILED) for path in reports]
+    evaluations = _there(Path(layout.evaluation(name)) / "evaluation.json" for name in plan.evaluations)
+    with TemporaryDirectory() as temporary:
+        made = [Path(temporary) / name for name in INDEX]
+        collect(
+            _there(reports),
+            [path for path in _there(f / "log.csv" for f in folders) if path.with_name("train.json").is_file()],
+            _there(Path(layout.tuning(name)) / "choice.json" for name in plan.tunings),
+            [path for path in evaluations if path.with_name("counts.csv").is_file()],
+            *made,
+        )
+        for name, path in zip(INDEX, made, strict=True):
+            if gone := sorted(_runs(results / name) - _runs(path)):
+                text = f"{name} lists {gone[0]} ({len(gone)} runs in all), whose report or log is not here"
+                return [f"{results / INDEX[0]} and {INDEX[1]} are left as they are: {text}"]
+        for name, path in zip(INDEX, made, strict=True):
+            atomic_write(results / name, path.read_bytes())
+    return []
+
+
+def _runs(index: Path) -> set[str]:
+    return {row["run"] for row in read_csv(index) if row.get("run")} if index.is_file() else set()
+
+
+def _there(paths: Iterable[Path]) -> list[Path]:
     return [path for path in paths if path.is_file()]

@@ -65,7 +65,9 @@ rule encoder:
 
 rule episodes:
     input:
-        lambda wc: f"{AT.data(EPISODES[f'{AT.results}/episodes/{wc.name}.csv']['train']['dataset'])}/dataset.json",
+        lambda wc: ancient(
+            f"{AT.data(EPISODES[f'{AT.results}/episodes/{wc.name}.csv']['train']['dataset'])}/dataset.json"
+        ),
     output:
         table=f"{AT.results}/episodes/{{name}}.csv",
         about=f"{AT.results}/episodes/{{name}}.json",

@@ -3,6 +3,7 @@
 
 localrules:
     runs,
+    job,
     table,
     claims,
     k_shot,
@@ -34,9 +35,24 @@ rule runs:
         " --training-log {output.log:q} > {log:q} 2>&1"
 
 
+rule job:
+    # A clone knows no params of the past, and has no such file: it renders what may have been asked differently before.
+    output:
+        f"{AT.work}/jobs/{STUDY.study}/{{job}}.json",
+    log:
+        f"logs/report/{STUDY.study}-{{job}}-job.log",
+    conda:
+        "../../environment.yml"
+    params:
+        job=lambda wc: canonical(JOBS[wc.job]),
+    shell:
+        "printf '%s\\n' {params.job:q} > {output:q} 2> {log:q}"
+
+
 rule table:
     input:
         lambda wc: [cell["counts"] for row in TABLES[wc.table]["rows"] for cell in row["cells"]],
+        job=f"{AT.work}/jobs/{STUDY.study}/{{table}}.json",
     output:
         f"{AT.results}/tables/{{table}}.csv",
         report(
@@ -68,6 +84,7 @@ rule table:
 rule claims:
     input:
         [cell["counts"] for place in CLAIMS["places"].values() for cell in place["cells"]],
+        job=f"{AT.work}/jobs/{STUDY.study}/claims.json",
     output:
         f"{AT.results}/claims.csv",
         report(f"{AT.results}/claims.md", category="Claims", caption="../report/claims.rst"),
@@ -202,6 +219,7 @@ ANCIENT = [
 
 rule tables:
     input:
+        [f"{AT.work}/jobs/{STUDY.study}/{job}.json" for job in JOBS],
         RENDERED,
         rules.page.output,
         [path for path in ANCIENT if os.path.exists(path)],
