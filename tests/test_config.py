@@ -91,8 +91,8 @@ class TestExtends:
         return file
 
     def test_what_it_says_wins_and_the_rest_stays(self, folder):
-        middle = self.write(folder / "middle.yaml", extends="demo.yaml", seeds=[5], train={"batch": 3})
-        last = self.write(folder / "last.yaml", extends="middle.yaml", seeds=[6, 7])
+        middle = self.write(folder / "middle.yaml", extends="demo.yaml", study="middle", seeds=[5], train={"batch": 3})
+        last = self.write(folder / "last.yaml", extends="middle.yaml", study="last", seeds=[6, 7])
         assert study.with_bases(last)[0][0] == folder / "demo.yaml"
         loaded = study.load([last]).study
         assert (loaded.seeds, loaded.train["batch"]) == ([6, 7], 3)
@@ -111,13 +111,18 @@ class TestExtends:
         assert str(caught.value).isprintable()
 
     def test_a_circle_is_refused(self, folder):
-        first = self.write(folder / "first.yaml", extends="second.yaml")
-        self.write(folder / "second.yaml", extends="first.yaml")
+        first = self.write(folder / "first.yaml", extends="second.yaml", study="first")
+        self.write(folder / "second.yaml", extends="first.yaml", study="second")
         with pytest.raises(CrnetError, match=r"second\.yaml: extends: .*first\.yaml extends this file already"):
             study.load([first])
 
+    def test_without_a_name_of_its_own_it_is_refused(self, folder):
+        file = self.write(folder / "mine.yaml", extends="demo.yaml", seeds=[0])
+        with pytest.raises(CrnetError, match=r"mine\.yaml: study: is missing; .* overwrite the results of demo\.yaml"):
+            study.load([file])
+
     def test_a_mistake_names_the_files(self, folder):
-        file = self.write(folder / "mine.yaml", extends="demo.yaml", seedz=[0])
+        file = self.write(folder / "mine.yaml", extends="demo.yaml", study="mine", seedz=[0])
         with pytest.raises(CrnetError, match=r"demo\.yaml \+ .*mine\.yaml: .*seedz"):
             study.load([file])
 
