@@ -11,7 +11,7 @@ import click
 
 from crnet import __version__, jobs
 from crnet.errors import CrnetError
-from crnet.files import REMEDIES
+from crnet.files import REMEDIES, require_writable, write_csv
 from crnet.jobs import PATH, device_option
 from crnet.out_of_memory import explained
 from crnet.preemption import STATUS, Preempted
@@ -87,10 +87,14 @@ def show(results: Path) -> None:
 @click.option("--out", type=PATH, help="Write the table of findings here too, as CSV.")
 def check_data(files: tuple[Path, ...], out: Path | None) -> None:
     """Read every photo and mask of a study and list all that is wrong; status 3 if anything is."""
-    from crnet.data.check import check_study, describe
+    from crnet.data.check import HEADER, check_study, describe, rows
 
+    if out is not None:
+        require_writable(out)
     results = check_study(files)
-    click.echo(describe(results, out))
+    click.echo(describe(results))  # first, so that nothing found is lost with the file
+    if out is not None:
+        write_csv(out, HEADER, rows(results))
     if any(result.findings for result in results):
         sys.exit(3)
 
@@ -161,7 +165,7 @@ def bench(
 
     given = {name: value for name, value in given.items() if value is not None}
     options = Options.quick(**given) if quick else Options(**given)
-    click.echo(run(options, stages, with_scaling, json, markdown))
+    run(options, stages, with_scaling, json, markdown)
 
 
 for job in jobs.COMMANDS:

@@ -32,7 +32,18 @@ REMEDIES = {
 
 
 class DamagedFile(CrnetError, ValueError):
-    """A file that was read is not what its format says; a ValueError too, for those who can do without the file."""
+    """A file that was read is not what its format says; a ValueError too, for those who can do without the file.
+
+    Attributes:
+        what: what is wrong with which file, without what to do about it.
+    """
+
+    def __init__(self, path: str | os.PathLike, what: str):
+        super().__init__(f"{path}: {what}; put it back from a copy, or delete it to have it made again.")
+        self.what, self._parts = f"{path}: {what}", (str(path), what)
+
+    def __reduce__(self) -> tuple:
+        return DamagedFile, self._parts  # loader workers send it to the training
 
 
 def canonical(value: Any) -> str:
@@ -85,9 +96,34 @@ def atomic_write(path: str | os.PathLike, content: str | bytes, keep: str | os.P
         raise cannot_write(path, len(data), error) from error
 
 
+def require_writable(path: str | os.PathLike) -> None:
+    """Make the folder of ``path`` and try to write there, so that hours of work do not end in a path that is none.
+
+    Raises:
+        CrnetError: it is a folder, or cannot be written; what it holds is untouched.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        with _alone(temporary):
+            temporary.unlink()
+    except OSError as error:
+        remedy = REMEDIES.get(error.errno, "see to its folder")
+        raise CrnetError(
+            f"{path}: cannot be written ({error.strerror or error}); {remedy}, or give another path."
+        ) from error
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
 def _write(path: Path, data: bytes, keep: str | os.PathLike | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = _temporary(path)
     with _alone(temporary) as stream:
         try:
             stream.write(data)
@@ -128,12 +164,19 @@ def write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Seq
 
 
 def read_csv(path: str | os.PathLike) -> list[dict[str, str]]:
-    """The rows of a CSV with a header. Raises DamagedFile if it is none."""
+    """The rows of a CSV with a header, each with all columns. Raises DamagedFile if it is none."""
     try:
         with open(path, newline="", encoding="utf-8") as stream:
-            return list(csv.DictReader(stream))
+            lines = csv.reader(stream)
+            header, rows = next(lines, []), []
+            for line in lines:
+                if len(line) == len(header):
+                    rows.append(dict(zip(header, line, strict=True)))
+                elif line:  # a blank line is none
+                    raise csv.Error(f"line {lines.line_num} has {len(line)} cells, its header {len(header)}")
+            return rows
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DamagedFile(f"{path}: is no CSV any more ({error}); delete it to have it made again.") from error
+        raise DamagedFile(path, f"is no CSV any more ({error})") from error
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -146,4 +189,4 @@ def read_json(path: str | os.PathLike) -> Any:
         with open(path, encoding="utf-8") as stream:
             return json.load(stream)
     except (ValueError, RecursionError) as error:
-        raise DamagedFile(f"{path}: is no JSON any more ({error}); delete it to have it made again.") from error
+        raise DamagedFile(path, f"is no JSON any more ({error})") from error

@@ -13,6 +13,7 @@ from crnet.config import resolve, study
 from crnet.config.resolve import Cell, Plan
 from crnet.config.study import Layout
 from crnet.data.archives import is_verified
+from crnet.data.index import ABOUT, reading
 from crnet.demand import Demand
 from crnet.files import read_json
 from crnet.gpu import has_nvidia_gpu
@@ -223,8 +224,9 @@ def _data_lines(plan: Plan, layout: Layout, data: Sequence[DataSet]) -> list[str
     for each in data:
         name = each.spec["name"]
         if each.prepared:
-            about = read_json(each.folder / "dataset.json")
-            text = f"{name}: prepared, {about['subset'] or 'the whole data set'}, digest {about['digest'][:16]}"
+            with reading(each.folder):
+                about = read_json(each.folder / ABOUT)
+                text = f"{name}: prepared, {about['subset'] or 'the whole data set'}, digest {about['digest'][:16]}"
         else:
             photos = each.photos
             text = f"{name}: not prepared yet" + (f", {photos:,} photos" if photos else "")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from crnet.errors import CrnetError
-from crnet.files import read_json
+from crnet.files import DamagedFile, read_json
 from crnet.gpu import gpu_name
 from crnet.provenance import cpu_name
 from crnet.stages import START, Stage
@@ -70,8 +70,8 @@ def load(files: Sequence[Path]) -> Rates:
 def _read(path: Path) -> Rates:
     if not path.is_file():
         raise CrnetError(f"{path}: is absent; `crnet bench --json {path}` makes it on the machine to be planned for.")
-    content: Any = read_json(path)
     try:
+        content: Any = read_json(path)
         origin = content["provenance"]
         kind = "cuda" if origin["device"].startswith("cuda") else "cpu"
         rates = Rates(origin["gpu" if kind == "cuda" else "cpu"], kind, int(origin["threads"]), [path])
@@ -82,7 +82,10 @@ def _read(path: Path) -> Rates:
                     raise CrnetError(f"{path}: {stage['stage']}: seconds and operations must be above 0.")
                 rates.measured.setdefault(stage["stage"], []).append(((operations or 0) / 2, seconds))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CrnetError(f"{path}: is not what `crnet bench --json` writes ({error!r}).") from error
+        reason = error.__cause__ if isinstance(error, DamagedFile) else repr(error)
+        raise CrnetError(
+            f"{path}: is not what `crnet bench --json` writes ({reason}); give one that it wrote."
+        ) from error
     return rates
 
 

@@ -22,6 +22,7 @@ from crnet.data import transforms
 from crnet.data.archives import Archive
 from crnet.data.archives import resolve as resolve_archive
 from crnet.data.extract import STAMP
+from crnet.data.index import ABOUT, IMAGES, PAIRS, reading
 from crnet.data.splits import Splits
 from crnet.errors import CrnetError
 from crnet.files import read_csv
@@ -63,13 +64,14 @@ class DataSet:
 
     @cached_property
     def prepared(self) -> bool:
-        return (self.folder / "dataset.json").is_file()
+        return (self.folder / ABOUT).is_file()
 
     @cached_property
     def pairs(self) -> list[tuple[str, str, int]] | None:
         """All (split, image, class id), prepared or published; None if they are not known yet."""
         if self.prepared:
-            return [(row["split"], row["image"], int(row["class"])) for row in read_csv(self.folder / "pairs.csv")]
+            with reading(self.folder):
+                return [(row["split"], row["image"], int(row["class"])) for row in read_csv(self.folder / PAIRS)]
         published: Callable | None = getattr(self.module, "published_pairs", None)
         if published is None:
             return None
@@ -95,7 +97,8 @@ class DataSet:
     def photos(self) -> int | None:
         """Photos of both splits."""
         if self.prepared:
-            return len(read_csv(self.folder / "images.csv"))
+            with reading(self.folder):
+                return len(read_csv(self.folder / IMAGES))
         if self.generated:
             return self.spec["images_train"] + self.spec["images_val"]
         if self.pairs is not None:

@@ -15,7 +15,7 @@ import re
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -26,6 +26,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import quote
 
+from crnet.errors import CrnetError
 from crnet.files import canonical, read_csv, sha256_text
 from crnet.report.runs import SETTINGS
 
@@ -42,6 +43,8 @@ METRICS_PER_BATCH, PARAMS_PER_BATCH = 800, 100  # a batch may hold 1000 entries 
 
 IDENTITY_PARAMS = ("method", "dataset.name", "fold", "seed", "shots")
 CELL_PARAMS = ("fold", "seed")  # what differs between the children of one parent
+RUN_COLUMNS = ("run", "kind", "status", "variant", *IDENTITY_PARAMS, "seconds")  # what no run can be shown without
+RESTORE = "put it back from a copy, or delete it and let the workflow make it again"
 SCORES = {
     "miou_ignore": "test/miou",
     "fbiou_ignore": "test/fbiou",
@@ -89,15 +92,22 @@ def sync(results: Path, runs_csv: Path, training_csv: Path, uri: str) -> bool:
         Whether the store holds all runs; if not, a sentence on stderr has said why and how to rebuild it.
 
     Raises:
-        OSError: One of the index files cannot be read. No failure of MLflow raises.
+        CrnetError: One of the index files is not what :func:`crnet.report.runs.collect` writes, or ``runs_csv`` names
+            no run; without ``training_csv`` there is a warning, and no curves. No failure of MLflow raises.
     """
-    study, rows = Path(results).resolve().name, read_csv(runs_csv)
-    curves: dict[str, list[dict[str, str]]] = {}
-    for line in read_csv(training_csv):
-        curves.setdefault(line["run"], []).append(line)
+    study = Path(results).resolve().name
     by_dataset: dict[str, list[Record]] = {}
+    if not (rows := _lines(runs_csv, RUN_COLUMNS)):
+        raise CrnetError(f"{runs_csv}: names no run; {RESTORE}.")
+    curves: dict[str, list[dict[str, str]]] = {}
+    for line in _curve_lines(training_csv):
+        curves.setdefault(line["run"], []).append(line)
     for row in rows:
-        by_dataset.setdefault(row["dataset.name"], []).append(_record(row, curves.get(row["run"], []), study))
+        try:
+            record = _record(row, curves.get(row["run"], []), study)
+        except ValueError as error:
+            raise CrnetError(f"{runs_csv} or {training_csv.name}, run {row['run']}: {error}; {RESTORE}.") from error
+        by_dataset.setdefault(row["dataset.name"], []).append(record)
     try:
         path = _sqlite_path(uri)
         _ensure_store(path)
@@ -112,6 +122,21 @@ def sync(results: Path, runs_csv: Path, training_csv: Path, uri: str) -> bool:
         _warn(uri, str(results), error)
         return False
     return True
+
+
+def _lines(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    rows = read_csv(path)
+    if rows and (missing := [name for name in columns if name not in rows[0]]):
+        raise CrnetError(f"{path}: has no column {missing[0]!r}; {RESTORE}.")
+    return rows
+
+
+def _curve_lines(training_csv: Path) -> list[dict[str, str]]:
+    if training_csv.is_file():
+        return _lines(training_csv, ("run", "epoch", "seconds"))
+    remedy = "put it back from a copy, or let the workflow make it again"
+    print(f"warning: {training_csv} is absent, so the runs are shown without curves; {remedy}.", file=sys.stderr)
+    return []
 
 
 @dataclass(frozen=True)

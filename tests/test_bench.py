@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from crnet import methods, rates
 from crnet.bench import report, scaling, timing
+from crnet.bench import run as running
 from crnet.bench.agreement import ROUNDING, differing, gradient, recorded_logits, relative, require
 from crnet.bench.ceiling import Ceiling
 from crnet.bench.inputs import Inputs, Options
@@ -225,6 +226,28 @@ def test_the_command_writes_a_table_for_people_and_figures_for_the_plan(tmp_path
 def test_an_unknown_stage_is_one_sentence():
     with pytest.raises(CrnetError, match="has no stage 'sleep'; known: data, encoder"):
         bench(Options.quick(), ("sleep",))
+
+
+@pytest.mark.parametrize("kind", ["json", "markdown"])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "measure_ceiling", lambda *_: pytest.fail("measured"))
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "rates"):
+        with pytest.raises(CrnetError, match="cannot be written"):
+            bench(Options.quick(), ("encoder",), **{kind: path})
+
+
+def test_what_was_measured_is_shown_though_a_file_fails(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise CrnetError("the disk is full.")
+
+    monkeypatch.setattr(running, "write_json", fail)
+    monkeypatch.setattr(running.stage_data, "data", lambda inputs: [])
+    monkeypatch.setattr(running, "Inputs", lambda *_: None)
+    monkeypatch.setattr(running, "measure_ceiling", lambda *_: Ceiling("float32", 4e9, 1.0, 1.0))
+    with pytest.raises(CrnetError, match="the disk is full"):
+        bench(Options.quick(threads=1), ("data",), json=tmp_path / "rates.json")
+    assert report.HEADER[0] in capsys.readouterr().out
 
 
 def test_photos_are_of_pascals_size_and_the_same_each_time(tmp_path):

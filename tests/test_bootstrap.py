@@ -176,3 +176,7 @@ def test_read_fold_refuses_seeds_on_other_episodes_and_foreign_files(tmp_path) -
         read_fold(0, {0: tmp_path / "2.csv"})
     with pytest.raises(CrnetError, match="at least one training seed"):
         read_fold(0, {})
+    whole = (tmp_path / "0.csv").read_text()
+    (tmp_path / "0.csv").write_text(whole[: whole.rindex(",")])
+    with pytest.raises(CrnetError, match=r"0\.csv: is no CSV any more \(line 7 has 11 cells, its header 12\)"):
+        read_fold(0, {0: tmp_path / "0.csv"})

@@ -205,6 +205,25 @@ def test_a_prepared_study(chain):
     assert any(row["file"].endswith(photo.name) for row in written)
 
 
+def test_an_out_that_cannot_be_written_is_refused_before_the_reading(chain, monkeypatch):
+    monkeypatch.setattr(check, "check_study", lambda files: pytest.fail("read"))
+    done = run(chain[0], "--out", str(chain[0]))
+    assert isinstance(done.exception, CrnetError) and "cannot be written (Is a directory)" in str(done.exception)
+
+
+def test_findings_are_shown_though_their_file_fails(chain, monkeypatch):
+    def fail(*_):
+        raise CrnetError("the disk is full.")
+
+    folder, shapes5i, _ = chain
+    monkeypatch.setattr("crnet.cli.write_csv", fail)
+    photo = min(shapes5i.rglob("*.jpg"))
+    photo.write_bytes(photo.read_bytes()[:500])
+    done = run(folder, "--out", str(folder / "findings.csv"))
+    assert str(done.exception) == "the disk is full."
+    assert photo.name in done.output and "1 finding (" in done.output
+
+
 def test_a_study_whose_data_are_not_made_yet(chain):
     folder, shapes5i, shapes80 = chain
     shutil.rmtree(shapes5i)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import resource
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from crnet.data.index import Index
 from crnet.encoding import FrozenEncoder
 from crnet.errors import CrnetError
 from crnet.features import FeatureStore, write_store
-from crnet.files import atomic_write, canonical, read_json
+from crnet.files import DamagedFile, atomic_write, canonical, read_csv, read_json, require_writable
 from crnet.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,6 +144,20 @@ class TestDisks:
             atomic_write(tmp_path / "file" / "a.txt", "x")
         one_sentence(caught.value, tmp_path / "file" / "a.txt")
 
+    def test_a_path_that_cannot_be_written_is_refused_before_the_work(self, tmp_path):
+        (tmp_path / "file").write_text("kept")
+        for path, words in (
+            (tmp_path, r"cannot be written \(Is a directory\); a folder stands where the file has to be"),
+            (tmp_path / "file" / "a.txt", "a file stands where a folder has to be"),
+        ):
+            with pytest.raises(CrnetError, match=words) as caught:
+                require_writable(path)
+            one_sentence(caught.value, path)
+        require_writable(tmp_path / "file")
+        require_writable(tmp_path / "new" / "a.txt")
+        assert (tmp_path / "file").read_text() == "kept"
+        assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "new"], "nothing is left over"
+
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write to read-only folders")
     def test_a_read_only_folder(self, tmp_path):
         folder = tmp_path / "closed"
@@ -224,6 +239,31 @@ class TestDisks:
         assert capsys.readouterr().err == (
             "crnet: /somewhere/photo.jpg: No space left on device; make room on its disk, then start again.\n"
         )
+
+
+class TestTables:
+    def test_a_table_is_read_as_it_was_written(self, tmp_path):
+        path = tmp_path / "a.csv"
+        path.write_text('x,y\n1,"a, ""b""\nc"\n\n,\n')
+        assert read_csv(path) == [{"x": "1", "y": 'a, "b"\nc'}, {"x": "", "y": ""}]
+        path.write_text("")
+        assert read_csv(path) == []
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            ("x,y,z\n1,2,3\n4,5", "line 3 has 2 cells, its header 3"),
+            ("x,y\n1,2,3\n4,5\n", "line 2 has 3 cells, its header 2"),
+        ],
+    )
+    def test_a_row_that_is_cut_short_or_too_long_is_refused(self, tmp_path, content, words):
+        path = tmp_path / "a.csv"
+        path.write_text(content)
+        with pytest.raises(DamagedFile, match=rf"a\.csv: is no CSV any more \({words}\); put it back") as caught:
+            read_csv(path)
+        one_sentence(caught.value, path)
+        again = pickle.loads(pickle.dumps(caught.value))
+        assert (str(again), again.what) == (str(caught.value), caught.value.what)
 
 
 class Dangerous:

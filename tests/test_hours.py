@@ -97,6 +97,15 @@ def test_a_file_that_is_no_rates_file_is_one_sentence(change, message, tmp_path)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("content", [b"# A README\n", b"", b"\xff\xfe"])
+def test_a_file_of_ones_own_that_is_no_json_is_not_to_be_deleted(content, tmp_path):
+    (tmp_path / "README.md").write_bytes(content)
+    with pytest.raises(CrnetError, match=r"README\.md: is not what `crnet bench --json` writes \(") as caught:
+        describe([PAPER], [tmp_path / "README.md"])
+    assert "delete" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_absent_and_mixed_files_are_one_sentence(tmp_path):
     with pytest.raises(CrnetError, match="absent; `crnet bench --json"):
         describe([PAPER], [tmp_path / "none.json"])

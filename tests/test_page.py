@@ -162,6 +162,10 @@ def test_page_takes_claims_cost_and_provenance(results: Path) -> None:
 def test_page_refuses_what_it_cannot_read(results: Path) -> None:
     with pytest.raises(CrnetError, match="no folder of results"):
         write_page(JOB, results / "none")
+    (results / "runs.csv").write_text(",".join(COLUMNS) + "\nx,train")
+    with pytest.raises(CrnetError, match=r"runs\.csv: is no CSV any more \(line 2 has 2 cells"):
+        write_page(JOB, results)
+    (results / "runs.csv").unlink()
     (results / "tables" / "table2.md").write_text("# A table of another time\n")
     with pytest.raises(CrnetError, match=r"table2\.md: is not a table"):
         write_page(JOB, results)

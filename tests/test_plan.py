@@ -194,6 +194,36 @@ def test_what_is_there_is_not_to_come(tmp_path):
     assert "shapes5i: prepared, the whole data set, digest 0123456789abcdef\n" in describe([TINY])
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("dataset.json", "{}"),
+        ("dataset.json", "[]"),
+        ("dataset.json", "{"),
+        ("pairs.csv", "image,class,split\na,1"),
+        ("pairs.csv", "image,split\na,train\n"),
+        ("images.csv", None),
+    ],
+)
+def test_damaged_prepared_data_are_one_sentence(file, content):
+    plan = study.load([TINY])
+    folder = Path(study.Layout(plan).data(next(iter(plan.datasets.values()))))
+    folder.mkdir(parents=True)
+    (folder / "dataset.json").write_text('{"subset": null, "digest": "0123456789abcdef"}')
+    write_csv(folder / "images.csv", ["image"], [["a"]])
+    write_csv(folder / "pairs.csv", ["image", "class", "split"], [["a", 1, "train"]])
+    describe([TINY])
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_text(content)
+    with pytest.raises(CrnetError, match=f"{folder} is no prepared data set any more") as caught:
+        describe([TINY])
+    assert str(caught.value).endswith(": delete its dataset.json to have it prepared again.")
+    assert str(caught.value).count("delete") == 1
+    assert "\n" not in str(caught.value)
+
+
 def test_placed_and_half_downloaded_archives(tmp_path):
     before = sizes(PAPER)["archives"]
     folder = tmp_path / "data/archives"

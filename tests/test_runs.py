@@ -201,6 +201,32 @@ def test_faulty_reports_are_refused_by_name(tmp_path: Path) -> None:
         collect([copy], [], [], [], *outputs)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda report: [], "it holds a list"),
+        (lambda report: "text", "it holds a str"),
+        (lambda report: report | {"spec": []}, "TypeError"),
+        (lambda report: report | {"spec": {"train": training_spec()}}, "evaluate"),
+    ],
+)
+def test_a_report_of_another_shape_is_one_sentence(tmp_path: Path, change, words: str) -> None:
+    write_evaluation(tmp_path, "a", training_spec())
+    path = tmp_path / "evaluate/a/evaluation.json"
+    write_json(path, change(json.loads(path.read_text())))
+    with pytest.raises(CrnetError, match=rf"evaluation\.json: is not the report of a run .*{words}") as caught:
+        index(tmp_path)
+    assert str(caught.value).endswith("; delete it and run its job again.")
+    assert "is missing" not in str(caught.value)
+
+
+def test_an_evaluation_without_its_counts_is_one_sentence(tmp_path: Path) -> None:
+    write_evaluation(tmp_path, "a", training_spec())
+    (tmp_path / "evaluate/a/counts.csv").unlink()
+    with pytest.raises(CrnetError, match=r"a/counts\.csv: is absent, .* delete evaluation\.json and run its job again"):
+        index(tmp_path)
+
+
 def test_trials_are_runs_and_a_finetuned_evaluation_is_two_rows(tmp_path: Path) -> None:
     spec = training_spec()
     write_training(tmp_path, "a", spec)

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from crnet import tracking
+from crnet.errors import CrnetError
 from crnet.files import read_csv, write_csv
 
 pytest.importorskip("mlflow", reason="needs MLflow, which training and evaluation do without")
@@ -273,6 +274,43 @@ def test_a_file_that_is_no_store_is_left_alone(tmp_path: Path, capsys, content: 
     assert not sync(results, f"sqlite:///{path}")
     assert_one_warning(capsys.readouterr().err, str(path), results, "database")
     assert path.read_bytes() == content
+
+
+def test_without_curves_the_runs_are_shown_and_it_is_said(store: str, tmp_path: Path, capsys) -> None:
+    results = write_index(tmp_path)
+    (results / "training.csv").unlink()
+    assert sync(results, store)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(said) == 1 and f"{results}/training.csv is absent, so the runs are shown without curves" in said[0]
+    runs = runs_of(store)
+    assert runs["crnet-f1-1shot"].data.metrics["test/miou"] == 51.0
+    assert "train/loss" not in runs["crnet-f1"].data.metrics
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("runs.csv", lambda text: "", r"runs\.csv: names no run; put it back"),
+        ("runs.csv", lambda text: text.splitlines()[0] + "\n", r"runs\.csv: names no run; put it back"),
+        ("runs.csv", lambda text: text.replace("dataset.name", "data"), r"runs\.csv: has no column 'dataset\.name'"),
+        ("runs.csv", lambda text: text.replace("60.0", "soon"), r"runs\.csv .*run crnet-f0: could not convert .*soon"),
+        ("runs.csv", lambda text: text[: text.rindex(",")], r"runs\.csv: is no CSV any more \(line 5 has"),
+        ("training.csv", lambda text: text.replace("epoch", "e"), r"training\.csv: has no column 'epoch'"),
+        (
+            "training.csv",
+            lambda text: text.replace("crnet,0,0,1,", "crnet,0,0,x,"),
+            r"training\.csv, run crnet-f0: .*'x'",
+        ),
+    ],
+)
+def test_an_index_that_is_none_is_one_sentence(tmp_path: Path, file: str, change, words: str) -> None:
+    results = write_index(tmp_path)
+    path = results / file
+    path.write_text(change(path.read_text()))
+    with pytest.raises(CrnetError, match=words) as caught:
+        sync(results, f"sqlite:///{tmp_path}/none.db")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "none.db").exists()
 
 
 def test_a_server_that_is_gone_is_a_warning_without_its_password(tmp_path: Path, capsys) -> None:

@@ -10,7 +10,7 @@ from crnet.bench.inputs import Inputs, Options
 from crnet.bench.rows import Row
 from crnet.bench.scaling import describe, scaling
 from crnet.errors import CrnetError
-from crnet.files import atomic_write, write_json
+from crnet.files import atomic_write, require_writable, write_json
 from crnet.machine import configure
 
 STAGES = ("data", "encoder", "training", "evaluation", "finetuning", "jobs")
@@ -22,8 +22,8 @@ def bench(
     with_scaling: bool = False,
     json: Path | None = None,
     markdown: Path | None = None,
-) -> str:
-    """Measure and return the table for a terminal.
+) -> None:
+    """Measure and print the table for a terminal.
 
     Args:
         stages: Of ``STAGES``; none given: all of them.
@@ -31,10 +31,13 @@ def bench(
         json, markdown: Where to write the same for machines, and for docs/performance.md.
 
     Raises:
-        CrnetError: A stage, the device or the encoder is not there, or a fast way's results are not the plain one's.
+        CrnetError: A stage, the device or the encoder is not there, a file cannot be written, which is found before
+            anything is measured, or a fast way's results are not the plain one's.
     """
     if unknown := set(stages) - set(STAGES):
         raise CrnetError(f"bench: has no stage {min(unknown)!r}; known: {', '.join(STAGES)}.")
+    for path in filter(None, (json, markdown)):
+        require_writable(path)
     configure(options.device, options.threads)
     origin = provenance.record(options.device, options.threads)
     ceilings = [measure_ceiling(options.device, options.precision, options.seconds)]
@@ -60,9 +63,9 @@ def bench(
     text = report.terminal(lines, rows, ceilings[0])
     if grown:
         text += "\n\n" + "\n".join(describe(grown))
+    print(text, flush=True)  # first, so that nothing measured is lost with a file
     if json:
         write_json(json, report.machine(options, origin, ceilings, rows, grown))
     if markdown:
         table = report.markdown(lines, rows, ceilings[0])
         atomic_write(markdown, table + "".join(f"- {line}\n" for line in describe(grown)))
-    return text

@@ -16,7 +16,6 @@ from crnet.data.findings import Finding, Report, reason
 from crnet.data.index import Index
 from crnet.data.pixels import check_ids
 from crnet.errors import CrnetError
-from crnet.files import write_csv
 
 HEADER = ("data set", "file", "what", "what to do")
 PREPARE_AGAIN = "let the workflow prepare the data again"
@@ -118,11 +117,9 @@ def _parts(error: CrnetError) -> tuple[str, str, str]:
     return "", what or str(error), remedy.rstrip(".") if what else ""
 
 
-def describe(results: Sequence[Checked], out: Path | None = None) -> str:
-    """One table of all findings, then a line for each data set; the table is written to ``out`` as CSV too."""
+def describe(results: Sequence[Checked]) -> str:
+    """One table of all findings, then a line for each data set."""
     table = rows(results)
-    if out is not None:
-        write_csv(out, HEADER, table)
     lines = [*_markdown(table), ""] if table else []
     for result in results:
         count = len(result.findings)

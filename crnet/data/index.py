@@ -11,6 +11,7 @@ bit is noticed when it is read.
 import io
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,12 +23,25 @@ from crnet.data.findings import Finding
 from crnet.data.packed import VOID, Archives, read_packed
 from crnet.data.pixels import EXTRACT_AGAIN, read_ids, read_rgb
 from crnet.errors import CrnetError
-from crnet.files import canonical, read_csv, read_json, sha256_file, sha256_text, write_csv, write_json
+from crnet.files import DamagedFile, canonical, read_csv, read_json, sha256_file, sha256_text, write_csv, write_json
 
 SPLITS = ("train", "val")
 IMAGES, PAIRS, ABOUT = "images.csv", "pairs.csv", "dataset.json"
 PAIR_COLUMNS = ("image", "class", "fold", "split", "pixels")
 NOVEL_PIXELS = ("background", "void", "drop")
+
+
+@contextmanager
+def reading(folder: str | Path) -> Iterator[None]:
+    """What files raise that are no longer those of a prepared data set becomes one sentence, a CrnetError."""
+    try:
+        yield
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        reason = error.what if isinstance(error, DamagedFile) else repr(error)
+        raise CrnetError(
+            f"{folder} is no prepared data set any more, one of its files was changed or is of an earlier version "
+            f"({reason}): delete its dataset.json to have it prepared again."
+        ) from error
 
 
 @dataclass(frozen=True, order=True)
@@ -98,14 +112,9 @@ class Index:
             CrnetError: the folder is not a (finished) prepared data set, its files were changed or are of a version
                 without checksums, or its tables contradict each other.
         """
-        try:
+        with reading(folder):
             index = cls._load(Path(folder))
             index._check_folds()
-        except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-            raise CrnetError(
-                f"{folder} is no prepared data set any more, one of its files was changed or is of an earlier version "
-                f"({error!r}): delete its dataset.json to have it prepared again."
-            ) from error
         return index
 
     @classmethod

@@ -109,14 +109,28 @@ def _row(path: Path, kind: str) -> Row:
     """One run as a flat row, with its nested specification kept under "spec" for the caller to take out."""
     report = read_json(path)
     try:
-        run, spec = report.pop("run"), report.pop("spec")
-        training = spec if kind == "train" else spec["train"]
-        identity = {"run": run, "kind": kind, "method": training["method"], "fold": training["fold"]}
-        identity |= {"seed": training["seed"], "dataset.name": training["dataset"]["name"]}
+        row = _flat(report, kind)
     except (AttributeError, KeyError, TypeError) as error:
-        raise CrnetError(
-            f"{path}: is not the report of a run ({error!r} is missing); delete it and run its job again."
-        ) from error
+        raise CrnetError(f"{path}: is not the report of a run ({error!r}); delete it and run its job again.") from error
+    if kind == "evaluate" and not row["failed"]:
+        counts = path.with_name("counts.csv")
+        if not counts.is_file():
+            raise CrnetError(
+                f"{counts}: is absent, though {path.name} beside it says that the run finished; put it back, or delete "
+                f"{path.name} and run its job again."
+            )
+        row |= headline(counts) | support_losses(counts)
+    return row
+
+
+def _flat(report: Any, kind: str) -> Row:
+    """The row of a report, without what its counts say."""
+    if not isinstance(report, dict):
+        raise TypeError(f"it holds a {type(report).__name__} in place of names and values")
+    run, spec = report.pop("run"), report.pop("spec")
+    training = spec if kind == "train" else spec["train"]
+    identity = {"run": run, "kind": kind, "method": training["method"], "fold": training["fold"]}
+    identity |= {"seed": training["seed"], "dataset.name": training["dataset"]["name"]}
     failed = report.pop("failed", None)
     settings = (
         flatten(training) if kind == "train" else flatten({**spec, **training, "train": training.get("train", {})})
@@ -127,8 +141,6 @@ def _row(path: Path, kind: str) -> Row:
     settings |= flatten({"choice": report.pop("choice", {})})
     if kind == "evaluate":
         identity["shots"] = spec["evaluate"]["shots"]
-        if not failed:
-            report |= headline(path.with_name("counts.csv")) | support_losses(path.with_name("counts.csv"))
     status = {"status": "failed" if failed else "finished", "failed": failed}
     versions = flatten({"versions": report.pop("versions", {})})
     return {**report, **versions, **settings, **identity, **status, "spec": spec}
