@@ -112,7 +112,10 @@ def read_fold(fold: int, files: Mapping[int, str | os.PathLike]) -> FoldCounts:
                 "evaluate all seeds on one episode table."
             )
         identity = episodes
-        counts.append([[int(row[name]) for name in QUERY_COLUMNS] for row in rows])
+        try:
+            counts.append([[int(row[name]) for name in QUERY_COLUMNS] for row in rows])
+        except ValueError as error:
+            raise CrnetError(f"{files[seed]}: a count is no whole number ({error}); evaluate again.") from error
     classes = np.array([int(episode[2]) for episode in identity])
     queries = np.unique([episode[3] for episode in identity], return_inverse=True)[1]
     digest = sha256_text(canonical(identity))

@@ -190,3 +190,11 @@ def read_json(path: str | os.PathLike) -> Any:
             return json.load(stream)
     except (ValueError, RecursionError) as error:
         raise DamagedFile(path, f"is no JSON any more ({error})") from error
+
+
+def read_mapping(path: str | os.PathLike) -> dict[str, Any]:
+    """What a JSON file holds by name. Raises DamagedFile if it holds anything else."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise DamagedFile(path, f"holds a {type(content).__name__} in place of names and values")
+    return content

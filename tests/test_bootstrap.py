@@ -174,6 +174,9 @@ def test_read_fold_refuses_seeds_on_other_episodes_and_foreign_files(tmp_path) -
     write_csv(tmp_path / "2.csv", ("episode", "class"), [(0, 1)])
     with pytest.raises(CrnetError, match="column episode_seed"):
         read_fold(0, {0: tmp_path / "2.csv"})
+    (tmp_path / "1.csv").write_text((tmp_path / "1.csv").read_text().replace("200", "2e2"))
+    with pytest.raises(CrnetError, match=r"1\.csv: a count is no whole number .*'2e2'.*; evaluate again"):
+        read_fold(0, {1: tmp_path / "1.csv"})
     with pytest.raises(CrnetError, match="at least one training seed"):
         read_fold(0, {})
     whole = (tmp_path / "0.csv").read_text()

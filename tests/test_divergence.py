@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 from faults import one_sentence, paths
 
@@ -13,7 +14,7 @@ from crnet.checkpoint import load_state
 from crnet.cli import cli
 from crnet.config import resolve, study
 from crnet.errors import CrnetError
-from crnet.files import read_csv, read_json, write_json
+from crnet.files import read_csv, read_json, write_csv, write_json
 from crnet.report.partial import failures, mark
 from crnet.report.runs import collect
 from crnet.report.table_cells import collect as cells
@@ -111,9 +112,36 @@ class TestDivergence:
         assert (results / "figures/table3.png").is_file()
         assert "the loss is nan" in (results / "README.md").read_text()
 
-        index = (results / "runs.csv").read_bytes()
+    def test_what_is_published_stays_where_its_work_is_gone(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert "results/tiny: is not there" in rendered(tmp_path, tables=["table3"], expect=2)
+        plan = study.load([tmp_path / "study.yaml"])
+        layout = study.Layout(plan)
+        name, spec = next(iter(plan.trainings.items()))
+        failed = Path(layout.training(name)) / "failed.json"
+        write_json(failed, {"run": name, "spec": spec, "failed": "the loss is nan"})
+        results = tmp_path / "results/tiny"
+        rendered(tmp_path)
+        stored, index = results / "tables/table3.csv", (results / "runs.csv").read_bytes()
+        assert stored.stat().st_mtime == 0  # older than any counts that are brought here later
         shutil.rmtree(layout.work)  # as in a clone that holds results alone
-        done = CliRunner().invoke(cli, ["render", "--configfile", "study.yaml"])
-        assert done.exit_code == 0, done.output
-        assert "are left as they are: they list trainings that work does not hold" in done.output
+        said = rendered(tmp_path)
+        assert f"are left as they are: runs.csv lists {name} (1 runs in all), whose report or log is not here" in said
+        assert f"failed: {name}: the loss is nan" in said  # the index knows
         assert (results / "runs.csv").read_bytes() == index
+        rows = read_csv(stored)
+        rows[0]["value"] = "50.00"
+        write_csv(stored, rows[0], [row.values() for row in rows])
+        assert f"{stored.relative_to(tmp_path)} is left as it is: it holds values whose counts" in rendered(tmp_path)
+        assert read_csv(stored)[0]["value"] == "50.00"
+
+
+def rendered(folder: Path, expect: int = 0, **changes) -> str:
+    """What ``crnet render`` says of the tiny study."""
+    content = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text()) | {"tables": ["table3"], "sheet": None}
+    (folder / "study.yaml").write_text(yaml.safe_dump(content | changes))
+    done = CliRunner().invoke(cli, ["render", "--configfile", "study.yaml"])
+    if expect:
+        return str(done.exception)
+    assert done.exit_code == 0, done.output
+    return done.output

@@ -194,7 +194,9 @@ def test_finetuning_shows_chosen_settings_and_losses_once_a_job():
     scored |= {"choice.lr": "0.0003", "choice.steps": "20", "support_loss_before": "0.8", "support_loss_after": "0.2"}
     lines = [tuned | {"miou_ignore": "52.26"}, scored, scored | {"run": "finetuned+fusion"}]
     lead, table, _ = render_finetuning(lines)
-    assert "25 %" in lead
+    assert "25 %" in lead and "In 0 of 1 choices even the best trial" in lead
+    worse = tuned | {"miou_ignore": "49.9"}
+    assert "In 1 of 1 choices even the best trial" in render_finetuning([worse, *lines[1:]])[0]
     rows = table.splitlines()
     assert len(rows) == 3
     cells = [cell.strip() for cell in rows[2].strip("|").split("|")]

@@ -45,8 +45,8 @@ def plain(classes: tuple[str, ...], folds: tuple[tuple[int, ...], ...]) -> Split
 def of_eighty(classes: tuple[str, ...], split: str) -> Splits:
     """How COCO's 80 classes, in order of their category ids, are split (protocol C).
 
-    - ``40-20-20``: ids 1-40 train, 41-60 are held out, 61-80 are tested; one fold. The sizes are the paper's, the
-      choice is ours: the paper's classes were never published.
+    - ``40-20-20``: the first 40 train, the next 20 are held out, the last 20 are tested; one fold. The sizes are the
+      paper's, the choice is ours: the paper's classes were never published.
     - ``interleaved``: COCO-20i, fold f of 4 tests f+1, f+5, ... (FWB, PFENet, HSNet).
     - ``contiguous``: fold f of 4 tests 20f+1 to 20f+20 (PANet).
 

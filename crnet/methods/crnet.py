@@ -30,7 +30,9 @@ SETTINGS = {
     "equalise_maps": False,  # each encoder map divided by its root mean square, so that no level drowns another [ours]
     "normalisation": "none",  # in the heads [CANet]; "group": group norm, which needs fewer steps to train [ours]
     "initialisation": "normal",  # N(0, 0.01) [CANet]
-    "cache": "stored",  # in training: the prediction of the last visit [CANet]; "unrolled": detached passes in a step
+    # In training: the prediction of the photo's last visit [CANet], by either branch where supports are not cropped, as
+    # in finetuning and under augment: none; CANet keeps the query's alone. "unrolled": detached passes in a step.
+    "cache": "stored",
     "cache_reset": 0.7,  # probability that a stored prediction is replaced by zeros [CANet]
     "unroll": 2,  # passes of a training step where the cache is "unrolled" [ours]
 }

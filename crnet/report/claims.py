@@ -29,7 +29,7 @@ from typing import Any
 from crnet.bootstrap import Bootstrap, FoldCounts, Interval, read_fold
 from crnet.config.claims import table_name
 from crnet.errors import CrnetError
-from crnet.files import atomic_write, read_json, write_csv
+from crnet.files import atomic_write, read_mapping, write_csv
 from crnet.report.table_cells import VOID_NAMES, VOIDS
 from crnet.report.tables import CSV_DECIMALS
 
@@ -340,7 +340,7 @@ def _span(values: set[int]) -> str:
 def _data_sentences(job: Mapping[str, Any]) -> list[str]:
     """What the evaluations say of their data: that it is a subset, and of a split that is not the paper's."""
     reports = {Path(c["counts"]).with_name("evaluation.json") for p in job["places"].values() for c in p["cells"]}
-    about = [read_json(report) for report in sorted(reports) if report.is_file()]
+    about = [read_mapping(report) for report in sorted(reports) if report.is_file()]
     subsets = {report.get("subset") or "" for report in about} - {""}
     splits = {report.get("split_note") or "" for report in about} - {""}
     return [*(f"The data are {subset}." for subset in sorted(subsets)), *sorted(splits)]

@@ -233,7 +233,10 @@ def _sheet(job: Mapping[str, Any], results: Path) -> list[str]:
 
 
 def _losses(job: Mapping[str, Any], results: Path) -> list[str]:
-    text = "Loss and base-class mIoU of every training. Classes of the test fold take no part."
+    text = (
+        "Loss and base-class mIoU of every training, the latter on training photos at input size, with one run of the "
+        "refinement. Classes of the test fold take no part."
+    )
     link = " The numbers: [training.csv](training.csv)." if (results / "training.csv").is_file() else ""
     return [*_figure(job, results, "losses", "Loss curves"), text + link]
 

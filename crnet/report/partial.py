@@ -16,7 +16,7 @@ from crnet.config.claims import CLAIMS, claims_job
 from crnet.config.resolve import Plan, training_name
 from crnet.config.study import Layout
 from crnet.errors import CrnetError
-from crnet.files import atomic_write, read_csv, read_json
+from crnet.files import atomic_write, read_csv, read_mapping
 from crnet.report.claims import render_claims
 from crnet.report.claims_plot import plot_claims
 from crnet.report.figures import plot_table
@@ -70,8 +70,8 @@ def failures(plan: Plan, layout: Layout) -> dict[str, str]:
 
 def _reason(path: Path) -> str:
     try:
-        return str(read_json(path)["failed"])
-    except (KeyError, TypeError) as error:
+        return str(read_mapping(path)["failed"])
+    except KeyError as error:
         raise CrnetError(f"{path}: does not say why the training failed; delete it and train again.") from error
 
 

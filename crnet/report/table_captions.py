@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from crnet.bootstrap import Bootstrap
-from crnet.files import read_json
+from crnet.files import read_mapping
 from crnet.report.table_cells import NOT_AVAILABLE, REPORTED, VOIDS, Cell
 from crnet.report.table_layout import all_folds, row_label, shown_shots, total
 
@@ -115,7 +115,7 @@ def _data_sentences(job: dict) -> list[str]:
         for cell in row["cells"]:
             report = Path(cell["counts"]).with_name("evaluation.json")
             if report.is_file():
-                about = read_json(report)
+                about = read_mapping(report)
                 subsets.add(about.get("subset") or "")
                 splits.add(about.get("split_note") or "")
                 left_out |= {(cell["fold"], name): size for name, size in about.get("left_out", {}).items()}

@@ -1,4 +1,7 @@
-"""The confidence cache of training: a photo's last prediction for a class, kept for its next visit (CaNet@fdce946)."""
+"""The confidence cache of training: a photo's last prediction for a class, kept for its next visit (CaNet@fdce946).
+
+Both branches share it, as they share their weights: a photo may find what it gave in the other role. CANet has one.
+"""
 
 from typing import Any
 
