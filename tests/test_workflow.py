@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from crnet.report.partial import render
+
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = yaml.safe_load((Path(__file__).parent / "tiny.yaml").read_text())
 
@@ -92,7 +94,7 @@ def test_tables_again_without_training(finished):
     assert planned(finished) == Counter()
 
 
-def test_a_checkout_with_results_but_no_work_renders_tables_and_would_train_for_all(finished, tmp_path):
+def test_a_checkout_with_results_but_no_work_renders_tables_and_would_train_for_all(finished, tmp_path, monkeypatch):
     copy = tmp_path / "clone"
     shutil.copytree(finished, copy, ignore=shutil.ignore_patterns("work", "logs", ".snakemake", "mlflow.db"))
     shutil.rmtree(copy / "results/tiny/tables")
@@ -109,6 +111,14 @@ def test_a_checkout_with_results_but_no_work_renders_tables_and_would_train_for_
     shutil.copytree(data, copy / data.relative_to(finished))
     (copy / data.relative_to(finished) / "dataset.json").touch()
     assert planned(copy, "tables") == Counter()  # data that were made anew are the same
+
+    monkeypatch.chdir(copy)
+    evaluation = next(copy.glob("results/tiny/evaluate/crnet-shapes80-*"))
+    held = evaluation.rename(tmp_path / "held")
+    render([Path("study.yaml")], root=copy)
+    assert "missing (fold" in (copy / "results/tiny/tables/table7.md").read_text()
+    held.rename(evaluation)  # with its old times, as rsync would bring it
+    assert planned(copy, "tables") == {"job": 2, "table": 1, "claims": 1, "page": 1}
 
 
 def change_table(folder: Path, change) -> None:

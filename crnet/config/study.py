@@ -158,6 +158,10 @@ class Layout:
             return None
         return f"{self.training(resolve.training_name(training))}/model.safetensors"
 
+    def job(self, name: str) -> str:
+        """What a table, or "claims", is made of, as its command gets it."""
+        return f"{self.work}/jobs/{self.plan.study.study}/{name}.json"
+
     def episodes(self, evaluation: dict) -> str:
         return f"{self.results}/episodes/{resolve.episodes_name(resolve.episodes_spec(evaluation))}.csv"
 

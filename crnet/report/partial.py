@@ -5,7 +5,6 @@ runs. The files are those that the workflow makes; when the rest is there, it ma
 poorer: a table of which every count is gone, and an index that lists runs whose reports are gone, stay as they are.
 """
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,8 +43,8 @@ def render(files: Sequence[Path], root: Path = study.ROOT) -> str:
     notes = []
     for name in plan.tables:
         table = mark(study.table_job(plan, layout, name), plan, layout, failed)
-        notes += _table(table, results)
-    _claims(claims_job(plan, layout, root / CLAIMS), results)
+        notes += _table(table, results, Path(layout.job(name)))
+    _claims(claims_job(plan, layout, root / CLAIMS), results, Path(layout.job("claims")))
     notes += _index(plan, layout, results)
     write_page(study.page_job(plan), results)
     done = sum(Path(layout.counts_of(cell)).is_file() for cell in plan.cells)
@@ -85,7 +84,7 @@ def mark(job: dict, plan: Plan, layout: Layout, failed: dict[str, str]) -> dict:
     return job
 
 
-def _table(job: Mapping[str, Any], results: Path) -> list[str]:
+def _table(job: Mapping[str, Any], results: Path, job_file: Path) -> list[str]:
     prefix, figure = results / "tables" / job["table"], results / "figures" / job["table"]
     counts = [Path(cell["counts"]) for row in job["rows"] for cell in row["cells"]]
     stored = prefix.with_suffix(".csv")
@@ -96,27 +95,22 @@ def _table(job: Mapping[str, Any], results: Path) -> list[str]:
     plot_table(job, stored, figure)
     if job["table"] == CURVE_TABLE:
         plot_k_shot(job, stored, results / "figures/k-shot")
-    _outdate(counts, [*_named(prefix, "csv", "md", "tex"), *_named(figure, "png", "svg")])
+    _note_gaps(counts, job_file)
     return []
 
 
-def _claims(job: Mapping[str, Any], results: Path) -> None:
+def _claims(job: Mapping[str, Any], results: Path, job_file: Path) -> None:
     prefix, figure = results / "claims", results / "figures/claims"
     render_claims(job, prefix)
     plot_claims(job, prefix.with_suffix(".csv"), figure)
     counts = [Path(cell["counts"]) for place in job["places"].values() for cell in place["cells"]]
-    _outdate(counts, [*_named(prefix, "csv", "md"), *_named(figure, "png", "svg")])
+    _note_gaps(counts, job_file)
 
 
-def _named(prefix: Path, *suffixes: str) -> list[Path]:
-    return [prefix.with_suffix(f".{suffix}") for suffix in suffixes]
-
-
-def _outdate(counts: Iterable[Path], made: Iterable[Path]) -> None:
-    """Date back what has gaps: counts that are brought here later keep their times, and Snakemake compares these."""
+def _note_gaps(counts: Iterable[Path], job: Path) -> None:
+    """Take the job's file away where counts are absent: when they are brought here, Snakemake sees no other change."""
     if not all(path.is_file() for path in counts):
-        for path in made:
-            os.utime(path, (0, 0))
+        job.unlink(missing_ok=True)
 
 
 def _index(plan: Plan, layout: Layout, results: Path) -> list[str]:

@@ -38,7 +38,7 @@ rule runs:
 rule job:
     # A clone knows no params of the past, and has no such file: it renders what may have been asked differently before.
     output:
-        f"{AT.work}/jobs/{STUDY.study}/{{job}}.json",
+        AT.job("{job}"),
     log:
         f"logs/report/{STUDY.study}-{{job}}-job.log",
     conda:
@@ -52,7 +52,7 @@ rule job:
 rule table:
     input:
         lambda wc: [cell["counts"] for row in TABLES[wc.table]["rows"] for cell in row["cells"]],
-        job=f"{AT.work}/jobs/{STUDY.study}/{{table}}.json",
+        job=AT.job("{table}"),
     output:
         f"{AT.results}/tables/{{table}}.csv",
         report(
@@ -84,7 +84,7 @@ rule table:
 rule claims:
     input:
         [cell["counts"] for place in CLAIMS["places"].values() for cell in place["cells"]],
-        job=f"{AT.work}/jobs/{STUDY.study}/claims.json",
+        job=AT.job("claims"),
     output:
         f"{AT.results}/claims.csv",
         report(f"{AT.results}/claims.md", category="Claims", caption="../report/claims.rst"),
@@ -219,7 +219,7 @@ ANCIENT = [
 
 rule tables:
     input:
-        [f"{AT.work}/jobs/{STUDY.study}/{job}.json" for job in JOBS],
+        [AT.job(name) for name in JOBS],
         RENDERED,
         rules.page.output,
         [path for path in ANCIENT if os.path.exists(path)],
