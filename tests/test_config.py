@@ -100,6 +100,8 @@ class TestExtends:
         # Snakemake hands the keys of the file itself over as overrides, this one too
         assert study.load([last], yaml.safe_load(last.read_text())).study == loaded
         assert study.load([last, middle]).study.seeds == [5]
+        with pytest.raises(CrnetError, match=r"last\.yaml: extends: in --config it does nothing"):
+            study.load([last], {"extends": "demo.yaml"})
 
     @pytest.mark.parametrize(
         "base", ["nowhere.yaml", "../demo.yaml", "", ".", "..", "a\x00b", "x" * 300, 3, ["demo.yaml"], {}]

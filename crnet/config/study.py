@@ -32,11 +32,15 @@ def load(files: Iterable[Path] = (), overrides: Mapping[str, Any] | None = None,
     Raises:
         CrnetError: Anything in the files that does not fit; nothing has been run then.
     """
-    layers = [layer for file in list(files) or [root / DEFAULT_STUDY] for layer in with_bases(Path(file))]
+    files, overrides = [Path(file) for file in files] or [root / DEFAULT_STUDY], dict(overrides or {})
+    base = overrides.pop(EXTENDS, None)  # of a file: Snakemake hands over all of its keys
+    if base is not None and all(load_yaml(file).get(EXTENDS) != base for file in files):
+        raise CrnetError(f"{files[-1]}: {EXTENDS}: in --config it does nothing; write it into the file.")
+    layers = [layer for file in files for layer in with_bases(file)]
     content: dict[str, Any] = {}
     for _, layer in layers:
         content = merge(content, layer)
-    content = merge(content, {key: value for key, value in (overrides or {}).items() if key != EXTENDS})
+    content = merge(content, overrides)
     where = " + ".join(str(file) for file, _ in layers)
     study = parse(Study, content, where)
     try:
