@@ -175,7 +175,7 @@ def test_planning_imports_no_torch(tmp_path):
     subprocess.run(command, check=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("name", ["demo", "photos"])
+@pytest.mark.parametrize("name", ["demo", "photos", "photos-three-seeds"])
 def test_committed_studies_took_what_is_predicted_within_a_factor(name, monkeypatch, tmp_path):
     """All runs together, on a machine that did other work too; the start of a job is not in their seconds."""
     (tmp_path / "resnet50v2.py").write_text("")  # stands in for the encoder of the photos study, which is not shipped

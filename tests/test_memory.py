@@ -32,7 +32,7 @@ def demand(*files: Path, **overrides) -> Demand:
     return Demand(plan, layout, [DataSet(spec, layout) for spec in plan.datasets.values()])
 
 
-@pytest.mark.parametrize("name", ["demo", "photos"])
+@pytest.mark.parametrize("name", ["demo", "photos", "photos-three-seeds"])
 def test_no_committed_run_took_more_than_predicted_nor_less_than_a_third(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     runs = committed(ROOT / f"results/{name}")
