@@ -251,3 +251,6 @@ def test_trials_are_runs_and_a_finetuned_evaluation_is_two_rows(tmp_path: Path) 
     assert (first["support_loss_before"], first["support_loss_after"]) == ("0.8", "0.2")
     assert (first["evaluate.strategy"], fused["evaluate.strategy"]) == ("finetune", "finetune-fusion")
     assert first["seconds"] == "12.5" and fused["seconds"] == ""
+    (folder / "counts-fusion.csv").unlink()
+    with pytest.raises(CrnetError, match=r"counts-fusion\.csv: is absent, though evaluation\.json"):
+        index(tmp_path)

@@ -21,7 +21,7 @@ from crnet.report.claims_plot import plot_claims
 from crnet.report.figures import plot_table
 from crnet.report.k_shot import plot_k_shot
 from crnet.report.page import CURVE_TABLE, write_page
-from crnet.report.runs import collect
+from crnet.report.runs import FUSED, collect
 from crnet.report.tables import render_table
 
 FAILED = "failed.json"  # as crnet.training.loop writes it, which imports torch
@@ -118,14 +118,14 @@ def _index(plan: Plan, layout: Layout, results: Path) -> list[str]:
     folders = [Path(layout.training(name)) for name in plan.trainings]
     reports = [folder / "train.json" for folder in folders]
     reports = [path if path.is_file() else path.with_name(FAILED) for path in reports]
-    evaluations = _there(Path(layout.evaluation(name)) / "evaluation.json" for name in plan.evaluations)
+    whole = [Path(layout.evaluation(name)) for name, spec in plan.evaluations.items() if _is_whole(layout, name, spec)]
     with TemporaryDirectory() as temporary:
         made = [Path(temporary) / name for name in INDEX]
         collect(
             _there(reports),
             [path for path in _there(f / "log.csv" for f in folders) if path.with_name("train.json").is_file()],
             _there(Path(layout.tuning(name)) / "choice.json" for name in plan.tunings),
-            [path for path in evaluations if path.with_name("counts.csv").is_file()],
+            _there(folder / "evaluation.json" for folder in whole),
             *made,
         )
         for name, path in zip(INDEX, made, strict=True):
@@ -135,6 +135,11 @@ def _index(plan: Plan, layout: Layout, results: Path) -> list[str]:
         for name, path in zip(INDEX, made, strict=True):
             atomic_write(results / name, path.read_bytes())
     return []
+
+
+def _is_whole(layout: Layout, name: str, spec: Mapping[str, Any]) -> bool:
+    counts = ["counts.csv", *([FUSED] if "finetune" in spec else [])]
+    return all((Path(layout.evaluation(name)) / file).is_file() for file in counts)
 
 
 def _runs(index: Path) -> set[str]:

@@ -97,8 +97,10 @@ def collect(
 def _readings(path: Path) -> list[Row]:
     """One row of an evaluation, or two of a finetuned one; the cost is the first row's."""
     row = _row(path, "evaluate")
-    if not path.with_name(FUSED).is_file():
+    if "finetune" not in row["spec"]:
         return [row]
+    if not path.with_name(FUSED).is_file():
+        raise _absent(path.with_name(FUSED), path)
     cost = ("seconds", "peak_memory_bytes", "episodes_per_second")
     fused = {key: value for key, value in row.items() if key not in cost}
     fused |= {"run": row["run"] + SECOND_READING, "evaluate.strategy": "finetune-fusion"}
@@ -115,12 +117,16 @@ def _row(path: Path, kind: str) -> Row:
     if kind == "evaluate" and not row["failed"]:
         counts = path.with_name("counts.csv")
         if not counts.is_file():
-            raise CrnetError(
-                f"{counts}: is absent, though {path.name} beside it says that the run finished; put it back, or delete "
-                f"{path.name} and run its job again."
-            )
+            raise _absent(counts, path)
         row |= headline(counts) | support_losses(counts)
     return row
+
+
+def _absent(counts: Path, report: Path) -> CrnetError:
+    return CrnetError(
+        f"{counts}: is absent, though {report.name} beside it says that the run finished; put it back, or delete "
+        f"{report.name} and run its job again."
+    )
 
 
 def _flat(report: Any, kind: str) -> Row:
