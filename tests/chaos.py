@@ -44,6 +44,7 @@ class Tally:
     """Kills by (kind of job, signal and aim): a kill of the whole tree counts for every job that was running."""
 
     hits: Counter = field(default_factory=Counter)
+    aimed: Counter = field(default_factory=Counter)  # kinds that were waited for and seen; some are over in 0.1 s
     kills: int = 0
 
     def by_kind(self, kind: str) -> int:
@@ -206,6 +207,7 @@ class Chaos:
         while run.running:
             for process, kind in jobs(run.folder).items():
                 if kind in wanted:
+                    self.tally.aimed[kind] += 1
                     _wait(run, self.chance.uniform(0, self.seconds.get(kind, 0.0)))
                     return process
             time.sleep(POLL_SECONDS)

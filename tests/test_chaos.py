@@ -61,7 +61,8 @@ def test_killed_at_random_moments_the_study_ends_with_the_same_bytes(undisturbed
                 break
         print(f"{chaos.tally.table()}\n{KILLS} kills in {time.monotonic() - started:.0f} s", flush=True)
     if len(KINDS) * 3 <= KILLS:
-        assert [kind for kind in KINDS if not chaos.tally.by_kind(kind)] == []
+        missed = [kind for kind in KINDS if not chaos.tally.by_kind(kind)]
+        assert [kind for kind in missed if not chaos.tally.aimed[kind]] == []
 
 
 @pytest.mark.parametrize(
