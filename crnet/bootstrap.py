@@ -25,6 +25,7 @@ seeds (by (S - 1) / S in variance). That is the estimator, and captions name it.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -77,10 +78,10 @@ class FoldCounts:
                 f"columns make {expected}, none of which may be 0."
             )
 
-    @property
+    @cached_property
     def photos(self) -> int:
         """Number of query photos, of each class for itself: what is drawn from."""
-        return len(np.unique(np.stack([self.classes, self.queries]), axis=1).T)
+        return np.unique(np.stack([self.classes, self.queries]), axis=1).shape[1]
 
     def class_sums(self) -> np.ndarray:
         """(S, classes, 8): counts summed over the episodes of each class, classes ascending."""

@@ -44,11 +44,13 @@ class Tally:
     """Kills by (kind of job, signal and aim): a kill of the whole tree counts for every job that was running."""
 
     hits: Counter = field(default_factory=Counter)
-    aimed: Counter = field(default_factory=Counter)  # kinds that were waited for and seen; some are over in 0.1 s
     kills: int = 0
 
     def by_kind(self, kind: str) -> int:
         return sum(count for (hit, _), count in self.hits.items() if hit == kind)
+
+    def missed(self) -> list[str]:
+        return [kind for kind in KINDS if not self.by_kind(kind)]
 
     def add(self, kinds: list[str], how: str) -> None:
         self.kills += 1
@@ -203,11 +205,10 @@ class Chaos:
 
     def _wait_for_new(self, run: Run) -> psutil.Process | None:
         """Wait for a job of a kind that was not hit yet, if any is left, and then for a random part of its time."""
-        wanted = [kind for kind in KINDS if not self.tally.by_kind(kind)] or KINDS
+        wanted = self.tally.missed() or KINDS
         while run.running:
             for process, kind in jobs(run.folder).items():
                 if kind in wanted:
-                    self.tally.aimed[kind] += 1
                     _wait(run, self.chance.uniform(0, self.seconds.get(kind, 0.0)))
                     return process
             time.sleep(POLL_SECONDS)

@@ -50,6 +50,7 @@ def compare(disturbed: Path, wanted: dict[str, str], runs: list[tuple]) -> None:
 def test_killed_at_random_moments_the_study_ends_with_the_same_bytes(undisturbed, archives, tmp_path, capsys):
     folder, seconds = undisturbed
     wanted, runs = contents(folder), tracked(folder)
+    every_kind = len(KINDS) * 3 <= KILLS
     with capsys.disabled():
         print(f"\nchaos: {KILLS} kills, seed {SEED}; undisturbed {seconds['study']:.0f} s", flush=True)
         chaos, started = Chaos(SEED, KILLS, seconds), time.monotonic()
@@ -57,12 +58,14 @@ def test_killed_at_random_moments_the_study_ends_with_the_same_bytes(undisturbed
             disturbed = checkout(tmp_path / f"round-{number}", *archives)
             chaos.finish(disturbed)
             compare(disturbed, wanted, runs)
-            if chaos.tally.kills == KILLS:
+            if chaos.tally.kills < chaos.kills:
+                continue
+            if not every_kind or not chaos.tally.missed() or chaos.kills >= 2 * KILLS:
                 break
-        print(f"{chaos.tally.table()}\n{KILLS} kills in {time.monotonic() - started:.0f} s", flush=True)
-    if len(KINDS) * 3 <= KILLS:
-        missed = [kind for kind in KINDS if not chaos.tally.by_kind(kind)]
-        assert [kind for kind in missed if not chaos.tally.aimed[kind]] == []
+            chaos.kills += 2  # one of them aimed: an extraction takes 0.1 s, and is easily missed
+        print(f"{chaos.tally.table()}\n{chaos.tally.kills} kills in {time.monotonic() - started:.0f} s", flush=True)
+    if every_kind:
+        assert chaos.tally.missed() == []
 
 
 @pytest.mark.parametrize(
