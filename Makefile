@@ -23,6 +23,7 @@ lint: .venv/ready
 	$(RUN) ruff format --check .
 	$(RUN) snakefmt --check Snakefile workflow
 	$(RUN) snakemake --lint > /dev/null
+	$(RUN) lint-imports --no-cache --no-logo
 
 format: .venv/ready
 	$(RUN) ruff check --fix .
@@ -41,7 +42,8 @@ lock: .venv/ready
 	$(BIN)/python -m pip install --quiet uv
 	$(RUN) uv pip compile pyproject.toml --extra test --universal --python-version 3.11 \
 		--no-header --no-annotate --no-emit-index-url --output-file requirements.lock
-	$(BIN)/python -m crnet.environment requirements.lock environment.yml
+	{ sed '/- pip:/q' environment.yml; sed 's/.*/      - "&"/' requirements.lock; } > environment.new
+	mv environment.new environment.yml
 
 clean:
 	rm -rf .venv work logs .snakemake mlflow.db*

@@ -9,11 +9,12 @@ from pathlib import Path
 sys.path.insert(0, workflow.basedir)
 from snakemake.exceptions import WorkflowError
 
-from crnet import warm, work_lock
+from crnet import warm
+from crnet.runtime import work_lock
 from crnet.config import claims as paper_claims, resolve, study as studies
 from crnet.errors import CrnetError
-from crnet.files import canonical
-from crnet.gpu import has_nvidia_gpu
+from crnet.runtime.files import canonical
+from crnet.runtime.gpu import has_nvidia_gpu
 
 studies.export_package(workflow.basedir)
 try:

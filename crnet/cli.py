@@ -1,4 +1,4 @@
-"""The command line: the commands for people here, one command a rule for the workflow in ``crnet/jobs.py``.
+"""The command line: the commands for people; those of the workflow, a rule each, are in ``crnet/jobs.py``.
 
 Each command imports what it needs when it runs, so that ``plan`` needs no torch and ``train`` no workflow.
 """
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import click
 
-from crnet import __version__, jobs
+from crnet import __version__
 from crnet.errors import CrnetError
-from crnet.files import REMEDIES, require_writable, write_csv
-from crnet.jobs import PATH, device_option
-from crnet.out_of_memory import explained
-from crnet.preemption import STATUS, Preempted
+from crnet.jobs import PATH, device_option, job
+from crnet.runtime.files import REMEDIES, require_writable, write_csv
+from crnet.runtime.out_of_memory import explained
+from crnet.runtime.preemption import STATUS, Preempted
 
 # Threads that spin while they wait make jobs side by side several times slower; read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -24,7 +24,14 @@ files_option = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _AsWritten(click.Group):
+    """Lists its commands in the order of this file, which is that of a study: before it runs, then its results."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_AsWritten, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
 def cli() -> None:
     """CRNet (CVPR 2020) as a reproducible benchmark: see `crnet plan`, then run `snakemake --cores all`."""
@@ -60,9 +67,33 @@ def main() -> None:
 @click.option("--rates", type=PATH, multiple=True, help="What `crnet bench --json` wrote; default: of this machine.")
 def plan(files: tuple[Path, ...], rates: tuple[Path, ...]) -> None:
     """What a study would run and need: trainings, evaluations, hours, downloads, disk, memory. Runs nothing."""
-    from crnet.plan import describe
+    from crnet.planning.plan import describe
 
     click.echo(describe(files, rates))
+
+
+@cli.command("check-data")
+@files_option
+@click.option("--out", type=PATH, help="Write the table of findings here too, as CSV.")
+def check_data(files: tuple[Path, ...], out: Path | None) -> None:
+    """Read every photo and mask of a study and list all that is wrong; status 3 if anything is."""
+    from crnet.config import study
+    from crnet.data.check import HEADER, check, describe, rows
+
+    if out is not None:
+        require_writable(out)
+    plan = study.load(files)
+    layout = study.Layout(plan)
+    folders = {layout.data(spec): spec for spec in plan.datasets.values()}
+    results = [
+        check(spec, Path(folder), Path(layout.archives), Path(layout.extracted(spec)))
+        for folder, spec in folders.items()
+    ]
+    click.echo(describe(results))  # first, so that nothing found is lost with the file
+    if out is not None:
+        write_csv(out, HEADER, rows(results))
+    if any(result.findings for result in results):
+        sys.exit(3)
 
 
 @cli.command()
@@ -82,23 +113,6 @@ def show(results: Path) -> None:
             click.echo(f"{kind:<8} {path}")
 
 
-@cli.command("check-data")
-@files_option
-@click.option("--out", type=PATH, help="Write the table of findings here too, as CSV.")
-def check_data(files: tuple[Path, ...], out: Path | None) -> None:
-    """Read every photo and mask of a study and list all that is wrong; status 3 if anything is."""
-    from crnet.data.check import HEADER, check_study, describe, rows
-
-    if out is not None:
-        require_writable(out)
-    results = check_study(files)
-    click.echo(describe(results))  # first, so that nothing found is lost with the file
-    if out is not None:
-        write_csv(out, HEADER, rows(results))
-    if any(result.findings for result in results):
-        sys.exit(3)
-
-
 @cli.command()
 @files_option
 def render(files: tuple[Path, ...]) -> None:
@@ -106,17 +120,6 @@ def render(files: tuple[Path, ...]) -> None:
     from crnet.report.partial import render as run
 
     click.echo(run(files))
-
-
-@cli.command()
-@click.argument("results", type=PATH)
-def track(results: Path) -> None:
-    """Show a study's runs in MLflow: fills or rebuilds the store from the files under RESULTS."""
-    from crnet.tracking import store_uri, sync
-
-    if not (results / "runs.csv").is_file():
-        raise CrnetError(f"{results}: has no runs.csv; give the results folder of a study, e.g. results/demo.")
-    sync(results, results / "runs.csv", results / "training.csv", store_uri(Path.cwd()))
 
 
 @cli.command()
@@ -146,6 +149,17 @@ def audit(
 
 
 @cli.command()
+@click.argument("results", type=PATH)
+def track(results: Path) -> None:
+    """Show a study's runs in MLflow: fills or rebuilds the store from the files under RESULTS."""
+    from crnet.report.tracking import store_uri, sync
+
+    if not (results / "runs.csv").is_file():
+        raise CrnetError(f"{results}: has no runs.csv; give the results folder of a study, e.g. results/demo.")
+    sync(results, results / "runs.csv", results / "training.csv", store_uri(Path.cwd()))
+
+
+@cli.command()
 @click.option("--quick", is_flag=True, help="Small sizes and few repeats: seconds, and no figures to quote.")
 @click.option("--stage", "stages", multiple=True, help="Only this one; may be given again. [default: all]")
 @click.option("--scaling", "with_scaling", is_flag=True, help="Also how cost grows with episodes, shots and data.")
@@ -168,5 +182,4 @@ def bench(
     run(options, stages, with_scaling, json, markdown)
 
 
-for job in jobs.COMMANDS:
-    cli.add_command(job)
+cli.add_command(job)

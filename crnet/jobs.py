@@ -1,4 +1,4 @@
-"""The commands of the workflow, one a rule: what a job reads and writes comes in by its options.
+"""``crnet job``: the commands of the workflow, one a rule; what a job reads and writes comes in by its options.
 
 Each imports what it needs when it runs.
 """
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from crnet.limits import Limits
-from crnet.out_of_memory import needs_memory
+from crnet.runtime.limits import Limits
+from crnet.runtime.out_of_memory import needs_memory
 
 PATH = click.Path(path_type=Path)
 
@@ -51,18 +51,23 @@ limits_option = click.option(
 encoder_option = click.option("--encoder", type=PATH, help="The encoder's weights; a factory brings its own.")
 
 
-@click.command()
+@click.group()
+def job() -> None:
+    """What the workflow's rules call, a command each; `snakemake --dry-run --printshellcmds` shows how."""
+
+
+@job.command()
 @click.argument("name")
 @click.option("--folder", type=PATH, required=True)
 @click.option("--settings", type=JSON, default="{}", help="Mirror and checksum by file name.")
 def download(name: str, folder: Path, settings: dict) -> None:
     """Fetch one archive, or verify the one that lies in FOLDER already."""
-    from crnet.data.archives import fetch, resolve
+    from crnet.data.archives.archives import fetch, resolve
 
     click.echo(fetch(resolve(name, settings), folder))
 
 
-@click.command()
+@job.command()
 @spec_option
 @click.option("--archives", type=PATH, required=True)
 @click.option("--extracted", type=PATH, required=True)
@@ -74,7 +79,7 @@ def prepare(spec: dict, archives: Path, extracted: Path, out: Path) -> None:
     run(spec, archives, extracted, out)
 
 
-@click.command("encoder")
+@job.command("encoder")
 @spec_option
 @click.option("--archives", type=PATH, required=True)
 @click.option("--out", type=PATH, required=True)
@@ -87,7 +92,7 @@ def prepare_encoder(spec: dict, archives: Path, out: Path, threads: int) -> None
     run(spec, archives, out, threads)
 
 
-@click.command("features")
+@job.command("features")
 @spec_option
 @data_option
 @encoder_option
@@ -102,10 +107,10 @@ def features(
     """Encode all photos of a split once."""
     import torch
 
-    from crnet import memory
-    from crnet.encoding import FrozenEncoder
-    from crnet.features import write_store
-    from crnet.machine import configure
+    from crnet.cost import memory
+    from crnet.encoders.features import write_store
+    from crnet.encoders.frozen import FrozenEncoder
+    from crnet.runtime.machine import configure
 
     configure(device, threads)
     memory.check(memory.features(spec, limits), device, out.name)
@@ -114,7 +119,7 @@ def features(
     write_store(spec, data, network, out)
 
 
-@click.command()
+@job.command()
 @spec_option
 @data_option
 @click.option("--out", type=PATH, required=True)
@@ -131,7 +136,7 @@ def episodes(spec: dict, data: Path, out: Path) -> None:
     click.echo(f"{out}: {len(table.episodes)} episodes, sha256 {digest[:16]}")
 
 
-@click.command()
+@job.command()
 @spec_option
 @data_option
 @encoder_option
@@ -164,14 +169,14 @@ def train(
     run(spec, Paths(data, encoder, features, out, state), device, threads, workers, checkpoint_seconds, limits)
 
 
-@click.command()
+@job.command()
 @spec_option
 @data_option
 @encoder_option
 @stores_option
 @click.option("--episodes", type=PATH, required=True)
 @click.option("--weights", type=PATH, help="model.safetensors of the training; controls have none.")
-@click.option("--choice", type=PATH, help="choice.json of `crnet tune`, if the specification finetunes.")
+@click.option("--choice", type=PATH, help="choice.json of `crnet job tune`, if the specification finetunes.")
 @click.option("--state", type=PATH, help="Where a killed run leaves its rows, and goes on from.")
 @click.option("--out", type=PATH, required=True)
 @limits_option
@@ -193,12 +198,12 @@ def evaluate(
     threads: int,
 ) -> None:
     """Score one model on the test episodes of its fold."""
-    from crnet.evaluate import evaluate as run
+    from crnet.evaluation.evaluate import evaluate as run
 
     run(spec, data, episodes, encoder, weights, choice, state, out, device, threads, features, limits)
 
 
-@click.command()
+@job.command()
 @spec_option
 @data_option
 @encoder_option
@@ -223,12 +228,12 @@ def tune(
     threads: int,
 ) -> None:
     """Choose steps and learning rate of finetuning on classes that are not tested."""
-    from crnet.trials import choose
+    from crnet.evaluation.trials import choose
 
     choose(spec, data, encoder, weights, state, out, device, threads, features, limits)
 
 
-@click.command()
+@job.command()
 @click.option("--job", type=JSON, required=True, help="Specification and files of each fold's model, as JSON.")
 @click.option("--out", type=PATH, required=True, help="Path without suffix; .png and .svg are written.")
 @limits_option
@@ -242,7 +247,7 @@ def sheet(job: dict, out: Path, limits: Limits, device: str, threads: int) -> No
     draw(job, out, device, threads, limits)
 
 
-@click.command()
+@job.command()
 @click.option("--train", "trainings", type=PATH, multiple=True, help="Folder of a training.")
 @click.option("--tuning", "tunings", type=PATH, multiple=True, help="Folder of finetuning's trials.")
 @click.option("--evaluation", "evaluations", type=PATH, multiple=True, help="Folder of an evaluation.")
@@ -268,20 +273,20 @@ def collect(
     )
 
 
-@click.command()
+@job.command()
 @click.option("--job", type=JSON, required=True)
 @click.option("--tables", type=PATH, required=True, help="Folder for the .csv, .md and .tex.")
 @click.option("--figures", type=PATH, required=True, help="Folder for the .png and .svg.")
 def table(job: dict, tables: Path, figures: Path) -> None:
     """Render one table and its plot from stored counts."""
     from crnet.report.figures import plot_table
-    from crnet.report.tables import render_table
+    from crnet.report.tables.render import render_table
 
     render_table(job, tables / job["table"])
     plot_table(job, tables / f"{job['table']}.csv", figures / job["table"])
 
 
-@click.command()
+@job.command()
 @click.option("--job", type=JSON, required=True)
 @click.option("--out", type=PATH, required=True, help="Path without suffix; .csv and .md are written.")
 @click.option("--figures", type=PATH, required=True, help="Path without suffix; .png and .svg are written.")
@@ -294,7 +299,7 @@ def claims(job: dict, out: Path, figures: Path) -> None:
     plot_claims(job, Path(f"{out}.csv"), figures)
 
 
-@click.command("k-shot")
+@job.command("k-shot")
 @click.option("--job", type=JSON, required=True)
 @click.option("--table", "table_csv", type=PATH, required=True)
 @click.option("--out", type=PATH, required=True, help="Path without suffix; .png and .svg are written.")
@@ -305,21 +310,21 @@ def k_shot(job: dict, table_csv: Path, out: Path) -> None:
     plot_k_shot(job, table_csv, out)
 
 
-@click.command()
+@job.command()
 @click.option("--job", type=JSON, required=True)
 @click.option("--results", type=PATH, required=True)
 @click.option("--html", type=PATH, help="The same as one file that stands alone, for Snakemake's report.")
 def page(job: dict, results: Path, html: Path | None) -> None:
     """Write a study's page, RESULTS/README.md, from the files beside it."""
-    from crnet.report.page import PAGE, write_page
-    from crnet.report.page_html import write_html
+    from crnet.report.page.html import write_html
+    from crnet.report.page.page import PAGE, write_page
 
     write_page(job, results)
     if html:
         write_html(results / PAGE, html)
 
 
-@click.command()
+@job.command()
 @click.option("--training-log", type=PATH, required=True)
 @click.option("--out", type=PATH, required=True)
 def losses(training_log: Path, out: Path) -> None:
@@ -327,22 +332,3 @@ def losses(training_log: Path, out: Path) -> None:
     from crnet.report.figures import plot_losses
 
     plot_losses(training_log, out)
-
-
-COMMANDS = (
-    download,
-    prepare,
-    prepare_encoder,
-    features,
-    episodes,
-    train,
-    evaluate,
-    tune,
-    sheet,
-    collect,
-    table,
-    claims,
-    k_shot,
-    page,
-    losses,
-)

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import NoReturn
 
 ADDRESS = "CRNET_WARM"  # environment variable: folder of the Python environment, and path of the socket
-COMMANDS = ("encoder", "features", "train", "tune", "evaluate", "sheet")  # that import torch
-MODULES = ("crnet.encoders", "crnet.features", "crnet.training.loop", "crnet.trials", "crnet.evaluate", "torch._dynamo")
+COMMANDS = ("encoder", "features", "train", "tune", "evaluate", "sheet")  # of ``crnet job``, that import torch
+MODULES = ("crnet.training.loop", "crnet.evaluation.trials", "crnet.evaluation.evaluate", "torch._dynamo")
 LOST = 137  # as of a process killed by SIGKILL
 _TERMINATE = b"T"
 _started: list[subprocess.Popen] = []
@@ -122,7 +122,7 @@ def hand_over(arguments: list[str]) -> int | None:
     """Have the server do a command and return its exit status; None if there is no server for it."""
     environment, _, address = os.environ.get(ADDRESS, "").rpartition(os.pathsep)
     # A job in an environment of its own has other packages, and maybe other versions.
-    if environment != _environment() or not arguments or arguments[0] not in COMMANDS:
+    if environment != _environment() or arguments[:1] != ["job"] or arguments[1:2] not in [[c] for c in COMMANDS]:
         return None
     connection = socket.socket(socket.AF_UNIX)
     try:

@@ -23,7 +23,7 @@ from statistics import fmean
 import psutil
 from chaos_study import ROOT
 
-from crnet.files import canonical, read_csv, read_json, sha256_text
+from crnet.runtime.files import canonical, read_csv, read_json, sha256_text
 
 POLL_SECONDS = 0.03
 PLAIN_SHARE = 0.15  # of an undisturbed run: a plain random moment is at most so long after the kill before

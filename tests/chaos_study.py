@@ -16,9 +16,9 @@ from PIL import Image
 from scipy.io import savemat
 
 from crnet.config.yaml_files import load_yaml
-from crnet.data import shapes5i
-from crnet.data.pascal5i import ARCHIVES
-from crnet.files import sha256_file
+from crnet.data.sets import shapes5i
+from crnet.data.sets.pascal5i import ARCHIVES
+from crnet.runtime.files import sha256_file
 
 ROOT = Path(__file__).resolve().parents[1]
 BYTES_PER_SECOND = 1 << 20  # of a download: a few seconds, so that it can be hit in the middle

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from crnet.config import resolve
-from crnet.files import read_csv, read_json
-from crnet.makespan import Job
+from crnet.planning.makespan import Job
+from crnet.runtime.files import read_csv, read_json
 
 
 def committed(results: Path) -> dict[Job, tuple[dict, dict]]:

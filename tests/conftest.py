@@ -25,9 +25,9 @@ class Tiny:
 
         from crnet.config.settings import component
         from crnet.data.prepare import prepare
+        from crnet.encoders.features import write_store
+        from crnet.encoders.frozen import FrozenEncoder
         from crnet.encoders.small import network
-        from crnet.encoding import FrozenEncoder
-        from crnet.features import write_store
 
         self.data, self.encoder, self.features = folder / "data", folder / "small.safetensors", folder / "features"
         settings = {"images_train": 40, "images_val": 60, "size": 64, "rule_grid": 8}

@@ -7,11 +7,11 @@ from torch import nn
 
 from crnet import methods
 from crnet.config.settings import components
-from crnet.encoding import FrozenEncoder
-from crnet.files import read_csv
-from crnet.limits import Limits
+from crnet.encoders.frozen import FrozenEncoder
 from crnet.methods import Method, Pairs, Share
 from crnet.model.layers import ChannelDropout, Rows
+from crnet.runtime.files import read_csv
+from crnet.runtime.limits import Limits
 from crnet.training.accumulation import accumulate, shares
 from crnet.training.loop import Paths
 from crnet.training.loop import train as run

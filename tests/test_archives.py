@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from crnet.data import archives, download
-from crnet.data.archives import Archive
+from crnet.data.archives import archives, download
+from crnet.data.archives.archives import Archive
 from crnet.errors import CrnetError
 
 CONTENT = np.random.default_rng(7).bytes(3_000_000)  # larger than what sockets buffer on loopback

@@ -25,7 +25,7 @@ from crnet.data import episodes
 from crnet.data.index import Index
 from crnet.data.prepare import prepare
 from crnet.errors import CrnetError
-from crnet.files import read_csv, read_json, sha256_file, write_csv, write_json
+from crnet.runtime.files import read_csv, read_json, sha256_file, write_csv, write_json
 
 STUDY = yaml.safe_load((Path(__file__).parent / "tiny.yaml").read_text())
 SEED = 5
@@ -52,15 +52,15 @@ def _make(folder: Path) -> None:
     """What the workflow does, in this process, from data to page."""
     import torch
 
-    from crnet import evaluate as scoring
-    from crnet import trials
     from crnet.encoders import prepare as prepare_encoder
-    from crnet.encoding import FrozenEncoder
-    from crnet.features import write_store
+    from crnet.encoders.features import write_store
+    from crnet.encoders.frozen import FrozenEncoder
+    from crnet.evaluation import evaluate as scoring
+    from crnet.evaluation import trials
     from crnet.report.claims import render_claims
-    from crnet.report.page import write_page
+    from crnet.report.page.page import write_page
     from crnet.report.runs import collect
-    from crnet.report.tables import render_table
+    from crnet.report.tables.render import render_table
     from crnet.training.loop import Paths, train
 
     plan = study.load([_study(folder)])
@@ -225,7 +225,7 @@ class TestPlanted:
         assert any(line.startswith("runs.csv, line") and path.parent.name in line for line in found)
 
     def test_a_changed_count_with_all_digests_and_tables_made_to_fit_is_found_by_predicting_again(self, copy):
-        from crnet.report.tables import render_table
+        from crnet.report.tables.render import render_table
 
         plan = study.load([copy.folder / "study.yaml"])
         at = study.Layout(plan)
@@ -434,7 +434,7 @@ class TestPlanted:
 
 def test_a_training_that_failed_is_no_difference(copy):
     """Its cells say so, and its evaluations are not expected."""
-    from crnet.report.tables import render_table
+    from crnet.report.tables.render import render_table
 
     plan = study.load([copy.folder / "study.yaml"])
     at = study.Layout(plan)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crnet.data import annotations, voc
 from crnet.data.findings import Finding
+from crnet.data.formats import annotations, voc
 from crnet.data.pixels import MAX_PIXELS, photo_size, read_ids, read_rgb, read_sbd
 from crnet.errors import CrnetError
 from crnet.training.loop import Paths, train

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from crnet import methods, rates
+from crnet import methods
 from crnet.bench import report, scaling, timing
 from crnet.bench import run as running
 from crnet.bench.agreement import ROUNDING, differing, gradient, recorded_logits, relative, require
@@ -26,11 +26,12 @@ from crnet.config.defaults import FINETUNE, FINETUNE_LIMITS
 from crnet.config.settings import check
 from crnet.data import episodes
 from crnet.data.index import Index
-from crnet.encoding import compute_dtype
+from crnet.encoders.frozen import compute_dtype
 from crnet.errors import CrnetError
-from crnet.finetune import Finetuner
-from crnet.predict import Predictor
-from crnet.stages import ENCODER, EVALUATION
+from crnet.evaluation.finetune import Finetuner
+from crnet.evaluation.predict import Predictor
+from crnet.planning import rates
+from crnet.planning.stages import ENCODER, EVALUATION
 from crnet.training import loop
 from crnet.training.cache import ProbabilityCache
 from crnet.training.optimisation import optimiser

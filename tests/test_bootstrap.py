@@ -5,10 +5,10 @@ import time
 import numpy as np
 import pytest
 
-from crnet.bootstrap import Bootstrap, FoldCounts, estimate, read_fold
 from crnet.errors import CrnetError
-from crnet.files import write_csv
-from crnet.metrics import QUERY_COLUMNS
+from crnet.metrics.bootstrap import Bootstrap, FoldCounts, estimate, read_fold
+from crnet.metrics.iou import QUERY_COLUMNS
+from crnet.runtime.files import write_csv
 
 AREA = 1000
 

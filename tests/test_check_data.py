@@ -16,14 +16,16 @@ from scipy.io import savemat
 
 from crnet.cli import cli
 from crnet.config import study
-from crnet.data import check, coco, pascal5i
+from crnet.data import check
 from crnet.data.findings import Finding
+from crnet.data.formats import coco
 from crnet.data.prepare import prepare
-from crnet.data.shapes80 import SETTINGS as SHAPES80
-from crnet.data.shapes80 import splits as splits_of_80
-from crnet.data.shapes80 import write_coco
+from crnet.data.sets import pascal5i
+from crnet.data.sets.shapes80 import SETTINGS as SHAPES80
+from crnet.data.sets.shapes80 import splits as splits_of_80
+from crnet.data.sets.shapes80 import write_coco
 from crnet.errors import CrnetError
-from crnet.files import read_csv
+from crnet.runtime.files import read_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"images_train": 8, "images_val": 6, "size": 64, "rule_grid": 8}

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import yaml
 
-from crnet.bootstrap import Bootstrap, Interval, read_fold
 from crnet.config import study
 from crnet.config.claims import CLAIMS, claims_job, load_claims
 from crnet.config.schema import load_table
 from crnet.errors import CrnetError
-from crnet.files import canonical, write_csv, write_json
-from crnet.metrics import QUERY_COLUMNS
+from crnet.metrics.bootstrap import Bootstrap, Interval, read_fold
+from crnet.metrics.iou import QUERY_COLUMNS
 from crnet.report.claims import HEADER, ONE_SEED, judge_all, render_claims, verdict
 from crnet.report.claims_plot import plot_claims
+from crnet.runtime.files import canonical, write_csv, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOTSTRAP = Bootstrap(300)

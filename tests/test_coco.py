@@ -14,13 +14,14 @@ from PIL import Image
 from pycocotools import mask as run_lengths
 
 from crnet.config.settings import component
-from crnet.data import coco, episodes
+from crnet.data import episodes
+from crnet.data.formats import coco
 from crnet.data.index import Index, Pair
 from crnet.data.prepare import prepare as prepare_dataset
 from crnet.data.splits import Splits
+from crnet.encoders.features import SquashedMasks
 from crnet.errors import CrnetError
-from crnet.features import SquashedMasks
-from crnet.files import canonical, read_csv, read_json
+from crnet.runtime.files import canonical, read_csv, read_json
 
 HEIGHT, WIDTH = 40, 48
 # Class ids 1 to 4; category ids are 3, 5, 8, 20. Cat trains, dog is held out, cow and car are tested.

@@ -11,15 +11,17 @@ import torch
 
 from crnet.config import resolve, study
 from crnet.config.settings import component
-from crnet.data import archives, coco2014, episodes
+from crnet.data import episodes
+from crnet.data.archives import archives
 from crnet.data.index import Index, Pair
 from crnet.data.prepare import prepare
-from crnet.encoding import FrozenEncoder
+from crnet.data.sets import coco2014
+from crnet.encoders.features import FeatureStore, write_store
+from crnet.encoders.frozen import FrozenEncoder
 from crnet.errors import CrnetError
-from crnet.evaluate import evaluate
-from crnet.features import FeatureStore, write_store
-from crnet.files import read_csv, read_json
-from crnet.metrics import miou
+from crnet.evaluation.evaluate import evaluate
+from crnet.metrics.iou import miou
+from crnet.runtime.files import read_csv, read_json
 from crnet.training.episodes import EpisodeSource
 from crnet.training.loop import Paths, train
 

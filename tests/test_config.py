@@ -10,7 +10,7 @@ import yaml
 from crnet.config import resolve, study
 from crnet.config.settings import check, components
 from crnet.errors import CrnetError
-from crnet.files import canonical
+from crnet.runtime.files import canonical
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = sorted((ROOT / "configs/studies").glob("*.yaml"))
@@ -195,13 +195,13 @@ def test_booleans_are_not_numbers():
 
 def test_planning_imports_no_torch_and_training_no_workflow():
     planning = (
-        "import sys; from crnet.config import study; from crnet.plan import describe; print(describe([])); "
+        "import sys; from crnet.config import study; from crnet.planning.plan import describe; print(describe([])); "
         "assert not {'torch', 'mlflow', 'pandas', 'snakemake'} & set(sys.modules), 'heavy import'"
     )
     subprocess.run([sys.executable, "-c", planning], check=True, cwd=ROOT, capture_output=True)
     absent = ("snakemake", "mlflow", "pandas", "pydantic", "yaml", "scipy", "matplotlib", "pycocotools")
     bare = (
         f"import sys\nfor name in {absent!r}: sys.modules[name] = None\n"
-        "import crnet.training.loop, crnet.evaluate, crnet.features, crnet.cli"
+        "import crnet.training.loop, crnet.evaluation.evaluate, crnet.encoders.features, crnet.cli"
     )
     subprocess.run([sys.executable, "-c", bare], check=True, cwd=ROOT)

@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from crnet import methods
 from crnet.data import episodes
 from crnet.data.index import Index
-from crnet.encoding import FrozenEncoder
-from crnet.evaluate import _row
-from crnet.features import write_store
-from crnet.files import canonical, read_json
-from crnet.limits import PAIRS_TOGETHER
-from crnet.predict import Predictor
+from crnet.encoders.features import write_store
+from crnet.encoders.frozen import FrozenEncoder
+from crnet.evaluation.evaluate import _row
+from crnet.evaluation.predict import Predictor
+from crnet.runtime.files import canonical, read_json
+from crnet.runtime.limits import PAIRS_TOGETHER
 from crnet.training.loop import train
 
 LIVE = {"features": "live", "views": "flip", "augment": "both", "epochs": 1, "epoch_episodes": 8}
@@ -39,7 +39,8 @@ def test_order_of_trainings_and_processes_side_by_side(tiny, tmp_path, precision
     jobs = []
     for i, spec in enumerate(specs):
         where = paths(tiny, tmp_path / f"c{i}")
-        command = [sys.executable, "-m", "crnet", "train", "--spec", canonical(spec), "--data", where.data, "--encoder",
+        command = [sys.executable, "-m", "crnet", "job", "train",
+                   "--spec", canonical(spec), "--data", where.data, "--encoder",
                    where.encoder, "--features", where.features, "--out", where.out, "--state", where.state]  # fmt: skip
         jobs.append(subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL))
     assert [job.wait(timeout=300) for job in jobs] == [0, 0]

@@ -13,13 +13,13 @@ import pytest
 import torch
 from faults import one_sentence, paths
 
-from crnet.checkpoint import load_json, load_state, save_json, save_state
 from crnet.cli import main
 from crnet.data.index import Index
-from crnet.encoding import FrozenEncoder
+from crnet.encoders.features import FeatureStore, write_store
+from crnet.encoders.frozen import FrozenEncoder
 from crnet.errors import CrnetError
-from crnet.features import FeatureStore, write_store
-from crnet.files import DamagedFile, atomic_write, canonical, read_csv, read_json, require_writable
+from crnet.runtime.checkpoint import load_json, load_state, save_json, save_state
+from crnet.runtime.files import DamagedFile, atomic_write, canonical, read_csv, read_json, require_writable
 from crnet.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,22 +48,22 @@ def small_disk(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from crnet.files import atomic_write
+from crnet.runtime.files import atomic_write
 os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
 atomic_write(sys.argv[1], "b" * 100_000)
 """
 WRITING = """
 import sys
-from crnet.files import atomic_write
+from crnet.runtime.files import atomic_write
 for _ in range(100):
     atomic_write(sys.argv[1], sys.argv[2] * 100_000)
 """
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from crnet.checkpoint import load_json, load_state, save_json, save_state
+from crnet.runtime.checkpoint import load_json, load_state, save_json, save_state
 from crnet.errors import CrnetError
-from crnet.files import atomic_write
+from crnet.runtime.files import atomic_write
 import torch
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 folder = Path(sys.argv[1])
@@ -121,7 +121,8 @@ class TestDisks:
 
     def test_a_training_whose_state_cannot_be_written_goes_on_when_it_can(self, tiny, tmp_path):
         where = paths(tiny, tmp_path)
-        command = [sys.executable, "-m", "crnet", "train", "--spec", canonical(tiny.training()), "--data", where.data,
+        command = [sys.executable, "-m", "crnet", "job", "train",
+                   "--spec", canonical(tiny.training()), "--data", where.data,
                    "--encoder", where.encoder, "--features", where.features, "--out", where.out, "--state", where.state,
                    "--checkpoint-seconds", "0"]  # fmt: skip
         script = f'ulimit -f {20}; exec "$@"'

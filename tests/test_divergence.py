@@ -9,16 +9,16 @@ import yaml
 from click.testing import CliRunner
 from faults import one_sentence, paths
 
-from crnet.bootstrap import Bootstrap
-from crnet.checkpoint import load_state
 from crnet.cli import cli
 from crnet.config import resolve, study
 from crnet.errors import CrnetError
-from crnet.files import read_csv, read_json, write_csv, write_json
+from crnet.metrics.bootstrap import Bootstrap
 from crnet.report.partial import failures, mark
 from crnet.report.runs import collect
-from crnet.report.table_cells import collect as cells
-from crnet.report.table_cells import short_gap
+from crnet.report.tables.cells import collect as cells
+from crnet.report.tables.cells import short_gap
+from crnet.runtime.checkpoint import load_state
+from crnet.runtime.files import read_csv, read_json, write_csv, write_json
 from crnet.training import loop
 from crnet.training.loop import train
 

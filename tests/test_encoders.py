@@ -9,7 +9,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from crnet import encoders
 from crnet.config.settings import components
 from crnet.encoders import resnet50, vgg16
-from crnet.encoding import FrozenEncoder
+from crnet.encoders.frozen import FrozenEncoder
 from crnet.errors import CrnetError
 
 CPU = torch.device("cpu")

@@ -9,8 +9,6 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from crnet.environment import environment
-
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = (ROOT / "requirements.lock").read_text()
 PINS = [Requirement(line) for line in LOCK.splitlines()]
@@ -18,8 +16,7 @@ PINS = [Requirement(line) for line in LOCK.splitlines()]
 
 def test_conda_environment_is_the_lock():
     text = (ROOT / "environment.yml").read_text()
-    assert text == environment(LOCK), "run `make lock`"
-    assert yaml.safe_load(text)["dependencies"][-1]["pip"] == LOCK.splitlines()
+    assert yaml.safe_load(text)["dependencies"][-1]["pip"] == LOCK.splitlines(), "run `make lock`"
 
 
 def test_lock_pins_everything_exactly_and_names_no_index():

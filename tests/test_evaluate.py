@@ -12,15 +12,15 @@ from crnet.config import resolve
 from crnet.config.defaults import scaled
 from crnet.data import episodes, transforms
 from crnet.data.index import Index
-from crnet.encoding import FrozenEncoder
+from crnet.encoders.features import write_store
+from crnet.encoders.frozen import FrozenEncoder
 from crnet.errors import CrnetError
-from crnet.evaluate import evaluate
-from crnet.features import write_store
-from crnet.files import read_csv, read_json
-from crnet.limits import NONE, Limits
+from crnet.evaluation.evaluate import evaluate
+from crnet.evaluation.predict import Predictor
 from crnet.methods import Pairs
-from crnet.metrics import episode_counts
-from crnet.predict import Predictor
+from crnet.metrics.iou import episode_counts
+from crnet.runtime.files import read_csv, read_json
+from crnet.runtime.limits import NONE, Limits
 
 
 @pytest.fixture(scope="module")

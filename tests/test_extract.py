@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from crnet.data import archives, download, extract
-from crnet.data.archives import Archive
+from crnet.data.archives import archives, download, extract
+from crnet.data.archives.archives import Archive
 from crnet.errors import CrnetError
 
 NOISE = np.random.default_rng(7).bytes(200_000)

@@ -10,20 +10,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from crnet import evaluate as evaluation
-from crnet import finetune, methods, trials
+from crnet import methods
 from crnet.config.defaults import FINETUNE, FINETUNE_LIMITS
 from crnet.config.settings import check
 from crnet.data import episodes
 from crnet.data.index import Index
 from crnet.errors import CrnetError
-from crnet.evaluate import evaluate
-from crnet.files import read_csv, read_json
-from crnet.finetune import Diverged, Finetuner, ordered_pairs
-from crnet.limits import Limits
-from crnet.metrics import fg_counts, miou
-from crnet.predict import Predictor
-from crnet.trials import Trial, best_trial, choose
+from crnet.evaluation import evaluate as evaluation
+from crnet.evaluation import finetune, trials
+from crnet.evaluation.evaluate import evaluate
+from crnet.evaluation.finetune import Diverged, Finetuner, ordered_pairs
+from crnet.evaluation.predict import Predictor
+from crnet.evaluation.trials import Trial, best_trial, choose
+from crnet.metrics.iou import fg_counts, miou
+from crnet.runtime.files import read_csv, read_json
+from crnet.runtime.limits import Limits
 
 SHOTS = 3
 SETTINGS = {

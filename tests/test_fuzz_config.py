@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from crnet.config import claims as paper_claims
 from crnet.config import study
 from crnet.errors import CrnetError, one_line
-from crnet.files import canonical
+from crnet.runtime.files import canonical
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = float(os.environ.get("CRNET_FUZZ_SECONDS", "15"))

@@ -10,18 +10,19 @@ import torch
 from faults import one_sentence, paths
 from safetensors.torch import save_file
 
-from crnet import methods, saved_rows
+from crnet import methods
 from crnet.data import episodes, index, packed
 from crnet.data.index import Index
-from crnet.encoding import FrozenEncoder
+from crnet.encoders.features import FeatureStore, write_store
+from crnet.encoders.frozen import FrozenEncoder
 from crnet.errors import CrnetError
-from crnet.evaluate import evaluate
-from crnet.features import FeatureStore, write_store
-from crnet.files import read_csv, read_json, sha256_file, write_csv, write_json
+from crnet.evaluation.evaluate import evaluate
+from crnet.evaluation.trials import choose
+from crnet.runtime import saved_rows
+from crnet.runtime.files import read_csv, read_json, sha256_file, write_csv, write_json
 from crnet.training.episodes import EpisodeSource, TrainingEpisode
 from crnet.training.loop import Paths, train
 from crnet.training.sources import CachedSource, LiveSource
-from crnet.trials import choose
 
 ROOT = Path(__file__).resolve().parents[1]
 LIVE = {"features": "live", "views": "identity", "epochs": 1, "epoch_episodes": 4}

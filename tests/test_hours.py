@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 from committed import committed
 
-from crnet import rates, work
 from crnet.config import resolve, study
 from crnet.config.settings import component
-from crnet.demand import Demand, dataset_of
+from crnet.cost import work
 from crnet.errors import CrnetError
-from crnet.hours import Hours
-from crnet.plan import describe
-from crnet.rates import load, of_this_machine
-from crnet.sizes import DataSet
-from crnet.stages import EVALUATION, FINETUNING, ON_FEATURES, ON_PHOTOS, START, Stage, named
+from crnet.planning import rates
+from crnet.planning.demand import Demand, dataset_of
+from crnet.planning.disk import DataSet
+from crnet.planning.hours import Hours
+from crnet.planning.plan import describe
+from crnet.planning.rates import load, of_this_machine
+from crnet.planning.stages import EVALUATION, FINETUNING, ON_FEATURES, ON_PHOTOS, START, Stage, named
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER, DEMO = ROOT / "configs/studies/paper.yaml", ROOT / "configs/studies/demo.yaml"
@@ -141,7 +142,7 @@ def test_hours_of_tables_and_what_sharing_saves(tmp_path):
 
 
 def test_without_rates_the_plan_says_how_to_get_them(monkeypatch):
-    monkeypatch.setattr("crnet.plan.of_this_machine", lambda kind, folder: [])
+    monkeypatch.setattr("crnet.planning.plan.of_this_machine", lambda kind, folder: [])
     text = " ".join(describe([PAPER]).split())
     assert (
         "GPU-hours not known: no step times of a GPU are on file; `crnet bench --device cuda --json "
@@ -167,7 +168,7 @@ def test_distinct_photos_of_episodes():
 
 def test_planning_imports_no_torch(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from crnet.plan import describe; "
+        "import sys; from pathlib import Path; from crnet.planning.plan import describe; "
         "describe([Path(sys.argv[1])], [Path(sys.argv[2])]); "
         "assert not {'torch', 'mlflow', 'pandas', 'snakemake', 'scipy'} & set(sys.modules), 'heavy import'"
     )

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from crnet.config import study
-from crnet.makespan import ancestors, critical_path, graph_of, makespan
+from crnet.planning.makespan import ancestors, critical_path, graph_of, makespan
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORT = {"runs", "job", "table", "claims", "k_shot", "losses", "page", "sheet", "track", "tables", "all"}

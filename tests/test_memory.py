@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import pytest
 from committed import committed
 
-from crnet import memory
 from crnet.config import resolve, study
-from crnet.demand import Demand, dataset_of
+from crnet.cost import memory
+from crnet.cost.memory import Need, check, free_bytes
 from crnet.errors import CrnetError
-from crnet.limits import GIB, Limits
-from crnet.memory import Need, check, free_bytes
-from crnet.sizes import DataSet
+from crnet.planning.demand import Demand, dataset_of
+from crnet.planning.disk import DataSet
+from crnet.runtime.limits import GIB, Limits
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = ROOT / "configs/limits"

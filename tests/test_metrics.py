@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from crnet.errors import CrnetError
-from crnet.metrics import QUERY_COLUMNS, episode_counts, fb_iou, fg_counts, miou, score
+from crnet.metrics.iou import QUERY_COLUMNS, episode_counts, fb_iou, fg_counts, miou, score
 
 MASK = np.array([[1, 1, 0, 0], [1, 255, 255, 0], [0, 0, 255, 0]], np.uint8)
 PREDICTION = np.array([[1, 0, 1, 0], [1, 1, 0, 0], [0, 0, 1, 0]], bool)

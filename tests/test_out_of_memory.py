@@ -11,13 +11,13 @@ from faults import paths
 from safetensors.torch import save_file
 
 from crnet import methods
-from crnet.checkpoint import load_json, load_state
 from crnet.cli import main
 from crnet.data import episodes
 from crnet.data.index import Index
-from crnet.encoding import FrozenEncoder
-from crnet.files import canonical
+from crnet.encoders.frozen import FrozenEncoder
 from crnet.methods.crnet import CRNet
+from crnet.runtime.checkpoint import load_json, load_state
+from crnet.runtime.files import canonical
 from crnet.training.loop import train
 
 GIB = 2**30
@@ -32,7 +32,7 @@ MEASURED = "this job held up to 21.5 GiB and 2.25 GiB more was asked for, and NV
 # Runs a command with as much more address space as is said than a process has that imported all it needs.
 LIMITED = """
 import resource, sys
-import crnet.evaluate, crnet.features, crnet.training.loop, crnet.trials
+import crnet.evaluation.evaluate, crnet.encoders.features, crnet.training.loop, crnet.evaluation.trials
 from crnet.cli import main
 more = int(sys.argv.pop(1))
 used = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmSize"))
@@ -91,7 +91,8 @@ class TestGpu:
     def test_a_training_keeps_its_state_and_goes_on(self, tiny, tmp_path, gpu, monkeypatch, capsys):
         spec, where, undisturbed = tiny.training(), paths(tiny, tmp_path), paths(tiny, tmp_path / "undisturbed")
         train(spec, undisturbed, "cpu", 1)
-        command = ["train", "--spec", canonical(spec), "--data", where.data, "--encoder", where.encoder, "--features",
+        command = ["job", "train",
+                   "--spec", canonical(spec), "--data", where.data, "--encoder", where.encoder, "--features",
                    where.features, "--out", where.out, "--state", where.state, "--checkpoint-seconds", "0"]  # fmt: skip
         whole = CRNet.losses
         monkeypatch.setattr(CRNet, "losses", exhausted_after(7, whole))
@@ -108,7 +109,7 @@ class TestGpu:
     def test_an_evaluation_keeps_its_rows(self, tiny, evaluated, tmp_path, gpu, monkeypatch, capsys):
         spec = tiny.evaluation(tiny.training())
         monkeypatch.setattr(CRNet, "predict", exhausted_after(4, CRNet.predict))
-        said = run(["evaluate", "--spec", canonical(spec), *evaluated], monkeypatch, capsys)
+        said = run(["job", "evaluate", "--spec", canonical(spec), *evaluated], monkeypatch, capsys)
         assert f"{MEASURED} was free; lower limits.pool_gib, limits.pairs_at_once or evaluate.size" in said
         assert len(load_json(tmp_path / "e.json")["rows"]) == 32
 
@@ -116,7 +117,7 @@ class TestGpu:
         encoder = tiny.training()["encoder"]
         spec = {"dataset": tiny.dataset, "encoder": encoder, "size": 64, "views": "flip", "precision": "float32"}
         monkeypatch.setattr(FrozenEncoder, "__call__", exhausted_after(2, FrozenEncoder.__call__))
-        command = ["features", "--spec", canonical(spec), "--data", tiny.data, "--encoder", tiny.encoder]
+        command = ["job", "features", "--spec", canonical(spec), "--data", tiny.data, "--encoder", tiny.encoder]
         said = run([*command, "--out", tmp_path / "f"], monkeypatch, capsys)
         assert f"{MEASURED} was free; lower limits.photos_at_once or train.size" in said
         assert load_json(tmp_path / "f/progress.json")["rows"] == [0, 16]
@@ -126,7 +127,9 @@ class TestGpu:
             raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
 
         monkeypatch.setattr(FrozenEncoder, "__call__", fail)
-        said = run(["evaluate", "--spec", canonical(tiny.evaluation(tiny.training())), *evaluated], monkeypatch, capsys)
+        said = run(
+            ["job", "evaluate", "--spec", canonical(tiny.evaluation(tiny.training())), *evaluated], monkeypatch, capsys
+        )
         assert "held up to 21.5 GiB and more was asked for, and NVIDIA L4 has 23.6 GiB; lower limits.pool_gib" in said
 
     def test_another_error_stays_what_it_is(self, tiny, evaluated, monkeypatch):
@@ -137,7 +140,7 @@ class TestGpu:
         monkeypatch.setattr(
             sys,
             "argv",
-            ["crnet", "evaluate", "--spec", canonical(tiny.evaluation(tiny.training())), *map(str, evaluated)],
+            ["crnet", "job", "evaluate", "--spec", canonical(tiny.evaluation(tiny.training())), *map(str, evaluated)],
         )
         with pytest.raises(RuntimeError, match="illegal memory access"):
             main()
@@ -150,7 +153,8 @@ class TestCpu:
     def test_a_training_that_does_not_fit_goes_on_where_it_does(self, tiny, tmp_path):
         spec = tiny.training(model={"width": 256}, train={"batch": 40, "epochs": 2, "base_episodes": 0})
         where = paths(tiny, tmp_path)
-        command = ["train", "--spec", canonical(spec), "--data", where.data, "--encoder", where.encoder, "--features",
+        command = ["job", "train",
+                   "--spec", canonical(spec), "--data", where.data, "--encoder", where.encoder, "--features",
                    where.features, "--out", where.out, "--state", where.state]  # fmt: skip
         done = limited(command, 200 << 20)
         assert done.returncode == 2, done.stderr
@@ -166,7 +170,7 @@ class TestCpu:
 
     def test_an_evaluation_that_does_not_fit(self, tiny, evaluated):
         spec = tiny.evaluation(tiny.training(), size=1024)
-        done = limited(["evaluate", "--spec", canonical(spec), *evaluated], 200 << 20)
+        done = limited(["job", "evaluate", "--spec", canonical(spec), *evaluated], 200 << 20)
         assert done.returncode == 2, done.stderr
         said = [line for line in done.stderr.splitlines() if line.startswith("crnet: memory ran out: ")]
         assert len(said) == 1, done.stderr

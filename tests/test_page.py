@@ -6,15 +6,15 @@ import pytest
 from PIL import Image
 from test_tables import make_job
 
-from crnet.bootstrap import Bootstrap
 from crnet.errors import CrnetError
-from crnet.files import write_csv
-from crnet.report.cost import COLUMNS, CPU, GPU, costs, render_cost
-from crnet.report.finetuning import render_finetuning
-from crnet.report.page import slug, write_page
-from crnet.report.page_html import write_html
-from crnet.report.page_provenance import render_provenance
-from crnet.report.tables import render_table
+from crnet.metrics.bootstrap import Bootstrap
+from crnet.report.page.cost import COLUMNS, CPU, GPU, costs, render_cost
+from crnet.report.page.finetuning import render_finetuning
+from crnet.report.page.html import write_html
+from crnet.report.page.page import slug, write_page
+from crnet.report.page.provenance import render_provenance
+from crnet.report.tables.render import render_table
+from crnet.runtime.files import write_csv
 
 RUNS = (  # run, kind, method, variant, shots, status, seconds, peak, device, threads
     ("a", "train", "crnet", "crnet", "", "finished", "1800", str(2**30), "cpu", "2"),

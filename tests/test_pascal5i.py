@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from crnet.data import pascal5i
 from crnet.data.index import Index
+from crnet.data.sets import pascal5i
 from crnet.errors import CrnetError
 
 # ../shared/real/README.md: pairs that the rule keeps among the 253 photos of VOC val, by class id from 1.

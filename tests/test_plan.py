@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from crnet import plan as planning
 from crnet.config import study
 from crnet.errors import CrnetError
-from crnet.files import write_csv
-from crnet.plan import WIDTH, describe
-from crnet.sizes import DataSet, amount, archives_of, needs_of, weight_bytes
+from crnet.planning import plan as planning
+from crnet.planning.disk import DataSet, amount, archives_of, needs_of, weight_bytes
+from crnet.planning.plan import WIDTH, describe
+from crnet.runtime.files import write_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER, DEMO, PHOTOS = (ROOT / f"configs/studies/{name}.yaml" for name in ("paper", "demo", "photos"))
@@ -290,7 +290,8 @@ def test_readable_sizes():
 
 def test_planning_the_papers_study_imports_no_torch():
     code = (
-        "import sys; from pathlib import Path; from crnet.plan import describe; describe([Path(sys.argv[1])]); "
+        "import sys; from pathlib import Path; from crnet.planning.plan import describe; "
+        "describe([Path(sys.argv[1])]); "
         "assert not {'torch', 'mlflow', 'pandas', 'snakemake', 'scipy'} & set(sys.modules), 'heavy import'"
     )
     subprocess.run([sys.executable, "-c", code, str(PAPER)], check=True, cwd=ROOT)

@@ -16,24 +16,25 @@ from faults import paths
 from safetensors.torch import save_file
 
 from crnet import methods
-from crnet.checkpoint import load_json, load_state, save_json
 from crnet.cli import cli
 from crnet.config.defaults import FINETUNE, FINETUNE_LIMITS
 from crnet.config.settings import check
 from crnet.data import episodes
 from crnet.data.index import Index
-from crnet.encoding import FrozenEncoder
-from crnet.features import write_store
-from crnet.files import canonical, read_csv, read_json
-from crnet.preemption import Notice, Preempted
-from crnet.saved_rows import SavedRows
+from crnet.encoders.features import write_store
+from crnet.encoders.frozen import FrozenEncoder
+from crnet.runtime.checkpoint import load_json, load_state, save_json
+from crnet.runtime.files import canonical, read_csv, read_json
+from crnet.runtime.preemption import Notice, Preempted
+from crnet.runtime.saved_rows import SavedRows
 from crnet.training import loop
 from crnet.training.loop import train
 
 # A job as it is, but it saves after every piece and takes its time, so that a random moment meets it at work.
 SLOWLY = """
 import time
-from crnet import pretrain, saved_rows
+from crnet.encoders import pretrain
+from crnet.runtime import saved_rows
 from crnet.cli import main
 
 def slow(piece):
@@ -117,14 +118,14 @@ def finetuned(tiny) -> dict:
 
 def features(tiny, made) -> Job:
     spec = canonical(features_spec(tiny))
-    command = ["features", "--spec", spec, "--data", tiny.data, "--encoder", tiny.encoder, "--out", "{folder}"]
+    command = ["job", "features", "--spec", spec, "--data", tiny.data, "--encoder", tiny.encoder, "--out", "{folder}"]
     return Job(command, ("map0.npy", "map1.npy", "features.json"), "progress.json")
 
 
 def pretraining(tiny, made) -> Job:
     settings = {"steps": 60, "batch": 2, "size": 32, "images": 6}
     spec = canonical({"name": "small", "layers": ["layer3"], **settings})
-    command = ["encoder", "--spec", spec, "--archives", "{folder}", "--out", "{folder}/small.safetensors"]
+    command = ["job", "encoder", "--spec", spec, "--archives", "{folder}", "--out", "{folder}/small.safetensors"]
     return Job(command, ("small.safetensors",), "small.state")
 
 
@@ -227,7 +228,7 @@ class TestTraining:
         """A scheduler's SIGTERM reaches the photo loaders too."""
         how = {"features": "live", "views": "flip", "augment": "both", "epochs": 500, "base_episodes": 0}
         where = paths(tiny, tmp_path, features=None)
-        command = ["train", "--spec", canonical(tiny.training(train=how)), "--data", where.data, "--encoder",
+        command = ["job", "train", "--spec", canonical(tiny.training(train=how)), "--data", where.data, "--encoder",
                    where.encoder, "--out", where.out, "--state", where.state, "--workers", "2",
                    "--checkpoint-seconds", "0"]  # fmt: skip
         moments = Moments()

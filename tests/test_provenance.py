@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crnet import provenance
+from crnet.runtime import provenance
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from crnet.bootstrap import read_fold
 from crnet.errors import CrnetError
-from crnet.files import read_csv, write_csv, write_json
-from crnet.metrics import QUERY_COLUMNS
+from crnet.metrics.bootstrap import read_fold
+from crnet.metrics.iou import QUERY_COLUMNS
 from crnet.report.runs import collect, variants
+from crnet.runtime.files import read_csv, write_csv, write_json
 
 LOG = ("epoch", "step", "loss", "query", "support", "lr", "images_per_second", "peak_memory_bytes")
 ORIGIN = {

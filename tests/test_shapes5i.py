@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crnet.data import shapes5i
-from crnet.data.scenes import SHAPES, TEXTURES, Look, Scene, background, paint, smooth_noise, void_border
+from crnet.data.sets import shapes5i
+from crnet.data.sets.scenes import SHAPES, TEXTURES, Look, Scene, background, paint, smooth_noise, void_border
 from crnet.data.views import VIEWS, recolour
-from crnet.files import read_csv, read_json
+from crnet.runtime.files import read_csv, read_json
 
 SMALL = shapes5i.SETTINGS | {"images_train": 6, "images_val": 4, "size": 96}
 SMALL_DIGEST = "75b66895aad049559aa7536d34a719e80414c32e293fa051d78d5966a47e175b"

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from pycocotools import mask as run_lengths
 
-from crnet.data import annotations, coco, episodes, shapes5i, shapes80
+from crnet.data import episodes
+from crnet.data.formats import annotations, coco
+from crnet.data.formats.polygons import polygons
 from crnet.data.index import Index
-from crnet.data.polygons import polygons
 from crnet.data.prepare import prepare
-from crnet.files import sha256_file
+from crnet.data.sets import shapes5i, shapes80
+from crnet.runtime.files import sha256_file
 
 
 def box(left: int, top: int, right: int, bottom: int) -> np.ndarray:

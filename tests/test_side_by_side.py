@@ -16,9 +16,9 @@ import yaml
 from chaos_study import make_archives, served
 
 from crnet.config.yaml_files import load_yaml
-from crnet.data.extract import STAMP
-from crnet.data.pascal5i import ARCHIVES
-from crnet.files import sha256_file
+from crnet.data.archives.extract import STAMP
+from crnet.data.sets.pascal5i import ARCHIVES
+from crnet.runtime.files import sha256_file
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ("base", "full")
@@ -226,7 +226,7 @@ def test_a_store_that_is_locked_all_the_time_costs_a_warning(alone, tmp_path):
 EXTRACT = """
 import sys
 from pathlib import Path
-from crnet.data.archives import extract
+from crnet.data.archives.archives import extract
 print("ready", flush=True)
 sys.stdin.readline()
 extract(Path(sys.argv[1]), Path(sys.argv[2]))

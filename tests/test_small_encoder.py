@@ -7,11 +7,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from crnet import encoders, pretrain
-from crnet.encoders import small
+from crnet import encoders
+from crnet.encoders import pretrain, small
 from crnet.errors import CrnetError
 
 TINY = {"steps": 6, "batch": 2, "size": 32, "images": 6}
+
+
+def run(settings: dict, out: Path, threads: int) -> list[dict]:
+    return pretrain.pretrain(small.network(small.DEFAULT_LAYERS), {**small.SETTINGS, **settings}, out, threads)
 
 
 @pytest.fixture
@@ -48,7 +52,7 @@ def test_prepared_encoder_is_frozen_and_treats_images_one_by_one(tmp_path: Path)
 
 
 def test_weights_carry_their_settings(tmp_path: Path) -> None:
-    pretrain.pretrain(TINY, tmp_path / "a.safetensors", 1)
+    run(TINY, tmp_path / "a.safetensors", 1)
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         assert '"steps":6' in file.metadata()["settings"]
     assert set(load_file(tmp_path / "a.safetensors")) == set(small.network([]).state_dict())
@@ -59,7 +63,7 @@ def test_weights_carry_their_settings(tmp_path: Path) -> None:
 def test_killed_and_resumed_ends_with_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps_before_kill: int
 ) -> None:
-    whole = pretrain.pretrain(TINY, tmp_path / "whole.safetensors", 1)
+    whole = run(TINY, tmp_path / "whole.safetensors", 1)
     undisturbed, calls = pretrain._step, []
 
     def killed(*arguments):
@@ -71,12 +75,12 @@ def test_killed_and_resumed_ends_with_the_same_bits(
     out = tmp_path / "killed.safetensors"
     monkeypatch.setattr(pretrain, "_step", killed)
     with pytest.raises(KeyboardInterrupt):
-        pretrain.pretrain(TINY, out, 1)
+        run(TINY, out, 1)
     assert not out.exists()
     assert out.with_suffix(".state").exists()
 
     monkeypatch.setattr(pretrain, "_step", undisturbed)
-    assert pretrain.pretrain(TINY, out, 1) == whole
+    assert run(TINY, out, 1) == whole
     assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.safetensors", "whole.safetensors"]
 
@@ -90,9 +94,9 @@ def test_state_of_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.
     save = pretrain.save_state
     monkeypatch.setattr(pretrain, "save_state", stop)
     with pytest.raises(KeyboardInterrupt):
-        pretrain.pretrain(TINY, tmp_path / "a.safetensors", 1)
+        run(TINY, tmp_path / "a.safetensors", 1)
     with pytest.raises(CrnetError, match="other settings"):
-        pretrain.pretrain(TINY | {"seed": 1}, tmp_path / "a.safetensors", 1)
+        run(TINY | {"seed": 1}, tmp_path / "a.safetensors", 1)
 
 
 @pytest.mark.usefixtures("saves_often")
@@ -100,7 +104,7 @@ def test_state_of_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.
 def test_what_is_not_finite_stops_it_and_the_last_good_state_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
 ) -> None:
-    whole = pretrain.pretrain(TINY, tmp_path / "whole.safetensors", 1)
+    whole = run(TINY, tmp_path / "whole.safetensors", 1)
     step, done = pretrain._step, []
 
     def poisoned(model, *arguments):
@@ -117,15 +121,15 @@ def test_what_is_not_finite_stops_it_and_the_last_good_state_stays(
     with pytest.raises(
         CrnetError, match=rf"{harm} is .* at step 3 \(lr [\d.e-]+\); the last good state, after 3 steps, is .*a\.state"
     ):
-        pretrain.pretrain(TINY, out, 1)
+        run(TINY, out, 1)
     monkeypatch.setattr(pretrain, "_step", step)
-    assert pretrain.pretrain(TINY, out, 1) == whole
+    assert run(TINY, out, 1) == whole
     assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
 def test_loss_falls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrain, "LOG_EVERY", 20)
-    log = pretrain.pretrain({"steps": 60, "batch": 4, "size": 64, "images": 16}, tmp_path / "a.safetensors", 1)
+    log = run({"steps": 60, "batch": 4, "size": 64, "images": 16}, tmp_path / "a.safetensors", 1)
     assert [row["step"] for row in log] == [20, 40, 60]
     assert log[-1]["loss"] < 0.6 * log[0]["loss"]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from crnet.config.settings import component
-from crnet.data import coco2014
+from crnet.data.sets import coco2014
 from crnet.data.splits import of_eighty
 from crnet.errors import CrnetError
 

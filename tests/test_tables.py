@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crnet.bootstrap import Bootstrap
 from crnet.errors import CrnetError
-from crnet.files import write_csv
-from crnet.metrics import QUERY_COLUMNS
-from crnet.report.tables import HEADER, render_table
-from crnet.report.tables_tex import escape_tex
+from crnet.metrics.bootstrap import Bootstrap
+from crnet.metrics.iou import QUERY_COLUMNS
+from crnet.report.tables.render import HEADER, render_table
+from crnet.report.tables.tex import escape_tex
+from crnet.runtime.files import write_csv
 
 FOLDS, SEEDS, EPISODES = (0, 1, 2, 3), (0, 1), 60
 BOOTSTRAP = Bootstrap(200)

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from crnet import tracking
 from crnet.errors import CrnetError
-from crnet.files import read_csv, write_csv
+from crnet.report import tracking
+from crnet.runtime.files import read_csv, write_csv
 
 pytest.importorskip("mlflow", reason="needs MLflow, which training and evaluation do without")
 
@@ -334,7 +334,7 @@ def test_a_missing_store_is_made_first(store: str, tmp_path: Path, monkeypatch: 
 SYNC = """
 import os, sys
 from pathlib import Path
-from crnet import tracking
+from crnet.report import tracking
 tracking._mlflow().MlflowClient  # imported once, by the parent of all
 jobs = []
 for folder in sys.argv[2:]:

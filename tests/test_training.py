@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from crnet.checkpoint import load_state, save_state
 from crnet.data.index import Index
 from crnet.data.transforms import scale_crop_flip
-from crnet.encoding import FrozenEncoder
+from crnet.encoders.frozen import FrozenEncoder
 from crnet.errors import CrnetError
-from crnet.files import canonical, read_csv, read_json
+from crnet.runtime.checkpoint import load_state, save_state
+from crnet.runtime.files import canonical, read_csv, read_json
 from crnet.training.cache import ProbabilityCache
 from crnet.training.episodes import EpisodeSource
 from crnet.training.loop import Paths, train
@@ -55,7 +55,7 @@ def test_writes_weights_log_and_provenance(tiny, tmp_path):
 def test_killed_at_a_random_moment_ends_with_the_same_bits(tiny, tmp_path):
     undisturbed = run(tiny, tmp_path, "undisturbed")
     out, state = tmp_path / "killed", tmp_path / "killed.pt"
-    command = [sys.executable, "-m", "crnet", "train", "--spec", canonical(tiny.training()), "--data", tiny.data,
+    command = [sys.executable, "-m", "crnet", "job", "train", "--spec", canonical(tiny.training()), "--data", tiny.data,
                "--encoder", tiny.encoder, "--features", tiny.features, "--out", out, "--state", state,
                "--checkpoint-seconds", "0"]  # fmt: skip
     seed = int.from_bytes(os.urandom(4))
@@ -86,7 +86,7 @@ def test_killed_at_a_random_moment_ends_with_the_same_bits(tiny, tmp_path):
 def test_sigterm_saves_the_state_and_says_so(tiny, tmp_path):
     out, state = tmp_path / "run", tmp_path / "run.pt"
     spec = tiny.training(train={"epochs": 500})
-    command = [sys.executable, "-m", "crnet", "train", "--spec", canonical(spec), "--data", tiny.data,
+    command = [sys.executable, "-m", "crnet", "job", "train", "--spec", canonical(spec), "--data", tiny.data,
                "--encoder", tiny.encoder, "--features", tiny.features, "--out", out, "--state", state]  # fmt: skip
     with subprocess.Popen(
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from crnet.data import voc
+from crnet.data.formats import voc
 from crnet.data.index import Index, Pair, binary_mask
 from crnet.errors import CrnetError
-from crnet.files import read_csv
+from crnet.runtime.files import read_csv
 
 CLASSES = ("cat", "dog", "cow", "car")
 FOLDS = ((1, 2), (3, 4))
@@ -274,8 +274,8 @@ def test_grey_and_cmyk_photos_become_rgb(roots, mode):
 
 def test_data_modules_import_only_numpy_and_pil():
     code = (
-        "import sys, crnet.data.episodes, crnet.data.index, crnet.data.pascal5i, crnet.data.voc\n"
-        "import crnet.data.coco2014, crnet.data.shapes80\n"
+        "import sys, crnet.data.episodes, crnet.data.index, crnet.data.sets.pascal5i, crnet.data.formats.voc\n"
+        "import crnet.data.sets.coco2014, crnet.data.sets.shapes80\n"
         "print({'torch', 'scipy', 'pandas', 'tqdm', 'pydantic'} & set(sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from crnet import warm
-from crnet.checkpoint import load_state
-from crnet.files import canonical
+from crnet.runtime.checkpoint import load_state
+from crnet.runtime.files import canonical
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 60
@@ -47,7 +47,7 @@ def children(process: subprocess.Popen) -> list[str]:
 def training(tiny, out: Path, **changes) -> list[str]:
     files = {"data": tiny.data, "encoder": tiny.encoder, "features": tiny.features, "out": out, "state": f"{out}.pt"}
     options = [f"--{name}={value}" for name, value in files.items()]
-    return [sys.executable, "-m", "crnet", "train", "--spec", canonical(tiny.training(**changes)), *options]
+    return [sys.executable, "-m", "crnet", "job", "train", "--spec", canonical(tiny.training(**changes)), *options]
 
 
 def run(command: list[str], environment: dict, **options) -> subprocess.CompletedProcess:
@@ -65,12 +65,14 @@ def test_the_same_bits_and_words_as_without(tiny, tmp_path, server):
 
 def test_a_relative_path_an_error_and_its_status(server, tmp_path):
     spec = '{"name": "none"}'
-    done = run([sys.executable, "-m", "crnet", "encoder", "--spec", spec, "--archives", "x", "--out", "y"], server[1])
+    done = run(
+        [sys.executable, "-m", "crnet", "job", "encoder", "--spec", spec, "--archives", "x", "--out", "y"], server[1]
+    )
     assert done.returncode == 1
     assert "ModuleNotFoundError" in done.stderr
-    done = run([sys.executable, "-m", "crnet", "train", "--spec", "{"], server[1], cwd=tmp_path)
+    done = run([sys.executable, "-m", "crnet", "job", "train", "--spec", "{"], server[1], cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("Usage: crnet train")
+    assert done.stderr.startswith("Usage: crnet job train")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for children in /proc")
@@ -102,11 +104,11 @@ def test_a_job_that_the_system_kills_is_reported(tiny, tmp_path, server):
 @pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="needs a virtual environment")
 def test_an_environment_reached_by_a_link_is_the_same(server, tmp_path):
     (tmp_path / "link").symlink_to(sys.prefix)
-    code = "import sys; from crnet import warm; sys.exit(warm.hand_over(['train', '--spec', '{']) or 0)"
+    code = "import sys; from crnet import warm; sys.exit(warm.hand_over(['job', 'train', '--spec', '{']) or 0)"
     python = tmp_path / "link/bin" / Path(sys.executable).name
     done = run([python, "-c", code], server[1])
     assert done.returncode == 2, "the server refused the specification"
-    assert done.stderr.startswith("Usage: crnet train")
+    assert done.stderr.startswith("Usage: crnet job train")
 
 
 def test_no_server_or_another_environment_is_no_loss(server, monkeypatch, tmp_path):
@@ -114,8 +116,8 @@ def test_no_server_or_another_environment_is_no_loss(server, monkeypatch, tmp_pa
     monkeypatch.setenv(warm.ADDRESS, address)
     assert warm.hand_over(["plan"]) is None
     monkeypatch.setenv(warm.ADDRESS, f"/other{address}")
-    assert warm.hand_over(["train"]) is None
+    assert warm.hand_over(["job", "train"]) is None
     monkeypatch.setenv(warm.ADDRESS, f"{os.path.realpath(sys.prefix)}{os.pathsep}{tmp_path / 'gone'}")
-    assert warm.hand_over(["train"]) is None
+    assert warm.hand_over(["job", "train"]) is None
     monkeypatch.delenv(warm.ADDRESS)
-    assert warm.hand_over(["train"]) is None
+    assert warm.hand_over(["job", "train"]) is None

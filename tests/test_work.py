@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from crnet import methods, work
+from crnet import methods
 from crnet.config.settings import component
+from crnet.cost import work
 from crnet.methods import Pairs
 
 SWITCHES = [

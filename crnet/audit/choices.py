@@ -7,7 +7,7 @@ from crnet.audit.folder import UNREADABLE, Folder
 from crnet.audit.ledger import Check, Ledger, shown
 from crnet.config import resolve
 from crnet.config.settings import component
-from crnet.files import read_csv, sha256_file
+from crnet.runtime.files import read_csv, sha256_file
 
 CHOICES = "finetuning: the best trial was chosen"
 

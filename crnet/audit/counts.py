@@ -8,8 +8,8 @@ from crnet.audit.ledger import Check, Ledger, shown
 from crnet.config import resolve
 from crnet.data.episodes import EpisodeTable
 from crnet.data.index import Index
-from crnet.files import read_csv, sha256_file
-from crnet.metrics import QUERY_COLUMNS
+from crnet.metrics.iou import QUERY_COLUMNS
+from crnet.runtime.files import read_csv, sha256_file
 
 DIGEST = "counts: digest is the run's"
 POSSIBLE = "counts: possible, image sizes agree"

@@ -13,11 +13,11 @@ from crnet.audit.folder import UNREADABLE, Folder
 from crnet.audit.ledger import Check, Ledger, shown
 from crnet.config import resolve
 from crnet.config.settings import component
-from crnet.data import pascal5i
 from crnet.data.index import SPLITS, Index
 from crnet.data.packed import BROKEN_ZIP
 from crnet.data.pixels import read_ids
-from crnet.files import canonical, read_csv, read_json, sha256_file, sha256_text
+from crnet.data.sets import pascal5i
+from crnet.runtime.files import canonical, read_csv, read_json, sha256_file, sha256_text
 
 DATA_RECORDS = "data: reports agree on the digest"
 DATA_FILES = "data: digest made again from photos"
@@ -98,7 +98,7 @@ def _data_files(folder: Folder, ledger: Ledger, spec: dict, recorded: tuple[str,
 
 
 def data_digest(data: Path, spec: dict) -> str:
-    """The digest of a prepared data set, made again from photos and masks as ``crnet.data.voc`` and ``coco`` make it.
+    """The digest of a prepared data set, made again from photos and masks as ``crnet.data.formats`` makes it.
 
     Raises:
         CrnetError: A photo or mask cannot be read.

@@ -8,10 +8,10 @@ from crnet.audit.folder import UNREADABLE, Folder
 from crnet.audit.ledger import Check, Ledger, first_difference
 from crnet.config import resolve
 from crnet.config.settings import component
-from crnet.data import pascal5i
 from crnet.data.episodes import Episode, EpisodeTable, draw, read, write
+from crnet.data.sets import pascal5i
 from crnet.errors import CrnetError
-from crnet.files import read_json, sha256_file, write_json
+from crnet.runtime.files import read_json, sha256_file, write_json
 
 DIGEST = "episodes: digests agree"
 RULES = "episodes: as the study asks"

@@ -11,7 +11,7 @@ from crnet.config.resolve import Plan
 from crnet.config.study import Layout
 from crnet.data.index import Index
 from crnet.errors import CrnetError
-from crnet.files import read_csv, read_json
+from crnet.runtime.files import read_csv, read_json
 
 STUDIES = "configs/studies"
 FAILED = "failed.json"  # beside where the results of a training would be

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from crnet.files import canonical
+from crnet.runtime.files import canonical
 
 SHOWN = 10  # differences of one check that are listed unless all are asked for
 VALUE_LENGTH = 60

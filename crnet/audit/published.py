@@ -7,15 +7,15 @@ from tempfile import TemporaryDirectory
 
 from crnet.audit.folder import UNREADABLE, Folder
 from crnet.audit.ledger import Check, Ledger, first_difference, shown
-from crnet.bootstrap import Bootstrap
 from crnet.config import claims as paper_claims
 from crnet.config import resolve, study
-from crnet.files import read_csv
+from crnet.metrics.bootstrap import Bootstrap
 from crnet.report import runs as index
 from crnet.report.claims import render_claims
-from crnet.report.page import PAGE as PAGE_FILE
-from crnet.report.page import write_page
-from crnet.report.tables import render_table
+from crnet.report.page.page import PAGE as PAGE_FILE
+from crnet.report.page.page import write_page
+from crnet.report.tables.render import render_table
+from crnet.runtime.files import read_csv
 
 CELLS = "tables: cells made again from counts"
 TEXTS = "tables: .csv, .md, .tex byte for byte"

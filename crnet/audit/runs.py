@@ -3,7 +3,7 @@
 from crnet.audit.folder import UNREADABLE, Folder, commits
 from crnet.audit.ledger import Check, Ledger
 from crnet.config import resolve
-from crnet.files import canonical
+from crnet.runtime.files import canonical
 
 PRESENT = "runs: those of the plan are there"
 STRAY = "runs: no other is published"

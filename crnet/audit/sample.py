@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from crnet import provenance
 from crnet.audit.folder import UNREADABLE, Folder
 from crnet.audit.ledger import Check
 from crnet.config import resolve
 from crnet.data.episodes import Episode, EpisodeTable
-from crnet.encoding import compute_dtype
-from crnet.files import read_csv
-from crnet.finetune import Finetuner
-from crnet.machine import configure
-from crnet.metrics import QUERY_COLUMNS, episode_counts
-from crnet.predict import Prediction, Predictor
+from crnet.encoders.frozen import compute_dtype
+from crnet.evaluation.finetune import Finetuner
+from crnet.evaluation.predict import Prediction, Predictor
+from crnet.metrics.iou import QUERY_COLUMNS, episode_counts
+from crnet.runtime import provenance
+from crnet.runtime.files import read_csv
+from crnet.runtime.machine import configure
 
 # Of the query's pixels, by the type that is computed with. Where processor and torch were the run's, 124 episodes of a
 # tiny study in float32 and 36 of COCO photos in bfloat16 came out exact; float32 in place of bfloat16, more than any
@@ -159,7 +159,7 @@ def _predict(predictor: Predictor, spec: dict, about: Mapping[str, Any], episode
 
 
 def counts_of(predictor: Predictor, prediction: Prediction) -> dict[str, dict[str, int]]:
-    """File -> column -> pixels, as ``crnet.evaluate`` writes them."""
+    """File -> column -> pixels, as ``crnet.evaluation.evaluate`` writes them."""
     index, episode = predictor.index, prediction.episode
     mask = index.class_mask(episode.query, episode.class_id)
     readings = {"counts.csv": prediction.query, "counts-fusion.csv": prediction.fused}

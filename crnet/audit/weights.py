@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from crnet.audit.folder import UNREADABLE, Folder
 from crnet.audit.ledger import Check, Ledger, shown
 from crnet.config import resolve
-from crnet.files import canonical, sha256_file
+from crnet.runtime.files import canonical, sha256_file
 
 RECORDS = "weights: reports agree, one a training"
 FILES = "weights: files are the reports'"

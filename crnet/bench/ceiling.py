@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from crnet.bench.timing import best
-from crnet.encoding import compute_dtype
+from crnet.encoders.frozen import compute_dtype
 
 CHANNELS, SIDE, KERNEL = 256, 96, 3  # of the convolution: like those of the heads, on a larger map
 PRODUCT = 4096  # side of the matrices

@@ -13,14 +13,16 @@ from torch import nn
 from crnet import encoders, methods
 from crnet.config.defaults import EVALUATE, EVALUATE_LIMITS, FINETUNE, FINETUNE_LIMITS, TRAIN, TRAIN_LIMITS
 from crnet.config.settings import check, component
-from crnet.data import episodes, shapes5i, transforms, voc
+from crnet.data import episodes, transforms
 from crnet.data.episodes import Episode
+from crnet.data.formats import voc
 from crnet.data.index import Index
-from crnet.data.scenes import void_border
-from crnet.encoding import FrozenEncoder, as_images, compute_dtype
-from crnet.features import write_store
-from crnet.files import atomic_write
-from crnet.seeding import derive
+from crnet.data.sets import shapes5i
+from crnet.data.sets.scenes import void_border
+from crnet.encoders.features import write_store
+from crnet.encoders.frozen import FrozenEncoder, as_images, compute_dtype
+from crnet.runtime.files import atomic_write
+from crnet.runtime.seeding import derive
 
 FOLD = 0  # its test classes are the first five
 BLOCK = 0.1  # strength of a random ResNet-50 block beside its shortcut: at 1, rounding grows twentyfold through them

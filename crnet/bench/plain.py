@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from crnet import encoders, finetune
+from crnet import encoders
 from crnet.bench import plain_network as network
 from crnet.config.defaults import scaled
 from crnet.data import transforms
 from crnet.data.episodes import Episode
 from crnet.data.index import Index
-from crnet.finetune import Finetuner
+from crnet.evaluation import finetune
+from crnet.evaluation.finetune import Finetuner
+from crnet.evaluation.predict import load_method
 from crnet.methods.crnet import CRNet
-from crnet.predict import load_method
 from crnet.training.cache import ProbabilityCache
 from crnet.training.episodes import TrainingEpisode
 from crnet.training.optimisation import optimiser
@@ -42,7 +43,7 @@ class Plain:
     """A trained CRNet on an encoder.
 
     Args:
-        spec: As ``crnet.predict.Predictor`` takes it.
+        spec: As ``crnet.evaluation.predict.Predictor`` takes it.
     """
 
     def __init__(self, spec: dict, data: Path, encoder: Path | None, weights: Path | None, device: str):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crnet.methods.crnet import CRNet
-from crnet.metrics import VOID
+from crnet.metrics.iou import VOID
 from crnet.model.condition import EPSILON
 from crnet.model.cross_reference import CooccurrenceHead
 from crnet.model.refinement import DownsampleBlock, GlobalConvolution

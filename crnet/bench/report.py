@@ -6,7 +6,7 @@ from typing import Any
 from crnet.bench.ceiling import Ceiling
 from crnet.bench.inputs import Options
 from crnet.bench.rows import Row
-from crnet.files import readable
+from crnet.runtime.files import readable
 
 HEADER = ("stage", "plain", "crnet", "ratio", "of the ceiling", "waits", "peak memory", "target", "met")
 

@@ -3,15 +3,15 @@
 import tempfile
 from pathlib import Path
 
-from crnet import provenance
 from crnet.bench import report, stage_data, stage_episodes, stage_jobs, stage_training
 from crnet.bench.ceiling import measure_ceiling
 from crnet.bench.inputs import Inputs, Options
 from crnet.bench.rows import Row
 from crnet.bench.scaling import describe, scaling
 from crnet.errors import CrnetError
-from crnet.files import atomic_write, require_writable, write_json
-from crnet.machine import configure
+from crnet.runtime import provenance
+from crnet.runtime.files import atomic_write, require_writable, write_json
+from crnet.runtime.machine import configure
 
 STAGES = ("data", "encoder", "training", "evaluation", "finetuning", "jobs")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from crnet.bench.inputs import Inputs, Options
 from crnet.bench.stage_jobs import run
 from crnet.bench.timing import Work, memory_of, peak_bytes, reset_peak, timed
-from crnet.files import readable
+from crnet.runtime.files import readable
 
 FACTORS, SHOTS = (1, 2, 4), (2, 5, 10)
 # Where memory is measured, embedded photos kept and episodes predicted in one go: few, so that all sizes fill both.
@@ -122,7 +122,7 @@ def _work(kind: str, size: int, inputs: Inputs) -> Work:
 
 
 def main() -> None:
-    from crnet.machine import configure
+    from crnet.runtime.machine import configure
 
     job = json.loads(sys.argv[1])
     options = Options(**{**job["options"], "photo": tuple(job["options"]["photo"])})

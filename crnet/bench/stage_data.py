@@ -9,12 +9,12 @@ from crnet.bench.plain import Plain
 from crnet.bench.rows import Row, Target, at_least
 from crnet.bench.timing import Work, measure
 from crnet.data import transforms
-from crnet.encoding import FrozenEncoder, as_images
-from crnet.features import FeatureStore
-from crnet.limits import PHOTOS_TOGETHER
+from crnet.encoders.features import FeatureStore
+from crnet.encoders.frozen import FrozenEncoder, as_images
+from crnet.evaluation.predict import load_method
 from crnet.methods import Method
-from crnet.predict import load_method
-from crnet.stages import ENCODER
+from crnet.planning.stages import ENCODER
+from crnet.runtime.limits import PHOTOS_TOGETHER
 from crnet.training.episodes import EpisodeSource
 from crnet.training.sources import CachedSource, LiveSource
 

@@ -8,9 +8,9 @@ from crnet.bench.plain import Plain, PlainFinetuner
 from crnet.bench.rows import Row, Target, at_least
 from crnet.bench.timing import Work, measure
 from crnet.data.episodes import Episode
-from crnet.finetune import Finetuner
-from crnet.predict import Predictor
-from crnet.stages import EVALUATION, FINETUNING
+from crnet.evaluation.finetune import Finetuner
+from crnet.evaluation.predict import Predictor
+from crnet.planning.stages import EVALUATION, FINETUNING
 
 CANET = 0.43  # pairs a second of its public network, re-encoding each pass in float32, on 2 cores at 321 px
 LEARNING_RATE = 1e-6  # of finetuning: random weights diverge soon

@@ -13,9 +13,9 @@ from crnet.bench.inputs import Inputs
 from crnet.bench.rows import Row, Target
 from crnet.bench.timing import Measured, measure
 from crnet.errors import CrnetError
-from crnet.files import canonical, write_csv
-from crnet.metrics import QUERY_COLUMNS
-from crnet.stages import START
+from crnet.metrics.iou import QUERY_COLUMNS
+from crnet.planning.stages import START
+from crnet.runtime.files import canonical, write_csv
 
 STUDY = Path("configs/studies/paper.yaml")
 PLANNED, STARTED = 3.0, 5.0  # seconds
@@ -58,8 +58,8 @@ def run(command: list[str]) -> str:
     return done.stdout
 
 
-# Runs `crnet train` until its first step is about to begin, and prints the seconds since the process was started, with
-# those that importing torch took.
+# Runs `crnet job train` until its first step is about to begin, and prints the seconds since the process was started,
+# with those that importing torch took.
 _FIRST_STEP = """
 import sys, time
 before = time.time()
@@ -79,7 +79,8 @@ cli(sys.argv[1:])
 def _started(inputs: Inputs) -> Row:
     options, out = inputs.options, inputs.folder / "started"
     spec = inputs.training(features="cached", augment="none")
-    arguments = ["train", "--spec", canonical(spec), "--data", inputs.data, "--features", inputs.write_features()]
+    arguments = ["job", "train", "--spec", canonical(spec), "--data", inputs.data]
+    arguments += ["--features", inputs.write_features()]
     arguments += ["--out", out, "--state", out / "state.pt", "--device", options.device, "--threads", options.threads]
     arguments += ["--encoder", inputs.encoder] if inputs.encoder else []
     measured = []
@@ -96,7 +97,7 @@ def _started(inputs: Inputs) -> Row:
 
 def _table(inputs: Inputs) -> Row:
     """A table of the paper's size from generated counts: every cell, interval, Markdown and LaTeX."""
-    from crnet.report.tables import render_table
+    from crnet.report.tables.render import render_table
 
     job = _table_job(inputs.folder / "counts", inputs.options.rows)
 

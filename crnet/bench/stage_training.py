@@ -10,7 +10,7 @@ from crnet.bench.inputs import Inputs
 from crnet.bench.plain import Plain
 from crnet.bench.rows import Row, Target, at_least
 from crnet.bench.timing import Work, measure
-from crnet.stages import ON_FEATURES, ON_PHOTOS
+from crnet.planning.stages import ON_FEATURES, ON_PHOTOS
 from crnet.training import loop
 from crnet.training.cache import ProbabilityCache
 from crnet.training.episodes import TrainingEpisode
@@ -25,7 +25,7 @@ def training(inputs: Inputs, ceiling: Ceiling) -> list[Row]:
 
 
 def start(inputs: Inputs, spec: dict) -> loop.Training:
-    """A training at its first step, as ``crnet train`` starts it."""
+    """A training at its first step, as ``crnet job train`` starts it."""
     options = inputs.options
     features = inputs.write_features() if spec["train"]["features"] == "cached" else None
     out = inputs.folder / "training"

@@ -13,7 +13,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from crnet.machine import hand_back_freed_memory
+from crnet.runtime.machine import hand_back_freed_memory
 
 # On a CPU the device is torch: it works in these, and waits in whatever Python does between them.
 CPU_WORK = ("aten::", "mkldnn::", "autograd::", "Optimizer.step")

@@ -21,7 +21,7 @@ from crnet.config.defaults import (
 from crnet.config.schema import Row, Study, Switches, Table, load_table
 from crnet.config.settings import check, component, components
 from crnet.errors import CrnetError
-from crnet.files import canonical, sha256_text
+from crnet.runtime.files import canonical, sha256_text
 
 Spec = dict[str, Any]
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from crnet.config.settings import is_text
 from crnet.config.yaml_files import load_yaml
 from crnet.errors import CrnetError
-from crnet.limits import Limits
+from crnet.runtime.limits import Limits
 
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 
@@ -125,7 +125,7 @@ class ArchiveSettings(_Strict):
 
 
 class LimitSettings(_Strict):
-    """See ``crnet.limits``; nothing here is part of a run's specification."""
+    """See ``crnet.runtime.limits``; nothing here is part of a run's specification."""
 
     pairs_at_once: Annotated[int, Field(ge=0, le=256)] = 0
     photos_at_once: Annotated[int, Field(ge=0, le=1024)] = 0

@@ -16,7 +16,7 @@ from crnet.errors import CrnetError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 LITERALS = {"SETTINGS", "LIMITS", "TRAINS", "LAYERS", "DEFAULT_LAYERS", "ARCHIVES"}
-KINDS = {"method": "methods", "encoder": "encoders", "dataset": "data"}
+KINDS = {"method": "methods", "encoder": "encoders", "dataset": "data/sets"}  # kind -> folder
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Component:
 
     @property
     def module(self) -> str:
-        return f"crnet.{KINDS[self.kind]}.{self.path.stem}"
+        return f"crnet.{KINDS[self.kind].replace('/', '.')}.{self.path.stem}"
 
     def splits(self, given: Mapping[str, Any]) -> Splits:
         """Of a data set with the settings ``given`` (its "name" may be among them): classes and their roles by fold.

@@ -12,7 +12,7 @@ from crnet.config.schema import Study, parse
 from crnet.config.settings import component
 from crnet.config.yaml_files import load_yaml
 from crnet.errors import CrnetError, one_line
-from crnet.files import canonical, sha256_text
+from crnet.runtime.files import canonical, sha256_text
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_STUDY = Path("configs/studies/demo.yaml")

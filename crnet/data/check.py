@@ -4,14 +4,11 @@ A prepared data set is read as training and evaluation read it; one that is not 
 that prepares it, where it was extracted or where its archives lie.
 """
 
-import importlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crnet.config import study
-from crnet.config.settings import component
-from crnet.config.study import Layout
+from crnet.data import sets
 from crnet.data.findings import Finding, Report, reason
 from crnet.data.index import Index
 from crnet.data.pixels import check_ids
@@ -38,15 +35,6 @@ class Checked:
     findings: list[CrnetError] = field(default_factory=list)
 
 
-def check_study(files: Sequence[Path]) -> list[Checked]:
-    """Read all data sets of a study; nothing is written. Raises CrnetError only for the study itself."""
-    plan = study.load(files)
-    layout = Layout(plan)
-    folders = {layout.data(spec): spec for spec in plan.datasets.values()}
-    archives = Path(layout.archives)
-    return [check(spec, Path(at), archives, Path(layout.extracted(spec))) for at, spec in folders.items()]
-
-
 def check(spec: dict, prepared: Path, archives: Path, extracted: Path) -> Checked:
     """Read one data set.
 
@@ -56,7 +44,7 @@ def check(spec: dict, prepared: Path, archives: Path, extracted: Path) -> Checke
         archives, extracted: what it is prepared from.
     """
     settings = {key: value for key, value in spec.items() if key != "name"}
-    dataset = importlib.import_module(component("dataset", spec["name"], "dataset").module)
+    dataset = sets.module(spec["name"])
     ready = (prepared / "dataset.json").is_file()
     from_archives = hasattr(dataset, "check")
     source = archives if getattr(dataset, "IN_PLACE", ()) else extracted

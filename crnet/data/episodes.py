@@ -8,8 +8,8 @@ import numpy as np
 
 from crnet.data.index import Index, Pair
 from crnet.errors import CrnetError
-from crnet.files import read_csv, read_json, sha256_file, write_csv, write_json
-from crnet.seeding import derive
+from crnet.runtime.files import read_csv, read_json, sha256_file, write_csv, write_json
+from crnet.runtime.seeding import derive
 
 TOO_FEW = ("error", "leave out")
 

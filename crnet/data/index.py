@@ -1,7 +1,7 @@
 """Reading a prepared data set: photos, masks and the (photo, class) pairs of its folds.
 
 A prepared data set is a folder with ``images.csv``, ``pairs.csv`` and ``dataset.json``, written by
-``crnet.data.voc`` (a mask is one map of class ids) or ``crnet.data.coco`` (masks of classes may overlap).
+``crnet.data.formats``: ``voc`` (a mask is one map of class ids) or ``coco`` (masks of classes may overlap).
 Class ids run from 1 to N in masks, tables and code; 0 is background and 255 void.
 
 ``dataset.json`` holds a digest of itself and both tables, and ``images.csv`` the CRC-32 of each mask, so that a flipped
@@ -23,7 +23,16 @@ from crnet.data.findings import Finding
 from crnet.data.packed import VOID, Archives, read_packed
 from crnet.data.pixels import EXTRACT_AGAIN, read_ids, read_rgb
 from crnet.errors import CrnetError
-from crnet.files import DamagedFile, canonical, read_csv, read_json, sha256_file, sha256_text, write_csv, write_json
+from crnet.runtime.files import (
+    DamagedFile,
+    canonical,
+    read_csv,
+    read_json,
+    sha256_file,
+    sha256_text,
+    write_csv,
+    write_json,
+)
 
 SPLITS = ("train", "val")
 IMAGES, PAIRS, ABOUT = "images.csv", "pairs.csv", "dataset.json"

@@ -1,9 +1,9 @@
 """From a data set's specification to a prepared data set; each data set's own file knows how."""
 
-import importlib
 from pathlib import Path
 
-from crnet.data.archives import OFFICIAL, extract
+from crnet.data import sets
+from crnet.data.archives.archives import OFFICIAL, extract
 from crnet.errors import CrnetError
 
 
@@ -19,7 +19,7 @@ def prepare(spec: dict, archives: Path, extracted: Path, out: Path) -> None:
         extracted: Folder for what they hold, a folder an archive; each is extracted once.
     """
     settings = {key: value for key, value in spec.items() if key != "name"}
-    dataset = importlib.import_module(f"crnet.data.{spec['name'].replace('-', '_')}")
+    dataset = sets.module(spec["name"])
     for name in getattr(dataset, "ARCHIVES", ()):
         if name not in OFFICIAL:
             raise CrnetError(f"{spec['name']}: asks for the unknown archive {name!r}; known: {', '.join(OFFICIAL)}.")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from crnet.errors import CrnetError
-from crnet.files import canonical, sha256_text
+from crnet.runtime.files import canonical, sha256_text
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from crnet.errors import CrnetError
-from crnet.files import atomic_write
-from crnet.out_of_memory import ran_out
+from crnet.runtime.files import atomic_write
+from crnet.runtime.out_of_memory import ran_out
 
 # Channel statistics of ImageNet, RGB in [0, 1]; every encoder gets images normalised with them.
 MEAN = (0.485, 0.456, 0.406)

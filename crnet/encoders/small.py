@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from crnet.errors import CrnetError
 
-# Of its pre-training, see crnet/pretrain.py.
+# Of its pre-training, see crnet/encoders/pretrain.py.
 SETTINGS = {
     "rev": 1,
     "steps": 1200,  # ours: more did not lower the loss
@@ -93,6 +93,6 @@ def network(layers: Sequence[str]) -> nn.Module:
 
 def prepare(settings: dict, archives: Path, out: Path, threads: int) -> None:
     """Pre-train the encoder and write its weights; it needs no archive."""
-    from crnet.pretrain import pretrain
+    from crnet.encoders.pretrain import pretrain
 
-    pretrain(settings, out, threads)
+    pretrain(network(DEFAULT_LAYERS), {**SETTINGS, **settings}, out, threads)

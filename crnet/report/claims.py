@@ -2,7 +2,7 @@
 
 A claim compares two cells of the paper's tables. Its difference, first minus second, is paired: both cells were scored
 on the same episodes, and the bootstrap draws the same ones for both, and the same training seeds where these are equal
-(``crnet.bootstrap``). The difference and its 95 % interval [low, high] are judged against one bound:
+(``crnet.metrics.bootstrap``). The difference and its 95 % interval [low, high] are judged against one bound:
 
 =========  =========================  ==========================  ========================
 direction  bound                      supported                   contradicted
@@ -26,12 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crnet.bootstrap import Bootstrap, FoldCounts, Interval, read_fold
 from crnet.config.claims import table_name
 from crnet.errors import CrnetError
-from crnet.files import atomic_write, read_mapping, write_csv
-from crnet.report.table_cells import VOID_NAMES, VOIDS
-from crnet.report.tables import CSV_DECIMALS
+from crnet.metrics.bootstrap import Bootstrap, FoldCounts, Interval, read_fold
+from crnet.report.tables.cells import VOID_NAMES, VOIDS
+from crnet.report.tables.render import CSV_DECIMALS
+from crnet.runtime.files import atomic_write, read_mapping, write_csv
 
 HEADER = (
     *("id", "claim", "paper", "estimate", "low", "high", "verdict"),

@@ -14,9 +14,9 @@ from matplotlib.ticker import MaxNLocator
 
 from crnet.config.claims import table_name
 from crnet.errors import CrnetError
-from crnet.files import read_csv
 from crnet.report.claims import CONTRADICTED, HEADER, NOT_RUN, NOT_TESTABLE, ONE_SEED, SUPPORTED, UNDECIDED
 from crnet.report.figures import BLACK, BLUE, GREY, PURPLE, SHADE, STYLE, VERMILLION, WIDTH, save
+from crnet.runtime.files import read_csv
 
 # Colour, marker and its filling; the verdict stands beside each line in words, too.
 LOOKS = {

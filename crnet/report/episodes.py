@@ -4,11 +4,11 @@ from pathlib import Path
 
 from crnet.data.episodes import Episode
 from crnet.data.episodes import read as read_episodes
-from crnet.limits import NONE, Limits
-from crnet.machine import configure
-from crnet.metrics import fg_counts
-from crnet.predict import Predictor
+from crnet.evaluation.predict import Predictor
+from crnet.metrics.iou import fg_counts
 from crnet.report.sheet import draw_sheet
+from crnet.runtime.limits import NONE, Limits
+from crnet.runtime.machine import configure
 
 
 def draw(job: dict, out: Path, device: str, threads: int, limits: Limits = NONE) -> None:

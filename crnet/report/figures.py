@@ -18,9 +18,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from crnet.errors import CrnetError
-from crnet.files import atomic_write, read_csv
-from crnet.report.table_cells import METRIC_NAMES, NOT_AVAILABLE, REPORTED, VOID_NAMES, VOIDS, short_gap
-from crnet.report.table_layout import all_folds, fold_columns, mean_name, row_label, shown_shots
+from crnet.report.tables.cells import METRIC_NAMES, NOT_AVAILABLE, REPORTED, VOID_NAMES, VOIDS, short_gap
+from crnet.report.tables.layout import all_folds, fold_columns, mean_name, row_label, shown_shots
+from crnet.runtime.files import atomic_write, read_csv
 
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PURPLE, BLACK, GREY = "#56B4E9", "#CC79A7", "#000000", "#777777"

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from crnet.errors import CrnetError
-from crnet.files import read_csv
 from crnet.report.figures import BLUE, GREEN, GREY, ORANGE, STYLE, WIDTH, save
-from crnet.report.table_cells import METRIC_NAMES, VOID_NAMES, VOIDS
-from crnet.report.table_layout import all_folds, mean_name
+from crnet.report.tables.cells import METRIC_NAMES, VOID_NAMES, VOIDS
+from crnet.report.tables.layout import all_folds, mean_name
+from crnet.runtime.files import read_csv
 
 MODELS = {"stripped": "Stripped model (Table 2, both)", "full": "Full model"}
 # Colour, marker and dash all differ, so that any one of them is enough.

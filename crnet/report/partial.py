@@ -15,14 +15,14 @@ from crnet.config.claims import CLAIMS, claims_job
 from crnet.config.resolve import Plan, training_name
 from crnet.config.study import Layout
 from crnet.errors import CrnetError
-from crnet.files import atomic_write, read_csv, read_mapping
 from crnet.report.claims import render_claims
 from crnet.report.claims_plot import plot_claims
 from crnet.report.figures import plot_table
 from crnet.report.k_shot import plot_k_shot
-from crnet.report.page import CURVE_TABLE, write_page
+from crnet.report.page.page import CURVE_TABLE, write_page
 from crnet.report.runs import FUSED, collect
-from crnet.report.tables import render_table
+from crnet.report.tables.render import render_table
+from crnet.runtime.files import atomic_write, read_csv, read_mapping
 
 FAILED = "failed.json"  # as crnet.training.loop writes it, which imports torch
 INDEX = ("runs.csv", "training.csv")

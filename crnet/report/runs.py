@@ -10,9 +10,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from crnet.bootstrap import estimate, read_fold
 from crnet.errors import CrnetError
-from crnet.files import canonical, read_csv, read_json, write_csv
+from crnet.metrics.bootstrap import estimate, read_fold
+from crnet.runtime.files import canonical, read_csv, read_json, write_csv
 
 Row = dict[str, Any]
 

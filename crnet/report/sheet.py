@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from crnet.errors import CrnetError
-from crnet.metrics import VOID
+from crnet.metrics.iou import VOID
 from crnet.report.figures import GREY, ORANGE, STYLE, VERMILLION, WIDTH, save
 
 ROWS = ("Support\nwith mask", "Query", "Prediction", "Truth")

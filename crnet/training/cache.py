@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crnet.seeding import derive
+from crnet.runtime.seeding import derive
 
 Key = tuple[str, int]  # photo, class id
 

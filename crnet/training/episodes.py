@@ -7,7 +7,7 @@ import numpy as np
 from crnet.data.index import Index, Pair
 from crnet.data.transforms import draw_views
 from crnet.errors import CrnetError
-from crnet.seeding import derive
+from crnet.runtime.seeding import derive
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,21 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from crnet import memory, methods, provenance
-from crnet.checkpoint import is_finite, load_state, remove_state, save_state
+from crnet import methods
+from crnet.cost import memory
 from crnet.data.index import Index
-from crnet.encoding import FrozenEncoder, autocast, compute_dtype
+from crnet.encoders.features import FeatureStore
+from crnet.encoders.frozen import FrozenEncoder, autocast, compute_dtype
 from crnet.errors import CrnetError
-from crnet.features import FeatureStore
-from crnet.files import atomic_write, canonical, sha256_file, write_csv, write_json
-from crnet.limits import NONE, Limits
-from crnet.machine import configure
 from crnet.methods import Pairs, Share, Step
-from crnet.metrics import fg_counts, miou
-from crnet.preemption import Notice, Preempted
-from crnet.seeding import derive
+from crnet.metrics.iou import fg_counts, miou
+from crnet.runtime import provenance
+from crnet.runtime.checkpoint import is_finite, load_state, remove_state, save_state
+from crnet.runtime.files import atomic_write, canonical, sha256_file, write_csv, write_json
+from crnet.runtime.limits import NONE, Limits
+from crnet.runtime.machine import configure
+from crnet.runtime.preemption import Notice, Preempted
+from crnet.runtime.seeding import derive
 from crnet.training.accumulation import accumulate, shares
 from crnet.training.cache import ProbabilityCache
 from crnet.training.episodes import EpisodeSource, TrainingEpisode

@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from crnet.data import transforms
 from crnet.data.index import Index
-from crnet.encoding import FrozenEncoder, as_images
+from crnet.encoders.features import FeatureStore
+from crnet.encoders.frozen import FrozenEncoder, as_images
 from crnet.errors import CrnetError
-from crnet.features import FeatureStore
 from crnet.methods import Method
 from crnet.training.episodes import TrainingEpisode
 

@@ -16,7 +16,7 @@ rule download:
         settings=lambda wc: canonical({n: s.model_dump(exclude_none=True) for n, s in STUDY.archives.items()}),
         folder=lambda wc, output: os.path.dirname(output[0]),
     shell:
-        "python -m crnet download {wildcards.archive:q} --folder {params.folder:q} --settings {params.settings:q}"
+        "python -m crnet job download {wildcards.archive:q} --folder {params.folder:q} --settings {params.settings:q}"
         " 2>&1 | tee {log:q}"
 
 
@@ -37,7 +37,7 @@ rule data:
         extracted=lambda wc: AT.extracted(DATASETS[f"{AT.work}/data/{wc.name}"]),
         out=lambda wc, output: os.path.dirname(output[0]),
     shell:
-        "python -m crnet prepare --spec {params.spec:q} --archives {params.archives:q}"
+        "python -m crnet job prepare --spec {params.spec:q} --archives {params.archives:q}"
         " --extracted {params.extracted:q} --out {params.out:q} > {log:q} 2>&1"
 
 
@@ -59,7 +59,7 @@ rule encoder:
         spec=lambda wc: canonical(ENCODERS[f"{AT.work}/encoders/{wc.name}.safetensors"]),
         archives=AT.archives,
     shell:
-        "python -m crnet encoder --spec {params.spec:q} --archives {params.archives:q} --out {output:q}"
+        "python -m crnet job encoder --spec {params.spec:q} --archives {params.archives:q} --out {output:q}"
         " --threads {threads} > {log:q} 2>&1"
 
 
@@ -81,7 +81,7 @@ rule episodes:
         spec=lambda wc: canonical(resolve.episodes_spec(EPISODES[f"{AT.results}/episodes/{wc.name}.csv"])),
         data=lambda wc, input: os.path.dirname(input[0]),
     shell:
-        "python -m crnet episodes --spec {params.spec:q} --data {params.data:q} --out {output.table:q} > {log:q} 2>&1"
+        "python -m crnet job episodes --spec {params.spec:q} --data {params.data:q} --out {output.table:q} > {log:q} 2>&1"
 
 
 rule feasible:

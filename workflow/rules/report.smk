@@ -31,7 +31,7 @@ rule runs:
         tunings=lambda wc, input: [f"--tuning={os.path.dirname(f)}" for f in input.tunings],
         evaluations=lambda wc, input: [f"--evaluation={os.path.dirname(f)}" for f in input.evaluations],
     shell:
-        "python -m crnet collect {params.trainings:q} {params.tunings:q} {params.evaluations:q} --runs {output.runs:q}"
+        "python -m crnet job collect {params.trainings:q} {params.tunings:q} {params.evaluations:q} --runs {output.runs:q}"
         " --training-log {output.log:q} > {log:q} 2>&1"
 
 
@@ -78,7 +78,7 @@ rule table:
         tables=lambda wc, output: os.path.dirname(output[0]),
         figures=lambda wc, output: os.path.dirname(output[-1]),
     shell:
-        "python -m crnet table --job {params.job:q} --tables {params.tables:q} --figures {params.figures:q} > {log:q} 2>&1"
+        "python -m crnet job table --job {params.job:q} --tables {params.tables:q} --figures {params.figures:q} > {log:q} 2>&1"
 
 
 rule claims:
@@ -99,7 +99,7 @@ rule claims:
         out=lambda wc, output: os.path.splitext(output[0])[0],
         figures=lambda wc, output: os.path.splitext(output[2])[0],
     shell:
-        "python -m crnet claims --job {params.job:q} --out {params.out:q} --figures {params.figures:q} > {log:q} 2>&1"
+        "python -m crnet job claims --job {params.job:q} --out {params.out:q} --figures {params.figures:q} > {log:q} 2>&1"
 
 
 rule k_shot:
@@ -116,7 +116,7 @@ rule k_shot:
         job=canonical(TABLES.get(K_SHOT)),
         out=lambda wc, output: os.path.splitext(output[0])[0],
     shell:
-        "python -m crnet k-shot --job {params.job:q} --table {input:q} --out {params.out:q} > {log:q} 2>&1"
+        "python -m crnet job k-shot --job {params.job:q} --table {input:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule losses:
@@ -137,7 +137,7 @@ rule losses:
     params:
         out=lambda wc, output: os.path.splitext(output[0])[0],
     shell:
-        "python -m crnet losses --training-log {input:q} --out {params.out:q} > {log:q} 2>&1"
+        "python -m crnet job losses --training-log {input:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule sheet:
@@ -159,7 +159,7 @@ rule sheet:
         out=lambda wc, output: os.path.splitext(output[0])[0],
         device=STUDY.device,
     shell:
-        "python -m crnet sheet --job {params.job:q} --out {params.out:q} --limits {resources.limits:q} --device {params.device} > {log:q} 2>&1"
+        "python -m crnet job sheet --job {params.job:q} --out {params.out:q} --limits {resources.limits:q} --device {params.device} > {log:q} 2>&1"
 
 
 rule track:
@@ -202,7 +202,7 @@ rule page:
         job=canonical(studies.page_job(PLAN)),
         results=lambda wc, output: os.path.dirname(output.page),
     shell:
-        "python -m crnet page --job {params.job:q} --results {params.results:q} --html {output.html:q} > {log:q} 2>&1"
+        "python -m crnet job page --job {params.job:q} --results {params.results:q} --html {output.html:q} > {log:q} 2>&1"
 
 
 # Snakemake passes over what is missing behind an `ancient` file that is there and yet made anew, as after a kill between

@@ -24,7 +24,7 @@ rule features:
         out=lambda wc, output: os.path.dirname(output[0]),
         device=STUDY.device,
     shell:
-        "python -m crnet features --spec {params.spec:q} --data {params.data:q} {params.encoder:q}"
+        "python -m crnet job features --spec {params.spec:q} --data {params.data:q} {params.encoder:q}"
         " --out {params.out:q} --limits {resources.limits:q} --device {params.device} --threads {threads} > {log:q} 2>&1"
 
 
@@ -58,7 +58,7 @@ rule train:
         workers=lambda wc, input: 0 if input.features else STUDY.threads,
         device=STUDY.device,
     shell:
-        "python -m crnet train --spec {params.spec:q} --data {params.data:q} {params.encoder:q} {params.features:q}"
+        "python -m crnet job train --spec {params.spec:q} --data {params.data:q} {params.encoder:q} {params.features:q}"
         " --out {params.out:q} --state {params.state:q} --workers {params.workers}"
         " --limits {resources.limits:q} --device {params.device} --threads {threads} > {log:q} 2>&1"
 
@@ -89,7 +89,7 @@ rule tune:
         state=f"{AT.work}/state/{{name}}.trials.json",
         device=STUDY.device,
     shell:
-        "python -m crnet tune --spec {params.spec:q} --data {params.data:q} {params.encoder:q} {params.features:q}"
+        "python -m crnet job tune --spec {params.spec:q} --data {params.data:q} {params.encoder:q} {params.features:q}"
         " --weights {input.weights:q} --state {params.state:q} --out {params.out:q}"
         " --limits {resources.limits:q} --device {params.device} --threads {threads} > {log:q} 2>&1"
 
@@ -125,7 +125,7 @@ rule evaluate:
         state=f"{AT.work}/state/{{run}}.json",
         device=STUDY.device,
     shell:
-        "python -m crnet evaluate --spec {params.spec:q} --data {params.data:q} {params.encoder:q} {params.features:q}"
+        "python -m crnet job evaluate --spec {params.spec:q} --data {params.data:q} {params.encoder:q} {params.features:q}"
         " {params.weights:q} {params.choice:q} --episodes {input.episodes:q} --state {params.state:q} --out {params.out:q}"
         " --limits {resources.limits:q} --device {params.device} --threads {threads} > {log:q} 2>&1"
 

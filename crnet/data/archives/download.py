@@ -1,0 +1,334 @@
+"""One file over HTTP(S) or from ``file://``, resumed where it was broken off.
+
+Written on urllib because no kept library both resumes and verifies: pooch 1.9 and ``torch.hub`` verify but
+start every download over, parfive 2.3 verifies but keeps nothing of a broken download, and
+resumable-urlretrieve had its last release in 2018. Whether the bytes are the right ones is for the caller to
+verify (`crnet.data.archives.archives`).
+"""
+
+import contextlib
+import errno
+import fcntl
+import http.client
+import os
+import re
+import shutil
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from crnet.errors import CrnetError
+from crnet.runtime.files import read_json, write_json
+
+TIMEOUT_SECONDS = 60.0  # without a single byte from the server
+BACKOFF_SECONDS = 1.0  # before the first retry, doubled for each further one
+LONGEST_WAIT_SECONDS = 60.0
+CHUNK_BYTES = 1 << 18
+WORTH_A_RETRY = {408, 425, 429, 500, 502, 503, 504}
+
+
+class DownloadFailed(Exception):
+    """The server or the network did not give the file; the message is the reason, without a full stop."""
+
+
+class _Interrupted(Exception):
+    """One attempt ended early, another may go on. ``wait``: seconds that the server asked for, if it did."""
+
+    def __init__(self, reason: str, answered: bool = True, wait: float | None = None):
+        super().__init__(reason)
+        self.answered, self.wait = answered, wait
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a line on stderr for each tenth (8 MiB or more; 256 without a size)."""
+
+    def __init__(self, label: str, total: int | None, done: int = 0):
+        self._label, self._total, self._done = label, total, done
+        self._step = max(total // 10, 8 << 20) if total else 256 << 20
+        self._next = (done // self._step + 1) * self._step
+        self._bar = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                desc=label,
+                total=total,
+                initial=done,
+                unit="B",
+                unit_scale=True,
+                unit_divisor=1024,
+                leave=False,
+            )
+
+    def add(self, count: int) -> None:
+        self._done += count
+        if self._bar is not None:
+            self._bar.update(count)
+        elif self._done >= self._next:
+            self._next = (self._done // self._step + 1) * self._step
+            whole = f" of {self._total >> 20} MiB, {100 * self._done // self._total} %" if self._total else " MiB"
+            say(f"{self._label}: {self._done >> 20}{whole}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def require_space(folder: Path, need: int, what: str) -> None:
+    """Raise CrnetError unless ``folder``'s disk has ``need`` bytes free for ``what``."""
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise CrnetError(
+            f"{what} needs {need / 2**30:.2f} GiB in {folder}, whose disk has {free / 2**30:.2f} GiB free: "
+            "make room or choose a folder on another disk."
+        )
+
+
+@dataclass(frozen=True)
+class _Remote:
+    """What identifies one version of the file on the server; kept as JSON beside the part."""
+
+    url: str
+    etag: str | None = None
+    last_modified: str | None = None
+    size: int | None = None
+
+    @property
+    def validator(self) -> str | None:
+        """What If-Range may carry: a strong ETag, else the date (RFC 9110, 13.1.5)."""
+        strong = self.etag if self.etag and not self.etag.startswith("W/") else None
+        return strong or self.last_modified
+
+    def may_be(self, other: "_Remote") -> bool:
+        """False if any fact that both state differs."""
+        theirs = vars(other)
+        return all(theirs[key] in (None, fact) for key, fact in vars(self).items() if fact is not None)
+
+
+class Part:
+    """The growing ``<name>.part`` and its ``<name>.part.json``, locked against a second process."""
+
+    def __init__(self, path: Path, stream: BinaryIO):
+        self.path, self._stream = path, stream
+        self._state = _state(path)
+
+    @property
+    def length(self) -> int:
+        """Bytes so far."""
+        return os.fstat(self._stream.fileno()).st_size
+
+    def remote(self) -> _Remote | None:
+        """The version of the file that these bytes were begun from; None if unknown."""
+        try:
+            return _Remote(**read_json(self._state))
+        except (FileNotFoundError, ValueError, TypeError):  # never begun, or not written by this version
+            return None
+
+    def begin(self, remote: _Remote) -> None:
+        """Start over from zero. The bytes go first: a kill must not leave old bytes under a new identity."""
+        self._stream.truncate(0)
+        write_json(self._state, vars(remote))
+
+    def append(self, data: bytes) -> None:
+        try:
+            left = memoryview(data)
+            while left:  # an unbuffered write may take a part of it
+                left = left[self._stream.write(left) :]
+        except OSError as error:
+            raise CrnetError(f"Cannot write {self.path}: {error.strerror}; {_remedy(error)}.") from error
+
+    def discard(self) -> None:
+        """Throw the bytes away, e.g. because their checksum is wrong."""
+        self._stream.truncate(0)
+        self._state.unlink(missing_ok=True)
+
+    def become(self, path: Path) -> None:
+        """Give the whole file its name."""
+        os.fsync(self._stream.fileno())
+        os.replace(self.path, path)
+        self._state.unlink(missing_ok=True)
+
+
+def _remedy(error: OSError) -> str:
+    return "make room on that disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check that folder"
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+def _state(part: Path) -> Path:
+    return part.with_name(part.name + ".json")
+
+
+def forget_part(path: Path) -> None:
+    """Remove the state of a part that got its name from a process that was killed right then."""
+    if not _part(path).exists():
+        _state(_part(path)).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def open_part(path: Path) -> Iterator[Part]:
+    """The part of ``path``, for one process at a time. Kept if anything goes wrong and it holds bytes.
+
+    Raises CrnetError if the folder cannot be written or another process is downloading the same file.
+    """
+    name = _part(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = stack.enter_context(open(name, "ab", buffering=0))
+        except OSError as error:
+            raise CrnetError(
+                f"Cannot download to {name}: {error.strerror}; choose a folder that can be written."
+            ) from error
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CrnetError(f"Another process is downloading {path}: wait for it to end.") from error
+        except OSError:
+            pass  # a file system without locks: two downloads at once would fail the checksum, never pass it
+        part = Part(name, stream)
+        try:
+            yield part
+        finally:
+            if part.length == 0:
+                name.unlink(missing_ok=True)
+                part.discard()
+
+
+def download(url: str, part: Part, label: str, size: int | None = None, retries: int = 5) -> None:
+    """Complete ``part`` from ``url``.
+
+    A failed attempt is repeated after 1, 2, 4, ... seconds (or what Retry-After asks for). ``retries`` counts
+    the attempts in a row that brought no new byte, so that 13 GB arrive over a line that drops every minute.
+    A machine that reaches no server is told so after one retry.
+
+    Args:
+        url: http://, https:// or file://.
+        size: bytes that the file must have, if known.
+        retries: attempts in a row that may fail to get further.
+
+    Raises:
+        DownloadFailed: with the reason; the part stays for the next start.
+        CrnetError: the disk is full.
+    """
+    furthest, failures, ever_answered = part.length, 0, False
+    while True:
+        try:
+            _attempt(url, part, label, size)
+            return
+        except _Interrupted as interruption:
+            ever_answered |= interruption.answered
+            failures = 1 if part.length > furthest else failures + 1
+            furthest = max(furthest, part.length)
+            if failures > (retries if ever_answered else min(retries, 1)):
+                raise DownloadFailed(str(interruption)) from interruption
+            wait = interruption.wait if interruption.wait is not None else BACKOFF_SECONDS * 2 ** (failures - 1)
+            wait = min(wait, LONGEST_WAIT_SECONDS)
+            say(f"{label}: {interruption}; trying again in {wait:.0f} s from {part.length / 2**20:.1f} MiB")
+            time.sleep(wait)
+
+
+def _attempt(url: str, part: Part, label: str, size: int | None) -> None:
+    """One request. Returns if the part is whole, raises _Interrupted if another attempt may help."""
+    known = part.remote()
+    if part.length and (known is None or known.url != url or part.length > (known.size or part.length)):
+        part.discard()
+        known = None
+    if part.length and part.length == (known.size if known else None):
+        return  # stopped between the last byte and the renaming
+    response = _request(url, part.length, known)
+    if response is None:  # 416: no such range in the file that is there now
+        part.discard()
+        response = _request(url, 0, None)
+        if response is None:
+            raise DownloadFailed("the server refuses even the whole file (416 Range Not Satisfiable)")
+    with response:
+        offset, remote = _offered(response, url)
+        if offset and (offset != part.length or known is None or not known.may_be(remote)):
+            # Another range than asked for, or a server that ignores If-Range joins two versions: fetch it
+            # anew.
+            part.discard()
+            raise _Interrupted("the file changed on the server or another range came than was asked for")
+        if size is not None and remote.size is not None and remote.size != size:
+            raise DownloadFailed(f"the server offers {remote.size} bytes where the file has {size}")
+        if offset == 0:
+            part.begin(remote)
+        if remote.size is not None:
+            require_space(part.path.parent, remote.size - offset, f"Downloading {label}")
+        _receive(response, part, label, remote.size)
+
+
+def _request(url: str, offset: int, known: _Remote | None) -> http.client.HTTPResponse | None:
+    """Ask for the file from ``offset`` on, if it is still the known one; None for 416."""
+    headers = {"User-Agent": "crnet", "Accept-Encoding": "identity"}
+    if offset and known is not None:
+        headers["Range"] = f"bytes={offset}-"
+        if known.validator:
+            headers["If-Range"] = known.validator
+    try:
+        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code == 416:
+                return None
+            reason = f"the server answers {error.code} {error.reason}"
+            if error.code not in WORTH_A_RETRY:
+                raise DownloadFailed(reason) from error
+            asked = error.headers.get("Retry-After", "")
+            raise _Interrupted(reason, wait=float(asked) if asked.isdigit() else None) from error
+    except urllib.error.URLError as error:
+        if url.startswith("file:"):
+            raise DownloadFailed(f"no such local file ({_reason(error.reason)})") from error
+        raise _Interrupted(f"no connection ({_reason(error.reason)})", answered=False) from error
+    except http.client.InvalidURL as error:
+        raise DownloadFailed(f"not a valid url ({error})") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _Interrupted(f"connection lost ({_reason(error)})") from error
+
+
+def _reason(error: object) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _offered(response: http.client.HTTPResponse, url: str) -> tuple[int, _Remote]:
+    """Where the response's body starts in the file, and which version of the file it is."""
+    headers = response.headers
+    offset, total = 0, None
+    if response.status == 206:
+        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", "").strip())
+        if found is None:
+            raise DownloadFailed(f"it answers a range with Content-Range {headers.get('Content-Range')!r}")
+        offset = int(found[1])
+        total = None if found[2] == "*" else int(found[2])
+    elif headers.get("Content-Length", "").isdigit():
+        total = int(headers["Content-Length"])
+    return offset, _Remote(url, headers.get("ETag"), headers.get("Last-Modified"), total)
+
+
+def _receive(response: http.client.HTTPResponse, part: Part, label: str, total: int | None) -> None:
+    with Progress(label, total, part.length) as progress:
+        while True:
+            try:
+                data = response.read1(CHUNK_BYTES)  # what is there: a reset loses nothing that came before it
+            except (OSError, http.client.HTTPException) as error:
+                raise _Interrupted(f"connection lost ({_reason(error)})") from error
+            if not data:
+                break
+            part.append(data)
+            progress.add(len(data))
+    if total is not None and part.length < total:
+        raise _Interrupted(f"connection closed after {part.length} of {total} bytes")

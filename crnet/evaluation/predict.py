@@ -1,0 +1,205 @@
+"""Masks of test episodes from a frozen encoder and a method, one support at a time, then fused."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from crnet import methods
+from crnet.config.defaults import scaled
+from crnet.data import transforms
+from crnet.data.episodes import Episode
+from crnet.data.index import Index
+from crnet.encoders.features import FeatureStore
+from crnet.encoders.frozen import FrozenEncoder, as_images, autocast, compute_dtype
+from crnet.errors import CrnetError
+from crnet.methods import Method, Pairs
+from crnet.runtime.limits import EPISODES_TOGETHER, NONE, PAIRS_TOGETHER, PHOTOS_TOGETHER, Limits
+from crnet.runtime.out_of_memory import ran_out
+
+Key = tuple[str, int | None, float]  # photo, class whose background is removed (None: whole photo), scale
+
+
+@dataclass
+class Prediction:
+    """Foreground of one episode's query, bool (H, W) at the photo's own size.
+
+    Attributes:
+        query: The episode's answer. Of a finetuned network: predicted with the first support.
+        fused: Of a finetuned network: probabilities averaged over the supports; else None.
+        support_loss: Of a finetuned network: loss on the supports before and after; else None.
+    """
+
+    episode: Episode
+    query: np.ndarray
+    fused: np.ndarray | None = None
+    support_loss: tuple[float, float] | None = None
+
+
+class Predictor:
+    """Asked for masks of episodes. Deterministic: no augmentation, no dropout.
+
+    Args:
+        spec: As ``crnet.config.resolve`` makes it: train, evaluate.
+        weights: ``model.safetensors`` of the training; None for methods that have none.
+        features: Folders of stores of test photos, one for each scale that shall be read instead of encoded.
+        limits: What it may hold at once.
+
+    Attributes:
+        together: Episodes that are predicted in one go, whose bits are the go's.
+    """
+
+    def __init__(
+        self,
+        spec: dict,
+        data: Path,
+        encoder: Path | None,
+        weights: Path | None,
+        device: str,
+        features: Sequence[Path] = (),
+        limits: Limits = NONE,
+    ):
+        self.settings, train = spec["evaluate"], spec["train"]
+        self.device = torch.device(device)
+        self.index = Index.load(data)
+        self.limits, self.together = limits, limits.pairs(EPISODES_TOGETHER)
+        precision = self.settings["precision"]
+        self.encoder = FrozenEncoder(train["encoder"], encoder, self.device, precision, limits.photos_at_once)
+        self.method = load_method(train, self.encoder.channels, weights).to(
+            self.device, memory_format=torch.channels_last
+        )
+        opened = [FeatureStore(folder, self.index, self.encoder.digest, "val", precision) for folder in features]
+        self.stores = {store.size: store for store in opened}
+        self.maps = Pool(self.encode, limits.pool_bytes)
+        self.embedded = Pool(self._encode_and_embed, limits.pool_bytes)
+
+    @torch.no_grad()
+    def fused(self, episodes: list[Episode]) -> Iterator[Prediction]:
+        """Softmax probabilities, averaged over supports and scales at the photo's own size (paper 6, Tables 3, 4)."""
+        for start in range(0, len(episodes), self.together):
+            chunk = episodes[start : start + self.together]
+            logits: list[list[Tensor]] = [[] for _ in chunk]
+            for scale in self.settings["scales"]:
+                self.embedded.fill([key for episode in chunk for key in self.keys(episode, scale)])
+                for shot in range(self.settings["shots"]):
+                    for queries, query in zip(logits, self._logits(chunk, scale, shot), strict=True):
+                        queries.append(query)
+            for episode, queries in zip(chunk, logits, strict=True):
+                probability = torch.stack([self.at_own_size(q, episode.query).softmax(0) for q in queries]).mean(0)
+                yield Prediction(episode, foreground(probability))
+
+    def _logits(self, chunk: list[Episode], scale: float, shot: int) -> Iterator[Tensor]:
+        """Query logits (2, h, w) of each episode, predicted in batches."""
+        size = self.limits.pairs(PAIRS_TOGETHER)
+        for start in range(0, len(chunk), size):
+            pairs = self._pairs(chunk[start : start + size], scale, shot)
+            with autocast(self.device, self.settings["precision"]):
+                query = self.method.predict(pairs, self.settings["refinements"])
+            yield from query.float()
+
+    def _pairs(self, episodes: list[Episode], scale: float, shot: int) -> Pairs:
+        size = scaled(self.settings["size"], scale)
+        masks = [self.support_mask(e.supports[shot], e.class_id, size) for e in episodes]
+        support = self.embedded.take([(e.supports[shot], None, scale) for e in episodes])
+        masked = support
+        if self.method.needs_masked:
+            masked = self.embedded.take([(e.supports[shot], e.class_id, scale) for e in episodes])
+        query = self.embedded.take([(e.query, None, scale) for e in episodes])
+        return Pairs(query, support, masked, torch.from_numpy(np.stack(masks)).to(self.device))
+
+    def keys(self, episode: Episode, scale: float) -> list[Key]:
+        """All that an episode needs encoded: the query, its supports, and these without background."""
+        supports = episode.supports[: self.settings["shots"]]
+        keys: list[Key] = [(photo, None, scale) for photo in (episode.query, *supports)]
+        return keys + [(photo, episode.class_id, scale) for photo in supports if self.method.needs_masked]
+
+    def named(self, episodes: Iterable[Episode]) -> int:
+        """Photos, and pairs without background, that the episodes name."""
+        return len({key for episode in episodes for key in self.keys(episode, 1.0)})
+
+    def support_mask(self, photo: str, class_id: int, size: int) -> np.ndarray:
+        """uint8 (size, size) of {0, 1, 255 void}."""
+        return transforms.squash_mask(self.index.class_mask(photo, class_id), size)
+
+    def at_own_size(self, logits: Tensor, photo: str) -> Tensor:
+        """Logits (2, h, w) -> (2, H, W), straight to the photo's own size, without padding in between."""
+        return F.interpolate(logits[None], size=self.index.size(photo), mode="bilinear", align_corners=False)[0]
+
+    @torch.no_grad()
+    def encode(self, keys: list[Key]) -> Tensor:
+        """Photos of one scale -> the method's maps of the frozen encoder, joined along channels: (N, C, h, w)."""
+        size = scaled(self.settings["size"], keys[0][2])
+        if size in self.stores:
+            maps = self.stores[size].joined([(photo, class_id) for photo, class_id, _ in keys], self.method.maps)
+            return maps.to(self.device, compute_dtype(self.device, self.settings["precision"]))
+        images, keeps = [], []
+        for photo, class_id, _ in keys:
+            images.append(transforms.squash(self.index.read_image(photo), size))
+            keep = np.ones((size, size), bool)
+            keeps.append(keep if class_id is None else self.support_mask(photo, class_id, size) == 1)
+        maps = self.encoder(as_images(images), torch.from_numpy(np.stack(keeps)))
+        return torch.cat([maps[i] for i in self.method.maps], 1)
+
+    def embed(self, maps: Tensor) -> Tensor:
+        """What ``encode`` gave, through ``Method.embed``: (N, D, h, w)."""
+        channels = [self.encoder.channels[i] for i in self.method.maps]
+        with autocast(self.device, self.settings["precision"]):
+            return self.method.embed(list(maps.split(channels, 1)))
+
+    @torch.no_grad()
+    def _encode_and_embed(self, keys: list[Key]) -> Tensor:
+        return self.embed(self.encode(keys))
+
+
+class Pool:
+    """Maps of photos by key: each is computed once and reused by all episodes, as far as ``room`` bytes reach."""
+
+    def __init__(self, compute: Callable[[list[Key]], Tensor], room: int):
+        self.compute, self.room = compute, room
+        self._kept: OrderedDict[Key, Tensor] = OrderedDict()
+        self._bytes = 0
+
+    def fill(self, keys: list[Key]) -> None:
+        """Compute the keys, all of one scale, that are not here yet; the longest unused ones make room."""
+        for key in keys:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+        missing = [key for key in dict.fromkeys(keys) if key not in self._kept]
+        for start in range(0, len(missing), PHOTOS_TOGETHER):
+            batch = missing[start : start + PHOTOS_TOGETHER]
+            # Always as many at a time: bits depend on the size of a batch, and which photos are here already must not
+            # show in a result, as it changes when a killed job goes on.
+            padded = batch + batch[-1:] * (PHOTOS_TOGETHER - len(batch))
+            for key, computed in zip(batch, self.compute(padded), strict=False):
+                self._kept[key] = computed.clone()
+                self._bytes += computed.nbytes
+        wanted = set(keys)
+        while self._bytes > self.room and next(iter(self._kept)) not in wanted:
+            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+
+    def take(self, keys: list[Key]) -> Tensor:
+        return torch.stack([self._kept[key] for key in keys])
+
+
+def load_method(train: dict, channels: tuple[int, ...], weights: Path | None) -> Method:
+    """A method in eval mode with its trained weights; raises CrnetError if they are of another training."""
+    method = methods.build(train["method"], channels, train["model"])
+    if weights is not None:
+        try:
+            method.load_state_dict(load_file(weights), strict=True)
+        except RuntimeError as error:
+            if ran_out(error):
+                raise
+            raise CrnetError(f"{weights}: are not weights of this {train['method']} ({error}).") from error
+    return method.eval().requires_grad_(False)
+
+
+def foreground(scores: Tensor) -> np.ndarray:
+    """Scores or probabilities (2, H, W) -> bool (H, W)."""
+    return (scores[1] > scores[0]).cpu().numpy()

@@ -1,0 +1,1 @@
+"""What is counted and how sure it is: intersections over unions, and intervals. Imports no torch."""

@@ -1,0 +1,366 @@
+"""What a study needs on disk, before anything is run. Imports no torch.
+
+Sizes that are not known before the data are there are estimates: each says what it rests on.
+"""
+
+import importlib
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+
+from crnet.config import resolve
+from crnet.config.resolve import Plan
+from crnet.config.settings import component
+from crnet.config.study import Layout
+from crnet.cost import work
+from crnet.data import transforms
+from crnet.data.archives.archives import Archive
+from crnet.data.archives.archives import resolve as resolve_archive
+from crnet.data.archives.extract import STAMP
+from crnet.data.index import ABOUT, IMAGES, PAIRS, reading
+from crnet.data.splits import Splits
+from crnet.errors import CrnetError
+from crnet.runtime.files import read_csv
+
+MIB, GIB = 2**20, 2**30
+EXTRACTED_SHARE = 1.1  # of an archive: JPEGs do not shrink, but the 74,000 files of VOC and SBD fill their last blocks
+# Classes of a training photo that the small-object rule keeps, at most: COCO has 2.9 a photo before the rule; shapes80
+# has 2.1 and shapes5i 1.4 after it.
+CLASSES_A_PHOTO, CLASSES_A_SCENE = 2.9, 2.1
+# Prepared data a photo, tables included. A PNG of SBD's takes a block of 4 KiB (728 photos); run lengths took 2.6 KB
+# (228 photos of COCO); scenes of 64 and 160 px with their masks took 9 and 22 KB.
+MASK_FILE_BYTES, RUN_LENGTHS_BYTES = 4400, 2700
+SCENE_BYTES, SCENE_PIXEL_BYTES = 8000, 0.55
+ENCODER_BYTES = 100e6  # ResNet-50 and VGG16 without their classifiers have 94 and 59 MB
+COUNT_BYTES = 100  # a row of counts, one a predicted episode; 67 bytes in the demo, photos have more pixels
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes below ``folder``: of the whole study, and those that are not there yet. None: not known."""
+
+    name: str
+    folder: str
+    whole: float | None
+    to_come: float | None
+    basis: str
+
+
+class DataSet:
+    """What is known of a data set: from its prepared folder, else from what its module says of it."""
+
+    def __init__(self, spec: dict, layout: Layout):
+        self.spec, self.folder = spec, Path(layout.data(spec))
+
+    @cached_property
+    def module(self) -> ModuleType:
+        """Its file, which imports no torch; resolving the study has imported it before."""
+        return importlib.import_module(component("dataset", self.spec["name"], "dataset").module)
+
+    @cached_property
+    def prepared(self) -> bool:
+        return (self.folder / ABOUT).is_file()
+
+    @cached_property
+    def pairs(self) -> list[tuple[str, str, int]] | None:
+        """All (split, image, class id), prepared or published; None if they are not known yet."""
+        if self.prepared:
+            with reading(self.folder):
+                return [(row["split"], row["image"], int(row["class"])) for row in read_csv(self.folder / PAIRS)]
+        published: Callable | None = getattr(self.module, "published_pairs", None)
+        if published is None:
+            return None
+        if not (subset := self.spec.get("subset")):
+            return published()
+        if not Path(subset).is_file():
+            raise CrnetError(
+                f"the list of image ids {subset}, setting subset, is absent: give the path of a text file."
+            )
+        wanted = set(Path(subset).read_text().split())
+        return [pair for pair in published() if pair[1] in wanted]
+
+    @cached_property
+    def generated(self) -> bool:
+        return "images_train" in self.spec
+
+    @cached_property
+    def in_place(self) -> tuple[str, ...]:
+        """Archives that are read where they are; the others are extracted."""
+        return tuple(getattr(self.module, "IN_PLACE", ()))
+
+    @cached_property
+    def photos(self) -> int | None:
+        """Photos of both splits."""
+        if self.prepared:
+            with reading(self.folder):
+                return len(read_csv(self.folder / IMAGES))
+        if self.generated:
+            return self.spec["images_train"] + self.spec["images_val"]
+        if self.pairs is not None:
+            return len({image for _, image, _ in self.pairs})
+        published = getattr(self.module, "PUBLISHED", None)
+        return published and sum(published.values())
+
+    def photos_of(self, split: str) -> int | None:
+        """Those of a split that show a class, as far as that is known."""
+        if self.pairs is not None:
+            return len({image for part, image, _ in self.pairs if part == split})
+        if self.generated:
+            return self.spec[f"images_{split}"]
+        published = getattr(self.module, "PUBLISHED", None)
+        return published and published[split]
+
+    def pairs_of(self, split: str) -> int | None:
+        """(photo, class) of all folds, at most."""
+        if self.pairs is not None:
+            return self.class_counts(split).total()
+        photos = self.photos_of(split)
+        return photos and int(photos * (CLASSES_A_SCENE if self.generated else CLASSES_A_PHOTO))
+
+    def class_counts(self, split: str) -> Counter | None:
+        """Class id -> its pairs; None if they are not known yet."""
+        return self._class_counts and self._class_counts[split]
+
+    @cached_property
+    def _class_counts(self) -> dict[str, Counter] | None:
+        if self.pairs is None:
+            return None
+        return {part: Counter(c for split, _, c in self.pairs if split == part) for part in ("train", "val")}
+
+    def training_pairs_of(self, training: dict) -> int | None:
+        """Pairs on which a training's fold trains; None where that takes more than the list of pairs."""
+        counts = self.class_counts("train")
+        if counts is None or training["train"]["novel_pixels"] == "drop":
+            return None
+        unseen = {*self.splits.folds[training["fold"]], *self.splits.held_out[training["fold"]]}
+        return sum(count for class_id, count in counts.items() if class_id not in unseen)
+
+    @cached_property
+    def splits(self) -> Splits:
+        return component("dataset", self.spec["name"], "dataset").splits(self.spec)
+
+    def test_pools(self, fold: int) -> list[int] | None:
+        """Test photos of each class that the fold tests."""
+        return self._pools(self.splits.folds[fold])
+
+    def trial_pools(self, fold: int) -> list[int] | None:
+        """Test photos of each class on which finetuning's settings are chosen."""
+        unseen = {*self.splits.folds[fold], *self.splits.held_out[fold]}
+        base = [class_id for class_id in range(1, len(self.splits.classes) + 1) if class_id not in unseen]
+        return self._pools(self.splits.held_out[fold] or base)
+
+    def _pools(self, classes: Sequence[int]) -> list[int] | None:
+        if counts := self.class_counts("val"):
+            return [counts[class_id] for class_id in classes]
+        pairs = self.pairs_of("val")
+        return pairs and [pairs // len(self.splits.classes)] * len(classes)
+
+    def prepared_bytes(self) -> int | None:
+        photos = self.photos
+        if self.generated:
+            return int(photos * (SCENE_BYTES + SCENE_PIXEL_BYTES * self.spec["size"] ** 2))
+        return photos and photos * (RUN_LENGTHS_BYTES if self.in_place else MASK_FILE_BYTES)
+
+
+def needs_of(plan: Plan, layout: Layout, data: Sequence[DataSet]) -> list[Need]:
+    """What the study ``plan`` takes on disk, by kind of file; ``data`` are its data sets."""
+    disk = _Disk(plan, layout, data)
+    return [
+        disk.downloads(),
+        disk.extracted(),
+        disk.prepared(),
+        disk.encoders(),
+        disk.features(),
+        disk.weights(),
+        disk.states(),
+        disk.results(),
+    ]
+
+
+class _Disk:
+    def __init__(self, plan: Plan, layout: Layout, data: Sequence[DataSet]):
+        self.plan, self.layout = plan, layout
+        self.data = {resolve.dataset_name(d.spec): d for d in data}
+
+    def downloads(self) -> Need:
+        archives = archives_of(self.plan, self.layout)
+        absent = [path for path in archives.values() if not path.is_file()]
+        sizes = {path: archive_bytes(archive, path) for archive, path in archives.items()}
+        # A download that was cut off goes on where it was.
+        parts = [path.with_name(path.name + ".part") for path in absent]
+        there = sum(part.stat().st_size for part in parts if part.is_file())
+        basis = f"{len(absent)} of {plural(len(archives), 'archive')} to download" if archives else "no archives"
+        to_come = _total(sizes[path] for path in absent)
+        return Need("archives", self.layout.archives, _total(sizes.values()), to_come and to_come - there, basis)
+
+    def extracted(self) -> Need:
+        sizes, in_place = {}, []
+        archives = {archive.name: (archive, path) for archive, path in archives_of(self.plan, self.layout).items()}
+        for each in self.data.values():
+            in_place += each.in_place
+            for name in self.layout.archive_names("dataset", each.spec):
+                if name not in each.in_place:
+                    size = archive_bytes(*archives[name])
+                    sizes[Path(self.layout.extracted(each.spec)) / name] = size and size * EXTRACTED_SHARE
+        parts = [f"{EXTRACTED_SHARE} x {plural(len(sizes), 'archive')}"] if sizes else []
+        parts += [f"{plural(len(set(in_place)), 'archive')} read in place"] if in_place else []
+        to_come = _total(size for folder, size in sizes.items() if not (folder / STAMP).is_file())
+        basis = ", ".join(parts) or "nothing to extract"
+        return Need("extracted", self.layout.extracted_root, _total(sizes.values()), to_come, basis)
+
+    def prepared(self) -> Need:
+        data = list(self.data.values())
+        to_come = _total(d.prepared_bytes() for d in data if not d.prepared)
+        each = [f"{d.spec['name']} {d.prepared_bytes() / d.photos / 1e3:.1f} KB" for d in data if d.photos]
+        basis = "estimate: " + ", ".join(each) + " a photo"
+        return Need("prepared", self.layout.work, _total(d.prepared_bytes() for d in data), to_come, basis)
+
+    def encoders(self) -> Need:
+        files = {path: spec for spec in self.plan.encoders.values() if (path := self.layout.encoder(spec))}
+        sizes = {Path(path): ENCODER_BYTES if "archive" in spec else MIB for path, spec in files.items()}
+        to_come = _total(size for path, size in sizes.items() if not path.is_file())
+        basis = (
+            f"weights of {plural(len(sizes), 'encoder')}, {amount(max(sizes.values()))} at most"
+            if sizes
+            else "the encoder brings its own"
+        )
+        return Need("encoders", self.layout.work, _total(sizes.values()), to_come, basis)
+
+    def features(self) -> Need:
+        stores = {self.layout.features_folder(spec): spec for spec in self.plan.features.values()}
+        sizes = {
+            Path(folder): store_bytes(spec, self.data[resolve.dataset_name(spec["dataset"])])
+            for folder, spec in stores.items()
+        }
+        to_come = _total(size for folder, size in sizes.items() if not (folder / "features.json").is_file())
+        basis = f"cached maps of photos and pairs, {plural(len(sizes), 'store')}" if sizes else "none cached"
+        if any(":" in spec["encoder"]["name"] for spec in stores.values()):
+            basis += f", {work.CHANNELS:,} channels assumed"
+        return Need("features", self.layout.work, _total(sizes.values()), to_come, basis)
+
+    def weights(self) -> Need:
+        sizes = {name: weight_bytes(training) for name, training in self.plan.trainings.items()}
+        missing = [name for name in sizes if not (Path(self.layout.training(name)) / "model.safetensors").is_file()]
+        largest = max((size for size in sizes.values() if size), default=None)
+        basis = f"of {plural(len(sizes), 'training')}" + (f", {amount(largest)} at most" if largest else "")
+        to_come = _total(sizes[name] for name in missing)
+        return Need("weights", self.layout.work, _total(sizes.values()), to_come, basis)
+
+    def states(self) -> Need:
+        """Of trainings under way: weights, moments of the optimiser, cache of predictions; and the state before."""
+        sizes = [self._state_bytes(training) for training in self.plan.trainings.values()]
+        jobs = min(jobs_at_once(self.plan), len(sizes))
+        size = None if None in sizes else 2 * jobs * max(sizes, default=0)
+        basis = f"of {plural(jobs, 'training')} at once, and the one before each; removed at the end"
+        return Need("states", self.layout.work, size, size, basis)
+
+    def _state_bytes(self, training: dict) -> float | None:
+        if (weights := weight_bytes(training)) is None:
+            return None
+        settings, model = training["train"], training["model"]
+        moments = 2 if settings["optimizer"] == "adamw" else 1
+        cached = 0
+        if model["refinement"] and model["cache"] == "stored":  # two channels in half precision at 1/8
+            data = self.data[resolve.dataset_name(training["dataset"])]
+            pairs = data.training_pairs_of(training) or data.pairs_of("train") or 0
+            cached = pairs * 2 * work.map_side(settings["size"]) ** 2 * 2
+        return weights * (1 + moments) + cached
+
+    def results(self) -> Need:
+        rows = {name: episodes_of(e) * (2 if "finetune" in e else 1) for name, e in self.plan.evaluations.items()}
+        missing = [name for name in rows if not (Path(self.layout.evaluation(name)) / "counts.csv").is_file()]
+        to_come = COUNT_BYTES * sum(rows[name] for name in missing)
+        basis = f"{plural(sum(rows.values()), 'row')} of counts, {COUNT_BYTES} bytes each"
+        return Need("results", self.layout.results, COUNT_BYTES * sum(rows.values()), to_come, basis)
+
+
+def _total(sizes: Iterable[float | None]) -> float | None:
+    sizes = list(sizes)
+    return None if None in sizes else sum(sizes)
+
+
+def weight_bytes(training: dict) -> int | None:
+    """Of CRNet's weights in float32; None for another method, whose size is not known."""
+    if training["method"] != "crnet":
+        return None
+    return 4 * work.Head(work.encoder_channels(training["encoder"]), training["model"], 8).parameters
+
+
+def store_bytes(spec: dict, data: DataSet, reader: dict | None = None) -> int | None:
+    """Of cached features: photos, and pairs without background, times views, times maps at 1/8.
+
+    Args:
+        spec: As ``crnet.config.resolve`` makes it of a training or of test photos.
+        reader: A training that reads it: only what its method takes is counted, of whatever fold.
+    """
+    split, cells = spec.get("split", "train"), work.map_side(spec["size"]) ** 2
+    photos, pairs = data.photos_of(split), data.pairs_of(split)
+    channels = sum(work.encoder_channels(spec["encoder"]))
+    if reader and reader["method"] == "crnet":
+        head = work.Head(work.encoder_channels(spec["encoder"]), reader["model"], spec["size"])
+        channels, pairs = head.taken, pairs if head.photos == 3 else 0
+    each = 4 if split == "val" and spec["precision"] == "float32" else 2
+    return photos and (photos + pairs) * transforms.VIEWS[spec["views"]] * cells * channels * each
+
+
+def archives_of(plan: Plan, layout: Layout) -> dict[Archive, Path]:
+    """Each archive once, whatever asks for it."""
+    settings = {name: s.model_dump(exclude_none=True) for name, s in plan.study.archives.items()}
+    names = [a for spec in plan.datasets.values() for a in layout.archive_names("dataset", spec)]
+    names += [a for spec in plan.encoders.values() for a in layout.archive_names("encoder", spec)]
+    archives = [resolve_archive(name, settings) for name in dict.fromkeys(names)]
+    return {archive: Path(layout.archives) / archive.name for archive in archives}
+
+
+def archive_bytes(archive: Archive, path: Path) -> int | None:
+    """Of the file at hand, else of the official one; None where a study names another one."""
+    return path.stat().st_size if path.is_file() else archive.size
+
+
+def file_systems(needs: Sequence[Need]) -> list[tuple[str, float, int]]:
+    """(its folders, bytes to come, bytes free) of each file system that the study writes to."""
+    found: dict[int, list[Need]] = {}
+    for need in needs:
+        found.setdefault(_existing(Path(need.folder)).stat().st_dev, []).append(need)
+    return [
+        (
+            ", ".join(dict.fromkeys(need.folder for need in group)),
+            sum(need.to_come or 0 for need in group),
+            shutil.disk_usage(_existing(Path(group[0].folder))).free,
+        )
+        for group in found.values()
+    ]
+
+
+def episodes_of(evaluation: dict) -> int:
+    """Test episodes of an evaluation, those of all episode seeds together."""
+    return len(evaluation["episodes"]["seeds"]) * evaluation["episodes"]["count"]
+
+
+def jobs_at_once(plan: Plan) -> int:
+    """Jobs that threads and GPUs let Snakemake start at a time."""
+    return 1 if plan.study.device == "cuda" else max(1, (os.cpu_count() or 1) // plan.study.threads)
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    return next(folder for folder in [path, *path.parents] if folder.exists())
+
+
+def plural(number: int, word: str) -> str:
+    """E.g. ``1 row``, ``1,381 rows``."""
+    return f"{number:,} {word}" + ("" if number == 1 else "s")
+
+
+def amount(number: float | None) -> str:
+    """Bytes for people, e.g. ``12.58 GiB``, ``97.8 MiB``; ``-`` for none."""
+    if number is None:
+        return "not known"
+    if number <= 0:
+        return "-"
+    return f"{number / GIB:,.2f} GiB" if number >= 0.1 * GIB else f"{max(number / MIB, 0.1):.1f} MiB"

@@ -1,0 +1,134 @@
+"""What a study cost: core- or GPU-hours, time a run and peak memory, from its ``runs.csv``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from crnet.errors import CrnetError
+from crnet.report.runs import SECOND_READING
+from crnet.report.tables.markdown import grid
+
+KINDS = {"train": "Training", "tune": "Choosing finetuning's settings", "evaluate": "Evaluation"}
+COLUMNS = ("run", "kind", "method", "variant", "shots", "status", "seconds", "peak_memory_bytes", "device", "threads")
+CPU, GPU = "CPU-core-hours", "GPU-hours"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Runs of one kind, or of one variant of a kind, on one sort of device.
+
+    Attributes:
+        name: of the kind or the variant, with its shots.
+        unit: ``CPU`` or ``GPU``.
+        runs, failed: how many there are, and how many of them failed.
+        hours: their sum; on a CPU seconds times threads.
+        seconds: of each run that recorded them, ascending.
+        peak_bytes: the greatest peak memory of a run; None if none was recorded.
+    """
+
+    name: str
+    unit: str
+    runs: int
+    failed: int
+    hours: float
+    seconds: tuple[float, ...]
+    peak_bytes: int | None
+
+
+def costs(lines: Sequence[Mapping[str, str]]) -> tuple[list[Cost], dict[str, list[Cost]]]:
+    """Cost by kind, and for each kind by variant and shots, all in the order of ``runs.csv``.
+
+    Args:
+        lines: the rows of ``runs.csv``. The second reading of a finetuned evaluation is no run of its own.
+
+    Raises:
+        CrnetError: a column is missing, or a number is none.
+    """
+    missing = [name for name in COLUMNS if not lines or name not in lines[0]]
+    if missing:
+        raise CrnetError(f"runs.csv has no line with the column {missing[0]!r}: collect the study's runs again.")
+    jobs = [line for line in lines if not line["run"].endswith(SECOND_READING)]
+    by_kind: dict[tuple[str, str], list] = {}
+    by_variant: dict[str, dict[tuple[str, str], list]] = {}
+    for line in jobs:
+        kind, unit = KINDS.get(line["kind"], line["kind"].capitalize()), GPU if _on_gpu(line) else CPU
+        name = f"{line['variant'] or line['method']}" + (f", {line['shots']}-shot" if line["shots"] else "")
+        by_kind.setdefault((kind, unit), []).append(line)
+        by_variant.setdefault(kind, {}).setdefault((name, unit), []).append(line)
+    kinds = [_cost(*key, group) for key, group in by_kind.items()]
+    return kinds, {kind: [_cost(*key, group) for key, group in groups.items()] for kind, groups in by_variant.items()}
+
+
+def _on_gpu(line: Mapping[str, str]) -> bool:
+    return line["device"].startswith("cuda")
+
+
+def _cost(name: str, unit: str, lines: Sequence[Mapping[str, str]]) -> Cost:
+    try:
+        seconds = [float(line["seconds"]) for line in lines if line["seconds"]]
+        spent = [
+            float(line["seconds"]) * (1 if _on_gpu(line) else int(line["threads"] or 1))
+            for line in lines
+            if line["seconds"]
+        ]
+        peaks = [int(line["peak_memory_bytes"]) for line in lines if line["peak_memory_bytes"]]
+    except ValueError as error:
+        raise CrnetError(f"runs.csv, {name}: {error}; collect the study's runs again.") from error
+    failed = sum(line["status"] == "failed" for line in lines)
+    return Cost(name, unit, len(lines), failed, sum(spent) / 3600, tuple(sorted(seconds)), max(peaks, default=None))
+
+
+def render_cost(lines: Sequence[Mapping[str, str]]) -> list[str]:
+    """Markdown paragraphs: the sum by kind, every variant in a fold-out, what is counted.
+
+    Raises:
+        CrnetError: as ``costs``.
+    """
+    kinds, variants = costs(lines)
+    totals = {unit: sum(cost.hours for cost in kinds if cost.unit == unit) for unit in (CPU, GPU)}
+    spent = " and ".join(f"{_hours(hours)} {unit}" for unit, hours in totals.items() if hours)
+    parts = [f"**{spent or 'No time was recorded'}** in {sum(c.runs for c in kinds)} runs.", _grid("Job", kinds)]
+    failed = sum(cost.failed for cost in kinds)
+    if failed:
+        parts.append(f"{failed} run{'' if failed == 1 else 's'} failed; what time they recorded is counted.")
+    unknown = sum(cost.runs - len(cost.seconds) for cost in kinds)
+    if unknown:
+        parts.append(f"{unknown} run{'' if unknown == 1 else 's'} recorded no time.")
+    for kind, rows in variants.items():
+        parts += [f"<details><summary>{kind}, by variant</summary>", _grid("Variant", rows), "</details>"]
+    counted = "Each run's own time, loading included; preparing data, encoders and features is not among the runs."
+    memory = "Peak memory: of the process on a CPU, allocated by torch on a GPU; the greatest of the runs."
+    return [*parts, f"{counted} {memory}"]
+
+
+def _grid(title: str, rows: Sequence[Cost]) -> str:
+    units = {row.unit for row in rows}
+    head = [title, "Runs", units.pop() if len(units) == 1 else "Cost", "Seconds a run: median (range)", "Peak memory"]
+    lines = [
+        [
+            *(row.name, str(row.runs), _hours(row.hours) + (f" {row.unit}" if units else "")),
+            *(_spread(row.seconds), _memory(row.peak_bytes)),
+        ]
+        for row in rows
+    ]
+    return grid([head, *lines], ["l", "r", "r", "r", "r"])
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.1f}" if hours >= 10 else f"{hours:.2f}" if hours >= 0.1 else f"{hours:.3f}"
+
+
+def _spread(seconds: Sequence[float]) -> str:
+    if not seconds:
+        return "not recorded"
+    if len(seconds) == 1:
+        return _seconds(seconds[0])
+    return f"{_seconds(median(seconds))} ({_seconds(seconds[0])} to {_seconds(seconds[-1])})"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _memory(peak: int | None) -> str:
+    return "not recorded" if peak is None else f"{peak / 2**30:.2f} GiB"

@@ -1,0 +1,268 @@
+"""The page that people read: ``results/<study>/README.md``, made from the files that lie beside it.
+
+It holds what one wants to see first of every part and links to the rest; text that several tables share stands
+once. What is missing is said in its place, with how to make it.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crnet.errors import CrnetError
+from crnet.report.page.cost import render_cost
+from crnet.report.page.finetuning import render_finetuning
+from crnet.report.page.provenance import render_provenance
+from crnet.report.tables.layout import DETAILS, READING
+from crnet.report.tables.markdown import ORIENTATION
+from crnet.runtime.files import atomic_write, read_csv
+
+PAGE = "README.md"
+CURVE_TABLE = "table4"  # whose rows the k-shot curve shows
+
+
+@dataclass(frozen=True)
+class TablePart:
+    """What the page takes from ``tables/<name>.md``: the compact grid and its paragraphs."""
+
+    heading: str
+    grid: str
+    own: list[str]
+    reading: list[str]
+
+
+def write_page(job: Mapping[str, Any], results: Path) -> None:
+    """Write ``<results>/README.md``.
+
+    Args:
+        job: ``study``, ``title``, ``caption``, ``orientation_only``, ``tables`` (a list of ``name`` and
+            ``title``), ``command``, the one that makes the study, and ``sheet``, whether it draws an episode sheet.
+        results: the study's folder, e.g. ``results/demo``.
+
+    Raises:
+        CrnetError: the folder does not exist, or a file in it is not what it should be.
+    """
+    if not results.is_dir():
+        raise CrnetError(f"{results}: is no folder of results; run the study first: {job['command']}.")
+    parts = {table["name"]: _read_table(results / "tables" / f"{table['name']}.md") for table in job["tables"]}
+    shared = _shared(job, parts)
+    sections = [
+        ("The paper's claims", _claims(job, results)),
+        ("How to read the tables", [*shared.values()] or ["No table has been made yet."]),
+        *_tables(job, results, parts, shared),
+        *_finetuning(results),
+        ("Test episodes", _sheet(job, results)),
+        ("Training", _losses(job, results)),
+        ("Cost", _from_runs(job, results, render_cost)),
+        ("Provenance", _from_runs(job, results, render_provenance)),
+        ("Make it again", _again(job, results)),
+    ]
+    head = [f"# {job['title']}", *([ORIENTATION] if job["orientation_only"] else []), job["caption"].strip()]
+    contents = " · ".join(f"[{_short(title)}](#{slug(title)})" for title, _ in sections)
+    body = [text for title, paragraphs in sections for text in (f"## {title}", *paragraphs)]
+    atomic_write(results / PAGE, "\n\n".join([*head, contents, *body]) + "\n")
+
+
+def slug(title: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def _short(title: str) -> str:
+    return title.partition(":")[0]
+
+
+def _number(name: str) -> str:
+    """ "2" of "table2"; "" if the name is another."""
+    found = re.fullmatch(r"table(\d+)", name)
+    return found[1] if found else ""
+
+
+def _heading(table: Mapping[str, str]) -> str:
+    number = _number(table["name"])
+    return f"Table {number}: {table['title']}" if number else table["title"]
+
+
+def _missing(job: Mapping[str, Any], what: str, results: Path, file: str) -> list[str]:
+    return [f"*{what} is missing: `{file}` has not been made. {_how(job, results, file)}*"]
+
+
+def _how(job: Mapping[str, Any], results: Path, file: str) -> str:
+    """The study's command for one file, if Snakemake is what it calls; the target first, as options take many."""
+    command = job["command"]
+    if command.startswith("snakemake "):
+        command = command.replace("snakemake", f"snakemake results/{results.name}/{file}", 1)
+    return f"`{command}` makes it."
+
+
+# ---------------------------------------------------------------- claims
+
+
+def _claims(job: Mapping[str, Any], results: Path) -> list[str]:
+    """The summary and the grid of ``claims.md``, and the plot; how verdicts are reached is a click away."""
+    path = results / "claims.md"
+    if not path.is_file():
+        return _missing(job, "The verdict on each claim", results, "claims.md")
+    paragraphs = [text for text in _paragraphs(path) if not text.startswith("# ") and text != ORIENTATION]
+    grids = [i for i, text in enumerate(paragraphs) if text.startswith("|")]
+    kept = paragraphs[: grids[-1] + 1] if grids else paragraphs
+    where = "[How the verdicts are reached](claims.md)"
+    return [*kept, *_figure(job, results, "claims", "All claims, ours against the paper's"), f"{where}."]
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _paragraphs(path: Path) -> list[str]:
+    return [text.strip() for text in path.read_text().split("\n\n") if text.strip()]
+
+
+def _read_table(path: Path) -> TablePart | None:
+    if not path.is_file():
+        return None
+    paragraphs = _paragraphs(path)
+    try:
+        details = paragraphs.index(f"## {DETAILS}")
+        reading = paragraphs.index(f"## {READING}")
+        start = next(i for i, text in enumerate(paragraphs) if text.startswith("## "))
+    except ValueError as error:
+        raise CrnetError(f"{path}: is not a table as this version writes it; render it again.") from error
+    heading, body, *own = paragraphs[start:details]
+    return TablePart(heading.removeprefix("## "), body, own, paragraphs[reading + 1 :])
+
+
+def _shared(job: Mapping[str, Any], parts: Mapping[str, TablePart | None]) -> dict[str, str]:
+    """Paragraphs that several tables have, in order, and as the page prints them: which tables they concern."""
+    known = {name: part for name, part in parts.items() if part}
+    users: dict[str, list[str]] = {}
+    for texts in ("reading", "own"):
+        for name, part in known.items():
+            for text in getattr(part, texts):
+                if text != job["caption"].strip():
+                    users.setdefault(text, []).append(name)
+    shared = {}
+    for text, names in users.items():
+        common = len(names) == len(known)
+        if common or len(names) > 1 or text in known[names[0]].reading:
+            shared[text] = text if common else f"*{_listed(job, names)}:* {text}"
+    return shared
+
+
+def _listed(job: Mapping[str, Any], names: Sequence[str]) -> str:
+    """ "Tables 2, 3 and 5"; tables that are not the paper's by their titles, after a comma."""
+    numbers = [_number(name) for name in names if _number(name)]
+    titles = {table["name"]: table["title"] for table in job["tables"]}
+    others = [f'"{titles[name]}"' for name in names if not _number(name)]
+    first = [f"Table{'' if len(numbers) == 1 else 's'} {_and(numbers)}"] if numbers else []
+    return ", and ".join([*first, *others])
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _tables(
+    job: Mapping[str, Any], results: Path, parts: Mapping[str, TablePart | None], shared: Mapping[str, str]
+) -> list[tuple[str, list[str]]]:
+    """A section for each table, and the curve over shots after the table that it shows, or last."""
+    names = [table["name"] for table in job["tables"]]
+    sections = [(_heading(table), _table(job, results, table, parts[table["name"]], shared)) for table in job["tables"]]
+    place = names.index(CURVE_TABLE) + 1 if CURVE_TABLE in names else len(names)
+    return [*sections[:place], ("Shots and strategies", _curve(job, results)), *sections[place:]]
+
+
+def _table(
+    job: Mapping[str, Any],
+    results: Path,
+    table: Mapping[str, str],
+    part: TablePart | None,
+    shared: Mapping[str, str],
+) -> list[str]:
+    name = table["name"]
+    if part is None:
+        return _missing(job, "This table", results, f"tables/{name}.md")
+    files = {"CSV": f"tables/{name}.csv", "LaTeX": f"tables/{name}.tex"}
+    links = [f"[each fold, both void conventions](tables/{name}.md)"]
+    links += [f"[{word}]({file})" for word, file in files.items() if (results / file).is_file()]
+    own = [text for text in part.own if text not in shared]
+    return [
+        f"**{part.heading}**",
+        part.grid,
+        *own,
+        *_figure(job, results, name, _heading(table)),
+        f"In full: {', '.join(links)}.",
+    ]
+
+
+# ---------------------------------------------------------------- figures
+
+
+def _figure(job: Mapping[str, Any], results: Path, name: str, alternative: str) -> list[str]:
+    file = f"figures/{name}.png"
+    if not (results / file).is_file():
+        return _missing(job, "The plot", results, file)
+    return [f"![{alternative}]({file})"]
+
+
+def _curve(job: Mapping[str, Any], results: Path) -> list[str]:
+    if not (results / "figures/k-shot.png").is_file() and CURVE_TABLE not in {t["name"] for t in job["tables"]}:
+        return ["*This study does not make Table 4, from which the curve over shots is drawn.*"]
+    text = (
+        "Table 4 as a curve: mean over folds with 95 % intervals. Finetuning takes two supports, so its lines begin at "
+        "the second number of shots; the dotted lines join them to the 1-shot result from which they start."
+    )
+    return [*_figure(job, results, "k-shot", "mIoU by number of supports, for each strategy"), text]
+
+
+def _sheet(job: Mapping[str, Any], results: Path) -> list[str]:
+    file = "figures/episodes.png"
+    if not (results / file).is_file():
+        if not job.get("sheet", True):
+            return ["*This study draws no sheet of test episodes; its key `sheet` would ask for one.*"]
+        return [
+            "*The sheet of test episodes is not here: it was not drawn, or its photos may not be passed on. "
+            f"{_how(job, results, file)} Its place is `{file}`.*"
+        ]
+    text = (
+        "From above: support with its mask, query, prediction, truth. Chosen by rule, not by eye: the first episodes "
+        "of each fold, queries that hold several classes first, since they show whether the support decides what is "
+        "segmented."
+    )
+    return [f"![Test episodes]({file})", text]
+
+
+def _losses(job: Mapping[str, Any], results: Path) -> list[str]:
+    text = (
+        "Loss and base-class mIoU of every training, the latter on training photos at input size, with one run of the "
+        "refinement. Classes of the test fold take no part."
+    )
+    link = " The numbers: [training.csv](training.csv)." if (results / "training.csv").is_file() else ""
+    return [*_figure(job, results, "losses", "Loss curves"), text + link]
+
+
+# ---------------------------------------------------------------- runs
+
+
+def _from_runs(job: Mapping[str, Any], results: Path, render: Any) -> list[str]:
+    path = results / "runs.csv"
+    lines = read_csv(path) if path.is_file() else []
+    return render(lines) if lines else _missing(job, "The list of runs", results, "runs.csv")
+
+
+def _finetuning(results: Path) -> list[tuple[str, list[str]]]:
+    """The section on finetuning; none for a study without."""
+    path = results / "runs.csv"
+    paragraphs = render_finetuning(read_csv(path)) if path.is_file() else []
+    return [("Finetuning: settings and loss on the supports", paragraphs)] if paragraphs else []
+
+
+def _again(job: Mapping[str, Any], results: Path) -> list[str]:
+    known = {
+        "runs.csv": "every run with all its settings",
+        "training.csv": "every training's log",
+        "claims.csv": "claims for programs",
+    }
+    files = [f"[{file}]({file}): {what}" for file, what in known.items() if (results / file).is_file()]
+    text = "Only what is not there, or whose settings changed, is run. This page is written by the same command."
+    return [f"```\n{job['command']}\n```", text, *([f"Beside this page: {'; '.join(files)}."] if files else [])]

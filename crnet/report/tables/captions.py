@@ -1,0 +1,152 @@
+"""The words below a table: first what only this table needs, then how all tables of a study are read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from crnet.metrics.bootstrap import Bootstrap
+from crnet.report.tables.cells import NOT_AVAILABLE, REPORTED, VOIDS, Cell
+from crnet.report.tables.layout import all_folds, row_label, shown_shots, total
+from crnet.runtime.files import read_mapping
+
+
+def caption(job: dict[str, Any], cells: Sequence[Cell], bootstrap: Bootstrap) -> list[str]:
+    """All paragraphs, for formats that have one caption."""
+    return [*own_notes(job, cells), *reading(job, bootstrap)]
+
+
+def own_notes(job: dict[str, Any], cells: Sequence[Cell]) -> list[str]:
+    """Paragraphs on this table: its source, folds and sizes, encoders and data, what is absent, the table's notes."""
+    paragraphs = [
+        _source_sentence(job, cells),
+        " ".join(filter(None, [_folds_sentence(job), _sizes(job, cells)])),
+        " ".join([*_encoder_sentence(job), *_data_sentences(job)]),
+        _absent_sentences(job, cells),
+        *job.get("notes", []),
+    ]
+    return [paragraph.strip() for paragraph in paragraphs if paragraph.strip()]
+
+
+def reading(job: dict[str, Any], bootstrap: Bootstrap) -> list[str]:
+    """Paragraphs that tables of one study share: the study, scores, intervals, void, the paper's values, controls."""
+    score = (
+        "Percent. Each fold is tested on classes that its training never labelled, though its photos may show "
+        "them; a fold's value is the mean over its training seeds. mIoU: IoU accumulated over the episodes of a class, "
+        "then averaged over classes."
+    )
+    pooled = "FB-IoU: mean of the foreground and the background IoU, each pooled over all episodes of a fold."
+    interval = (
+        f"[low, high] is the {100 * bootstrap.level:g} % percentile interval of a stratified bootstrap: "
+        "query photos resampled within class, each with all its episodes, training seeds within fold, "
+        f"{bootstrap.resamples} resamples."
+    )
+    void = (
+        "Void pixels: the paper does not say how it treats them. Counted as background, as the code of its "
+        "time did, is the headline; ignored, as in later work, stands beside it."
+    )
+    paper = "The paper's values are as printed, without an interval; on PASCAL they are means over all four folds."
+    if job["orientation_only"]:
+        paper += " They are for orientation only, because the data here differ from the paper's."
+    paragraphs = [job["caption"], score, pooled if "fbiou" in job["metrics"] else "", interval, void, paper]
+    if any(row["control"] for row in job["rows"]):
+        paragraphs.append(
+            "Controls are never trained and have no seeds: floors that a method must clear. The prototype takes all "
+            "maps that the encoder gives, also where a row takes the last alone."
+        )
+    return [paragraph.strip() for paragraph in paragraphs if paragraph.strip()]
+
+
+def _source_sentence(job: dict, cells: Sequence[Cell]) -> str:
+    if all(cell.paper is None for cell in cells):
+        return f"Not a table of the paper; see {job['source']}."
+    return f"Paper: {job['source']}."
+
+
+def _folds_sentence(job: dict) -> str:
+    if total(job) == 1:
+        return "The data set has one fold."
+    folds = [str(fold) for fold in job["folds"]]
+    if all_folds(job):
+        return f"The mean is over folds {', '.join(folds[:-1])} and {folds[-1]}."
+    if len(folds) == 1:
+        return f"Here it is fold {folds[0]} alone, of the data set's {total(job)}."
+    return f"Here the mean is over folds {', '.join(folds[:-1])} and {folds[-1]} of the data set's {total(job)}."
+
+
+def _sizes(job: dict, cells: Sequence[Cell]) -> str:
+    controls = {row["id"] for row in job["rows"] if row["control"]}
+    known = [cell for cell in cells if cell.value is not None and cell.fold != "mean"]
+    seeds = {cell.seeds for cell in known if cell.row not in controls}
+    if not known:
+        return ""
+    text = f"{_span(seeds)} training seed{'' if seeds == {1} else 's'} and " if seeds else ""
+    text += f"{_span({cell.episodes for cell in known})} episodes a fold on {_span({cell.photos for cell in known})} "
+    text += "query photos, the same for every row."
+    if 1 in seeds:
+        text += " With one training seed an interval covers the choice of these photos only."
+    return f"{text}{_deviations(cells)}"
+
+
+def _deviations(cells: Sequence[Cell]) -> str:
+    """How far the rows' means over folds move when they are trained again, on the same episodes."""
+    means = [c for c in cells if (c.fold, c.metric, c.void) == ("mean", "miou", VOIDS[0]) and c.seed_sd is not None]
+    if not means:
+        return ""
+    low, high = (f"{extreme(c.seed_sd for c in means):.1f}" for extreme in (min, max))
+    size = f"{low} points" if low == high else f"{low} to {high} points, by row"
+    return f" Standard deviation of the mean mIoU between training seeds: {size}."
+
+
+def _span(values: set[int]) -> str:
+    return f"{min(values)}" if len(values) == 1 else f"{min(values)} to {max(values)}"
+
+
+def _encoder_sentence(job: dict) -> list[str]:
+    encoders = job.get("encoders", {})
+    if not encoders:
+        return []
+    return [f"Encoder{'' if len(encoders) == 1 else 's'}: {'; '.join(f'{k}: {v}' for k, v in encoders.items())}."]
+
+
+def _data_sentences(job: dict) -> list[str]:
+    """What the evaluations say of their data: that it is a subset, its split, classes with too few photos."""
+    subsets, splits, left_out = set(), set(), {}
+    for row in job["rows"]:
+        for cell in row["cells"]:
+            report = Path(cell["counts"]).with_name("evaluation.json")
+            if report.is_file():
+                about = read_mapping(report)
+                subsets.add(about.get("subset") or "")
+                splits.add(about.get("split_note") or "")
+                left_out |= {(cell["fold"], name): size for name, size in about.get("left_out", {}).items()}
+    sentences = [f"The data are {subset}." for subset in sorted(subsets - {""})]
+    sentences += [f"{split.rstrip('.')}." for split in sorted(splits - {""})]
+    if left_out:
+        named = ", ".join(f"{name} ({size}) of fold {fold}" for (fold, name), size in sorted(left_out.items()))
+        sentences.append(f"Classes left out because they have too few test photos (their number): {named}.")
+    return sentences
+
+
+def _absent_sentences(job: dict, cells: Sequence[Cell]) -> str:
+    """Why cells hold no value; each reason once, rows that share it together."""
+    labels = {row["id"]: row_label(row) for row in job["rows"]}
+    shown = shown_shots(job)
+    gaps: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.fold == "mean" and cell.note and cell.shots in shown:
+            name = f"{labels[cell.row]} {cell.shots}-shot"
+            names = gaps.setdefault(cell.note, [])
+            names += [name] if name not in names else []
+    sentences = []
+    reasons = [note for note in gaps if note.startswith(NOT_AVAILABLE)]
+    for note, names in gaps.items():
+        named = ", ".join(names)
+        if note in reasons:
+            # one reason needs no names: the cells that say N/A are those it explains
+            which = f" ({named})" if len(reasons) > 1 else ""
+            sentences.append(f"{NOT_AVAILABLE}{which}: {note.partition(': ')[2] or 'not part of this study'}.")
+        elif note != REPORTED:
+            sentences.append(f"Without a value: {named}: {note}.")
+    hidden = [f"{shots}-shot" for shots in job["shots"] if shots not in shown]
+    sentences += [f"Not part of this study: {', '.join(hidden)}."] if hidden else []
+    return " ".join(sentences)

@@ -1,0 +1,138 @@
+"""What the Markdown and the LaTeX of a table share: which columns and rows it has, and how a number reads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crnet.report.tables.cells import METRIC_NAMES, NOT_AVAILABLE, REPORTED, VOID_NAMES, VOIDS, Cell, short_gap
+
+TICK = "✓"
+NONE = "—"
+DETAILS = "Details by fold"
+SEED_SD = "SD of seeds"
+READING = "How to read the numbers"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the compact grid: one metric at one number of shots. ``quoted``: the paper gives values."""
+
+    title: str
+    shots: int
+    metric: str
+    quoted: bool
+
+
+def shown_shots(job: dict[str, Any]) -> list[int]:
+    """Numbers of shots for which any row that is no control was to be run; all, if there is none."""
+    return _run_shots(job) or list(job["shots"])
+
+
+def _run_shots(job: dict[str, Any]) -> list[int]:
+    run = {cell["shots"] for row in job["rows"] if not row["control"] for cell in row["cells"]}
+    return [shots for shots in job["shots"] if shots in run]
+
+
+def compact_columns(job: dict[str, Any], cells: Sequence[Cell]) -> list[Column]:
+    """Columns in the paper's style: shots where there are several, else metrics."""
+    shots, metrics = shown_shots(job), job["metrics"]
+    if len(shots) > 1:
+        keys = [(f"{k}-shot", k, metrics[0]) for k in shots]
+    else:
+        keys = [(METRIC_NAMES[metric], shots[0], metric) for metric in metrics]
+    quoted = {(cell.shots, cell.metric) for cell in cells if cell.paper is not None}
+    return [Column(title, k, metric, (k, metric) in quoted) for title, k, metric in keys]
+
+
+def compact_title(job: dict[str, Any]) -> str:
+    """What the compact grid holds: metric or shots, void convention, and the folds if they are not all."""
+    shots = shown_shots(job)
+    first = METRIC_NAMES[job["metrics"][0]] if len(shots) > 1 else f"{shots[0]}-shot"
+    parts = [first, VOID_NAMES[VOIDS[0]]]
+    return ", ".join(parts if all_folds(job) else [*parts, f"{mean_name(job).lower()} of the data set's {total(job)}"])
+
+
+def blocks(job: dict[str, Any]) -> list[tuple[str, int, str, str]]:
+    """Title, shots, metric and void convention of every grid of the details; none where nothing was to be run."""
+    return [
+        (f"{shots}-shot {METRIC_NAMES[metric]}, {VOID_NAMES[void]}", shots, metric, void)
+        for shots in _run_shots(job)
+        for metric in job["metrics"]
+        for void in VOIDS
+    ]
+
+
+def total(job: dict[str, Any]) -> int:
+    """How many folds the data set has."""
+    return job.get("dataset_folds", len(job["folds"]))
+
+
+def all_folds(job: dict[str, Any]) -> bool:
+    return len(job["folds"]) >= total(job)
+
+
+def mean_name(job: dict[str, Any]) -> str:
+    """Heading of the column of means: a mean over fewer folds than the data set has says so."""
+    if all_folds(job):
+        return "Mean"
+    folds = ", ".join(map(str, job["folds"]))
+    return f"Fold {folds}" if len(job["folds"]) == 1 else f"Mean of folds {folds}"
+
+
+def fold_columns(job: dict[str, Any]) -> list[int]:
+    """Folds with columns of their own: none where there is one, which is the mean."""
+    return job["folds"] if len(job["folds"]) > 1 else []
+
+
+def switch_names(job: dict[str, Any]) -> list[str]:
+    """Names of the switch columns, in the order in which the rows give them."""
+    return list(dict.fromkeys(name for row in job["rows"] for name in dict(row.get("switches", {}))))
+
+
+def setting(row: dict[str, Any], name: str) -> str:
+    """How a switch of a row reads: a tick, nothing, or the text that it is."""
+    value = dict(row.get("switches", {})).get(name)
+    if isinstance(value, bool):
+        return TICK if value else ""
+    return "" if value is None else str(value)
+
+
+def row_label(row: dict[str, Any]) -> str:
+    """The row's name where its switches do not stand beside it: "Fusion (stripped)", "CRNet (VGG16)"."""
+    texts = [value for value in dict(row.get("switches", {})).values() if isinstance(value, str)]
+    return f"{row['label']} ({', '.join(texts)})" if texts else row["label"]
+
+
+def groups(job: dict[str, Any]) -> list[tuple[str, list[dict]]]:
+    """Rows below their headings: what is quoted, what was run, controls. Without quotes, run rows have none."""
+    controls = [row for row in job["rows"] if row["control"]]
+    reported = [row for row in job["rows"] if row.get("reported")]
+    run = [row for row in job["rows"] if not row["control"] and not row.get("reported")]
+    named = [(REPORTED.capitalize(), reported), ("Run here" if reported else "", run), ("Controls", controls)]
+    return [(heading, rows) for heading, rows in named if rows]
+
+
+def detail_groups(job: dict[str, Any]) -> list[tuple[str, list[dict]]]:
+    """As ``groups``, without quoted rows: they have no folds."""
+    kept = [(heading, [row for row in rows if not row.get("reported")]) for heading, rows in groups(job)]
+    return [("" if heading == "Run here" else heading, rows) for heading, rows in kept if rows]
+
+
+def select(cells: Sequence[Cell], row: dict, shots: int, metric: str, void: str) -> list[Cell]:
+    """The row's cells of one grid: its folds, then its mean."""
+    wanted = (row["id"], shots, metric, void)
+    return [cell for cell in cells if (cell.row, cell.shots, cell.metric, cell.void) == wanted]
+
+
+def short_note(cell: Cell) -> str:
+    """Why a value is absent, as short as a cell needs it; the caption has it in full."""
+    if cell.note.startswith(NOT_AVAILABLE):
+        return NOT_AVAILABLE
+    if cell.note.startswith(("missing", "failed")):
+        return short_gap(cell.note)
+    return NONE
+
+
+def number(value: float | None, sign: str = "") -> str:
+    """One decimal, with a minus sign that is as wide as a plus."""
+    return NONE if value is None else f"{value:{sign}.1f}".replace("-", "−")

@@ -1,0 +1,104 @@
+"""A table as GitHub shows it: the paper's grid, notes on it, every grid by fold, and how to read them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from crnet.metrics.bootstrap import Bootstrap
+from crnet.report.tables import layout
+from crnet.report.tables.captions import own_notes, reading
+from crnet.report.tables.cells import VOIDS, Cell
+
+ORIENTATION = "**The data differ from the paper's; its values are for orientation only.**"
+_SPACE = "\N{NO-BREAK SPACE}"
+
+
+def render_markdown(job: dict[str, Any], cells: Sequence[Cell], bootstrap: Bootstrap) -> str:
+    """The whole page of a table; ``crnet.report.page.page`` takes from it what lies above the details."""
+    parts = [f"# {job['title']}"]
+    if job["orientation_only"]:
+        parts.append(ORIENTATION)
+    parts += [f"## {layout.compact_title(job)}", _compact_grid(job, cells), *own_notes(job, cells)]
+    blocks = layout.blocks(job)
+    parts += [f"## {layout.DETAILS}"] + ([] if blocks else ["No row of this table is run in this study."])
+    for title, shots, metric, void in blocks:
+        parts += [f"### {title}", _detail_grid(job, cells, shots, metric, void)]
+    parts += [f"## {layout.READING}", *reading(job, bootstrap)]
+    return "\n\n".join(parts) + "\n"
+
+
+def grid(lines: Sequence[Sequence[str]], aligns: Sequence[str]) -> str:
+    """A Markdown table, aligned in its source too.
+
+    Args:
+        lines: heading first; as many cells in each as ``aligns`` has.
+        aligns: "l", "c" or "r" for each column.
+    """
+    lines = [[text.replace("|", "\\|") for text in line] for line in lines]
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(aligns))]
+    rules = {"l": ":{}-", "c": ":{}:", "r": "-{}:"}
+    rule = [rules[a].format("-" * (width - 2)) for a, width in zip(aligns, widths, strict=True)]
+    pads = {"l": str.ljust, "c": str.center, "r": str.rjust}
+    padded = [[pads[a](t, w) for a, t, w in zip(aligns, line, widths, strict=True)] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [padded[0], rule, *padded[1:]])
+
+
+def _compact_grid(job: dict, cells: Sequence[Cell]) -> str:
+    columns = layout.compact_columns(job, cells)
+    head, aligns = [], []
+    for column in columns:
+        head += [column.title, "paper"] if column.quoted else [column.title]
+        aligns += ["r", "r"] if column.quoted else ["r"]
+
+    def numbers(row: dict) -> list[str]:
+        texts = []
+        for column in columns:
+            mean = layout.select(cells, row, column.shots, column.metric, VOIDS[0])[-1]
+            texts += [_mean_text(mean)] + ([layout.number(mean.paper)] if column.quoted else [])
+        return texts
+
+    return _grouped(job, layout.groups(job), head, aligns, numbers)
+
+
+def _detail_grid(job: dict, cells: Sequence[Cell], shots: int, metric: str, void: str) -> str:
+    ours = [row["id"] for row in job["rows"] if not row.get("reported")]
+    key = (shots, metric)
+    quoted = any(c.paper is not None for c in cells if (c.shots, c.metric) == key and c.row in ours)
+    folds = layout.fold_columns(job)
+    head = [*(f"Fold {fold}" for fold in folds), layout.mean_name(job)]
+    spread = any(c.seed_sd is not None for c in cells if (c.shots, c.metric, c.fold) == (*key, "mean"))
+    head += [layout.SEED_SD] if spread else []
+    head += ["Paper", "Difference"] if quoted else []
+
+    def numbers(row: dict) -> list[str]:
+        *parts, mean = layout.select(cells, row, shots, metric, void)
+        deviation = [layout.number(mean.seed_sd)] if spread else []
+        paper = [layout.number(mean.paper), layout.number(mean.difference, "+")] if quoted else []
+        return [*(_fold_text(cell) for cell in parts if folds), _mean_text(mean), *deviation, *paper]
+
+    return _grouped(job, layout.detail_groups(job), head, ["r"] * len(head), numbers)
+
+
+def _grouped(job: dict, groups: list, head: list[str], aligns: list[str], numbers: Any) -> str:
+    """A grid with a line for every group's heading, and labels and switches before the numbers."""
+    switches = layout.switch_names(job)
+    lines = [["", *switches, *head]]
+    for heading, rows in groups:
+        if heading:
+            lines.append([f"*{heading}*"] + [""] * (len(lines[0]) - 1))
+        for row in rows:
+            label = f"*{row['label']}*" if row["control"] else row["label"]
+            lines.append([label, *(layout.setting(row, name) for name in switches), *numbers(row)])
+    return grid(lines, ["l"] + ["c"] * len(switches) + aligns)
+
+
+def _mean_text(cell: Cell) -> str:
+    return layout.short_note(cell) if cell.value is None else f"**{cell.value:.1f}** {bounds(cell.low, cell.high)}"
+
+
+def _fold_text(cell: Cell) -> str:
+    return layout.short_note(cell) if cell.value is None else f"{cell.value:.1f} {bounds(cell.low, cell.high)}"
+
+
+def bounds(low: float, high: float) -> str:
+    """An interval that moves below its value whole in a narrow window."""
+    return f"[{layout.number(low)},{_SPACE}{layout.number(high)}]"

@@ -1,0 +1,408 @@
+"""MLflow as a view of a study's result files, for ``mlflow ui``; the files are the truth, and never wait.
+
+Nothing is logged while jobs run: :func:`sync` brings a store to the state of ``runs.csv`` and
+``training.csv``, whether it is new, half filled, or up to date. Whatever is wrong with the store costs one
+warning, not a result.
+
+Layout: one experiment for each study and data set; in it one parent run for each variant and shot (or
+training) with the mean scores, and under it its folds and seeds. A run is found again by its tag
+``crnet.key``, since MLflow does not let run ids be chosen.
+"""
+
+import logging
+import os
+import re
+import sqlite3
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from types import ModuleType
+from typing import Any
+from urllib.parse import quote
+
+from crnet.errors import CrnetError
+from crnet.report.runs import SETTINGS
+from crnet.runtime.files import canonical, read_csv, sha256_text
+
+BUSY_SECONDS = 20  # as long as MLflow itself waits for a locked SQLite file
+LOCK_SECONDS = 120  # for another sync of ours to end
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    # MLflow's own values (7 retries, 120 s each) would keep a study waiting for minutes for a lost server.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+METRICS_PER_BATCH, PARAMS_PER_BATCH = 800, 100  # a batch may hold 1000 entries in all, 100 of them parameters
+
+IDENTITY_PARAMS = ("method", "dataset.name", "fold", "seed", "shots")
+CELL_PARAMS = ("fold", "seed")  # what differs between the children of one parent
+RUN_COLUMNS = ("run", "kind", "status", "variant", *IDENTITY_PARAMS, "seconds")  # what no run can be shown without
+RESTORE = "put it back from a copy, or delete it and let the workflow make it again"
+SCORES = {
+    "miou_ignore": "test/miou",
+    "fbiou_ignore": "test/fbiou",
+    "miou_background": "test/miou_void_as_background",
+    "fbiou_background": "test/fbiou_void_as_background",
+}
+COSTS = ("seconds", "peak_memory_bytes", "images_per_second", "episodes_per_second")
+FINAL = {*SCORES.values(), *(f"cost/{name}" for name in COSTS)}
+CURVES = {
+    "base_miou": "base/miou",
+    "support_iou": "base/support_iou",
+}  # other columns of a log: train/<column>
+SAME_TAGS = ("method", "variant", "kind", "fold", "seed", "shots", "train_run", "failed", "device", "cpu", "gpu")
+TAGS = {
+    **dict(zip(SAME_TAGS, SAME_TAGS, strict=True)),
+    "dataset.name": "dataset",
+    "commit": "mlflow.source.git.commit",
+    "dirty": "git.dirty",
+    "dataset_digest": "digest.dataset",
+    "encoder_digest": "digest.encoder",
+    "weights_sha256": "digest.weights",
+    "episodes_digest": "digest.episodes",
+    "versions.torch": "version.torch",
+}
+KEY, CONTENT, PARENT = "crnet.key", "crnet.content", "mlflow.parentRunId"
+
+
+def store_uri(root: Path) -> str:
+    """``MLFLOW_TRACKING_URI``, else the SQLite file that a plain ``mlflow ui`` started at ``root`` opens."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve()}/mlflow.db"
+
+
+def sync(results: Path, runs_csv: Path, training_csv: Path, uri: str) -> bool:
+    """Bring the store to the state of a study's two index files; a second call finds nothing to do.
+
+    A run whose content changed is replaced, one that an earlier call left unfinished is completed. Runs that
+    the files no longer name stay, as history.
+
+    Args:
+        results: The study's folder, ``results/<study>``; its name is the study's.
+        runs_csv, training_csv: As written by :func:`crnet.report.runs.collect`.
+        uri: Of the store, as by :func:`store_uri`; an SQLite file is made if it is missing.
+
+    Returns:
+        Whether the store holds all runs; if not, a sentence on stderr has said why and how to rebuild it.
+
+    Raises:
+        CrnetError: One of the index files is not what :func:`crnet.report.runs.collect` writes, or ``runs_csv`` names
+            no run; without ``training_csv`` there is a warning, and no curves. No failure of MLflow raises.
+    """
+    study = Path(results).resolve().name
+    by_dataset: dict[str, list[Record]] = {}
+    if not (rows := _lines(runs_csv, RUN_COLUMNS)):
+        raise CrnetError(f"{runs_csv}: names no run; {RESTORE}.")
+    curves: dict[str, list[dict[str, str]]] = {}
+    for line in _curve_lines(training_csv):
+        curves.setdefault(line["run"], []).append(line)
+    for row in rows:
+        try:
+            record = _record(row, curves.get(row["run"], []), study)
+        except ValueError as error:
+            raise CrnetError(f"{runs_csv} or {training_csv.name}, run {row['run']}: {error}; {RESTORE}.") from error
+        by_dataset.setdefault(row["dataset.name"], []).append(record)
+    try:
+        path = _sqlite_path(uri)
+        _ensure_store(path)
+        with _lock(path) if path else nullcontext():
+            if path:
+                _check_writable(uri, path)
+            mlflow = _mlflow()
+            client = mlflow.MlflowClient(tracking_uri=uri)
+            for dataset, records in by_dataset.items():
+                _Experiment(client, f"{study} · {dataset}").bring_to(records)
+    except Exception as error:
+        _warn(uri, str(results), error)
+        return False
+    return True
+
+
+def _lines(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    rows = read_csv(path)
+    if rows and (missing := [name for name in columns if name not in rows[0]]):
+        raise CrnetError(f"{path}: has no column {missing[0]!r}; {RESTORE}.")
+    return rows
+
+
+def _curve_lines(training_csv: Path) -> list[dict[str, str]]:
+    if training_csv.is_file():
+        return _lines(training_csv, ("run", "epoch", "seconds"))
+    remedy = "put it back from a copy, or let the workflow make it again"
+    print(f"warning: {training_csv} is absent, so the runs are shown without curves; {remedy}.", file=sys.stderr)
+    return []
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run as MLflow shall show it.
+
+    Attributes:
+        params: Every setting of the study, "-" where it does not apply, so that all runs have the same.
+        points: (metric, value, seconds since the start, step).
+        started: Unix time in seconds, None if unknown.
+        group: What its parent run shares with it; None for a parent.
+    """
+
+    key: str
+    name: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    points: list[tuple[str, float, float, int]] = field(default_factory=list)
+    status: str = "FINISHED"
+    started: float | None = None
+    seconds: float = 0.0
+    dataset: tuple[str, str] | None = None
+    group: "Record | None" = None
+
+    def content(self) -> str:
+        """Digest of what cannot change in a logged run; settings that only other runs have are not."""
+        given = {name: value for name, value in self.params.items() if value != "-"}
+        points = [(key, repr(value), step) for key, value, _, step in self.points]
+        return sha256_text(canonical([given, points, self.status]))[:16]
+
+
+def _record(row: dict[str, str], curve: list[dict[str, str]], study: str) -> Record:
+    params = {name: row[name] or "-" for name in row if name in IDENTITY_PARAMS or name.startswith(SETTINGS)}
+    tags = {"study": study, **{tag: row[name] for name, tag in TAGS.items() if row.get(name)}}
+    seconds = float(row["seconds"] or 0)
+    last = [(metric, row.get(name), seconds, 0) for name, metric in SCORES.items()]
+    last += [(f"cost/{name}", row.get(name), seconds, 0) for name in COSTS]
+    points = [(metric, float(value), at, step) for metric, value, at, step in last if value]
+    part = f"{row['shots']}shot" if row["shots"] else row["kind"]
+    return Record(
+        key=row["run"],
+        name=f"{row['variant']} f{row['fold']} s{row['seed']} {part}",
+        params=params,
+        tags=tags,
+        points=[*_curve(curve), *points],
+        status="FAILED" if row["status"] == "failed" else "FINISHED",
+        started=datetime.fromisoformat(row["started"]).timestamp() if row.get("started") else None,
+        seconds=seconds,
+        dataset=(row["dataset.name"], row["dataset_digest"]) if row.get("dataset_digest") else None,
+        group=_group(row, params, study, part),
+    )
+
+
+def _curve(lines: list[dict[str, str]]) -> Iterator[tuple[str, float, float, int]]:
+    about = {"run", "method", "variant", "fold", "seed", "epoch", "step", "seconds"}
+    for line in lines:
+        epoch = int(line["epoch"])
+        for name, value in line.items():
+            if name not in about and value:
+                yield CURVES.get(name, f"train/{name}"), float(value), float(line["seconds"] or epoch), epoch
+
+
+def _group(row: dict[str, str], params: dict[str, str], study: str, part: str) -> Record:
+    shared = {**params, **dict.fromkeys(CELL_PARAMS, "-")}
+    # The label of a variant changes as a study grows; its settings do not, and neither does this key.
+    settings = {name: value for name, value in shared.items() if value != "-"}
+    key = f"{row['kind']}-{sha256_text(canonical(settings))[:16]}"
+    tags = {
+        "study": study,
+        "kind": "variant",
+        **{TAGS[n]: row[n] for n in ("method", "variant", "shots", "dataset.name") if row[n]},
+    }
+    return Record(key=key, name=f"{row['variant']} {part}", params=shared, tags=tags)
+
+
+def _parent(children: list[Record], folds: set[str]) -> Record:
+    """The run above a variant's folds and seeds: which they are, mean scores and costs, total time.
+
+    There is no mean if any fold that the experiment has, or a seed of one of them, is missing or failed.
+    """
+    cells = {tuple(child.params[name] for name in CELL_PARAMS) for child in children if child.status == "FINISHED"}
+    of = {name: sorted({child.params[name] for child in children}, key=int) for name in CELL_PARAMS}
+    points = []
+    if folds == set(of["fold"]) and cells == set(product(*of.values())):
+        final = [{key: value for key, value, _, _ in child.points if key in FINAL} for child in children]
+        for key in sorted(set.intersection(*map(set, final))):
+            points.append((key, fmean(values[key] for values in final), 0.0, 0))
+    starts = [child.started for child in children]
+    return replace(
+        children[0].group,
+        params={**children[0].group.params, **{name: ",".join(values) for name, values in of.items()}},
+        points=points,
+        started=None if None in starts else min(starts),
+        seconds=sum(child.seconds for child in children),
+    )
+
+
+class _Experiment:
+    """One experiment of the store, with an index of the runs that it already has."""
+
+    def __init__(self, client: Any, name: str) -> None:
+        self.client = client
+        self.id = self._find(name)
+        self.runs: dict[str, Any] = {}
+        token = None
+        while True:
+            page = client.search_runs([self.id], max_results=1000, page_token=token)
+            self.runs |= {run.data.tags[KEY]: run for run in page if KEY in run.data.tags}
+            if not (token := page.token):
+                break
+
+    def _find(self, name: str) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            # Opens in the view of trained models instead of the one of language-model traces.
+            return self.client.create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"})
+        if found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        return found.experiment_id
+
+    def bring_to(self, records: list[Record]) -> None:
+        families: dict[str, list[Record]] = {}
+        for record in records:
+            families.setdefault(record.group.key, []).append(record)
+        folds = {record.params["fold"] for record in records}
+        for children in families.values():
+            parent = self._put(_parent(children, folds), {})
+            for record in children:
+                self._put(record, {PARENT: parent})
+
+    def _put(self, record: Record, links: dict[str, str]) -> str:
+        """Create, complete or touch up one run; returns its id."""
+        tags = {**record.tags, **links, KEY: record.key, CONTENT: record.content()}
+        run = self.runs.get(record.key)
+        if run is not None and run.data.tags.get(CONTENT) != tags[CONTENT]:
+            self.client.delete_run(run.info.run_id)
+            run = None
+        if run is None:
+            started = record.started if record.started is not None else time.time() - record.seconds
+            run = self.client.create_run(self.id, int(1000 * started), tags, record.name)
+        if run.info.status == "RUNNING":
+            self._fill(run, record)
+        self._touch_up(run, record, tags)
+        return run.info.run_id
+
+    def _fill(self, run: Any, record: Record) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
+
+        start = run.info.start_time
+        # Times are taken from the files, not the clock: MLflow drops a point that it has, so a fill can be
+        # repeated.
+        metrics = [Metric(key, value, start + int(1000 * at), step) for key, value, at, step in record.points]
+        for first in range(0, len(metrics), METRICS_PER_BATCH):
+            self.client.log_batch(run.info.run_id, metrics=metrics[first : first + METRICS_PER_BATCH])
+        self._add_params(run, record.params)
+        if record.dataset:
+            name, digest = record.dataset
+            dataset = Dataset(name, digest[:36], "local", canonical({"digest": digest}))  # MLflow takes 36 characters
+            context = InputTag("mlflow.data.context", record.tags["kind"])
+            self.client.log_inputs(run.info.run_id, [DatasetInput(dataset, [context])])
+        self.client.set_terminated(run.info.run_id, record.status, start + int(1000 * record.seconds))
+
+    def _touch_up(self, run: Any, record: Record, tags: dict[str, str]) -> None:
+        """What may change in a finished run: labels, links, and settings that the study did not have."""
+        from mlflow.entities import RunTag
+
+        if run.info.status != "RUNNING":
+            self._add_params(run, {name: v for name, v in record.params.items() if name not in run.data.params})
+        changed = [RunTag(name, value) for name, value in tags.items() if run.data.tags.get(name) != value]
+        if changed:
+            self.client.log_batch(run.info.run_id, tags=changed)
+        if run.info.run_name != record.name:
+            self.client.update_run(run.info.run_id, name=record.name)
+
+    def _add_params(self, run: Any, params: dict[str, str]) -> None:
+        from mlflow.entities import Param
+
+        entries = [Param(_allowed(name), value) for name, value in params.items()]
+        for first in range(0, len(entries), PARAMS_PER_BATCH):
+            self.client.log_batch(run.info.run_id, params=entries[first : first + PARAMS_PER_BATCH])
+
+
+def _allowed(name: str) -> str:
+    """MLflow refuses names with other characters than these."""
+    return re.sub(r"[^\w./: -]", "_", name)
+
+
+def _mlflow() -> ModuleType:
+    """MLflow, imported late (2 s) and kept from the network, from long waits and from its own messages."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # its tracebacks; our one sentence says the same
+    return mlflow
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    """The file of an SQLite store, also of ``sqlite:///file:/a/b.db?mode=ro&uri=true``; else None."""
+    scheme, separator, rest = uri.partition(":///")
+    if not separator or not scheme.startswith("sqlite"):
+        return None
+    return Path(rest.partition("?")[0].removeprefix("file:"))
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
+        yield
+
+
+def _is_store(path: Path) -> bool:
+    """Whether ``path`` is a finished store; raises if it is something else, which must not be overwritten."""
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    connection = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro", uri=True, timeout=BUSY_SECONDS)
+    try:
+        query = "SELECT count(*) FROM sqlite_master WHERE name IN ('alembic_version', 'runs')"
+        found = connection.execute(query).fetchone()[0]
+    finally:
+        connection.close()
+    if found != 2:
+        raise RuntimeError("the file is a database of something else")
+    return True
+
+
+def _ensure_store(path: Path | None) -> None:
+    """Make an SQLite store if there is none; does nothing for a server.
+
+    Several processes opening a *new* SQLite store at once leave it unusable (MLflow 3.17.2, 8 of 8), so it is made
+    under a lock and under another name, and then appears whole.
+    """
+    if path is None or _is_store(path):
+        return
+    with _lock(path):
+        if not _is_store(path):
+            _create(path)
+
+
+def _create(path: Path) -> None:
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.unlink(missing_ok=True)  # of a process that was killed; the lock says it is not another's
+    _mlflow().MlflowClient(tracking_uri=f"sqlite:///{unfinished.resolve()}").search_experiments(max_results=1)
+    os.replace(unfinished, path)
+
+
+def _check_writable(uri: str, path: Path) -> None:
+    """Raise sqlite3.Error at once, or after ``BUSY_SECONDS``, where MLflow would retry for minutes."""
+    mode = "ro" if "mode=ro" in uri else "rw"
+    connection = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode={mode}", uri=True, timeout=BUSY_SECONDS)
+    try:
+        connection.execute("DELETE FROM runs WHERE 0")  # writes nothing, but asks for the right to
+        connection.rollback()
+    finally:
+        connection.close()
+
+
+def _warn(uri: str, results: str, error: Exception) -> None:
+    secret = re.compile(r"(?<=://)[^/@\s]+@")
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
+    sentence = (
+        f"warning: the MLflow store {uri} could not be brought up to date ({reason}); the result files are "
+        f"complete, and `crnet track {results}` fills it when it can be written again."
+    )
+    print(secret.sub("", sentence), file=sys.stderr)

@@ -1,0 +1,1 @@
+"""What every job stands on: files, the machine, memory, preemption, states, provenance. Knows nothing of the paper."""

@@ -1,0 +1,93 @@
+"""Rows of a long job, saved now and then and at SIGTERM for a run that goes on after a kill."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from crnet.runtime.checkpoint import load_json, remove_state, save_json
+from crnet.runtime.files import canonical, sha256_text
+from crnet.runtime.preemption import Notice, Preempted
+
+SAVE_SECONDS = 60.0  # a killed job repeats at most this much
+
+
+class SavedRows:
+    """The rows so far. Within it they are saved every ``SAVE_SECONDS``, at SIGTERM and at any error.
+
+    Whoever makes the rows appends each when all of it is done: SIGTERM cuts the work anywhere.
+
+    Args:
+        state: Where they are kept, as digested JSON; None keeps nothing.
+        identity: All that the rows depend on; rows that were kept under another identity are passed over.
+        units: What the rows are of, e.g. "episodes", for messages.
+        together: So many rows are made in one go; those of a go that is not whole are made again.
+        before_save: Called before each saving, e.g. to bring to the disk what the rows speak of.
+
+    Attributes:
+        rows: In order; what JSON can hold.
+
+    Raises:
+        Preempted: At its end, if SIGTERM arrived; the rows are saved.
+    """
+
+    def __init__(
+        self,
+        state: Path | None,
+        identity: Any,
+        units: str,
+        together: int = 1,
+        before_save: Callable[[], None] = lambda: None,
+    ):
+        self.state, self.units, self._before_save = state, units, before_save
+        self.identity = sha256_text(canonical(identity))
+        self.rows: list[Any] = []
+        before = 0.0
+        kept = None if state is None else load_json(state)
+        if kept is not None and kept["identity"] == self.identity:
+            self.rows, before = kept["rows"], kept["seconds"]
+            del self.rows[len(self.rows) // together * together :]
+            print(f"going on with {self._done()}", flush=True)
+        self._started = time.monotonic() - before
+        self._saved = time.monotonic()
+        self._notice = Notice(interrupt=True)
+
+    @property
+    def seconds(self) -> float:
+        """Spent so far, also before a kill."""
+        return time.monotonic() - self._started
+
+    def __enter__(self) -> Self:
+        self._notice.__enter__()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is not None and self.rows:
+                self._save()
+        finally:
+            self._notice.__exit__()
+        if isinstance(error, Preempted):
+            kept = f"they are in {self.state}" if self.state and self.rows else "nothing is kept"
+            raise Preempted(f"stopped by SIGTERM with {self._done()}; {kept}.") from None
+
+    def add(self, row: Any) -> None:
+        self.rows.append(row)
+        if self._notice.given:  # what was raised then met code that may not raise
+            raise Preempted
+        if time.monotonic() - self._saved > SAVE_SECONDS:
+            self._save()
+
+    def remove(self) -> None:
+        """Forget the rows: the job's result is written."""
+        if self.state is not None:
+            remove_state(self.state)
+
+    def _save(self) -> None:
+        if self.state is not None:
+            self._before_save()
+            save_json(self.state, {"identity": self.identity, "rows": self.rows, "seconds": self.seconds})
+        self._saved = time.monotonic()
+
+    def _done(self) -> str:
+        return f"{len(self.rows)} of its {self.units} done"
