@@ -75,3 +75,17 @@ class Tiny:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Tiny:
     return Tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def outside_encoder(tmp_path_factory, monkeypatch) -> None:
+    """Stands in for the encoder of the photos study, which is not shipped: another ResNet-50, up to the same layer."""
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / "resnet50v2.py").write_text(
+        "from crnet.encoders import resnet50\n\n\n"
+        "def build():\n"
+        "    network = resnet50.network(['layer2', 'layer3'])\n"
+        "    del network.body.layer4\n"
+        "    return network\n"
+    )
+    monkeypatch.syspath_prepend(folder)

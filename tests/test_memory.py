@@ -11,19 +11,15 @@ from crnet.config import resolve, study
 from crnet.cost import memory
 from crnet.cost.memory import Need, check, free_bytes
 from crnet.errors import CrnetError
-from crnet.planning.demand import Demand, dataset_of
 from crnet.planning.disk import DataSet
+from crnet.planning.stages import Demand, dataset_of
 from crnet.runtime.limits import GIB, Limits
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = ROOT / "configs/limits"
 
 
-@pytest.fixture(autouse=True)
-def encoder_from_outside(monkeypatch, tmp_path):
-    """Stands in for the encoder of the photos study, which is not shipped."""
-    (tmp_path / "resnet50v2.py").write_text("")
-    monkeypatch.syspath_prepend(tmp_path)
+pytestmark = pytest.mark.usefixtures("outside_encoder")
 
 
 def demand(*files: Path, **overrides) -> Demand:

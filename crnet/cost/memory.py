@@ -1,4 +1,4 @@
-"""Memory that a job takes at most, predicted from its specification and checked before it starts. Imports no torch.
+"""Memory that a job takes at most, predicted from its specification and checked before it starts.
 
 The figures are held against the peaks of committed runs in ``tests/test_memory.py``; those of GPUs are the same counts
 with an allowance for CUDA that has not been measured.
@@ -10,22 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crnet.config.defaults import scaled
-from crnet.cost import work
-from crnet.cost.work import Conv, Head
+from crnet.cost.networks import Encoder, Networks, encoder, map_side, networks
 from crnet.errors import CrnetError
 from crnet.runtime.limits import EPISODES_TOGETHER, GIB, PAIRS_TOGETHER, PHOTOS_TOGETHER, Limits
 
 MIB = 2**20
 PROCESS = 700 * MIB  # torch and all else that is imported, on a CPU
 CUDA = GIB  # context, kernels and workspaces of convolutions, on a GPU
-# Inputs and outputs of the largest layer, as many times, that a pass without gradients holds: of an encoder as measured
-# on resnet50v2 and ResNet-50, 16 photos at 225 to 321 px on a CPU; of the head an estimate.
-LIVE_ENCODER, LIVE_HEAD = 4, 4
+# What a pass without gradients holds, as many times its counted maps: libraries lay them out anew.
+ENCODED, PREDICTED = 2, 2
 # Allocators keep blocks of sizes that do not come again. On a CPU as measured on photos of all sizes, and a tenth more
 # since freed memory stays with the process; on a GPU an estimate.
 SLACK_CPU, SLACK_CUDA = 1.65, 1.2
 COPIES = 6  # of a batch's maps: as read, converted, joined by photo and by level, laid out anew, and one in float32
-LOSS_BYTES = 40  # a pixel and loss: two logits, their softmax, both gradients, the target
 ADVICE = {
     "train": "limits.pairs_at_once and limits.photos_at_once",
     "evaluate": "limits.pool_gib and limits.photos_at_once",
@@ -62,24 +59,25 @@ def training(spec: dict, limits: Limits, store_bytes: int = 0) -> Need:
     Args:
         store_bytes: Of cached features, as far as it reads them.
     """
-    settings = spec["train"]
-    parts = {"encoder": _encoder_weights(spec["encoder"])}
+    settings, network = spec["train"], networks(spec)
+    size, pairs, width = settings["size"], limits.pairs(settings["batch"]), _width(settings)
+    parts = {"encoder": _encoder_weights(network.encoder)}
     if settings["features"] == "live":
-        parts["encoding"] = _encoding(spec["encoder"], settings["size"], limits.photos(3 * settings["batch"]), settings)
-    if spec["method"] == "crnet":
-        head, pairs = _head(spec, settings["size"]), limits.pairs(settings["batch"])
-        parts["maps"] = COPIES * 3 * pairs * head.taken * head.cells * _width(settings)
-        if pairs < settings["batch"]:  # the whole batch waits as read
-            parts["maps"] += 3 * settings["batch"] * head.taken * head.cells * _width(settings)
-        parts["weights"] = _trained(head, settings)
-        parts["activations"] = _activations(head, pairs, settings["size"], _width(settings), auxiliary=True)
+        parts["encoding"] = _encoding(network.encoder, size, limits.photos(3 * settings["batch"]), width)
+    maps = 3 * network.taken * map_side(size) ** 2 * width  # of a pair
+    parts["maps"] = COPIES * pairs * maps
+    if pairs < settings["batch"]:  # the whole batch waits as read
+        parts["maps"] += settings["batch"] * maps
+    parts["weights"] = _trained(network, settings)
+    parts["activations"] = network.step(size, pairs).peak_bytes * width // 4
     return Need("train", parts, store_bytes)
 
 
 def features(spec: dict, limits: Limits, store_bytes: int = 0) -> Need:
     """Of writing a feature store of ``store_bytes``."""
-    encoding = _encoding(spec["encoder"], spec["size"], limits.photos(PHOTOS_TOGETHER), spec)
-    return Need("train", {"encoder": _encoder_weights(spec["encoder"]), "encoding": encoding}, store_bytes)
+    network = encoder(spec["encoder"])
+    encoding = _encoding(network, spec["size"], limits.photos(PHOTOS_TOGETHER), _width(spec))
+    return Need("train", {"encoder": _encoder_weights(network), "encoding": encoding}, store_bytes)
 
 
 def evaluation(spec: dict, limits: Limits, named: float, stored: bool) -> Need:
@@ -89,45 +87,37 @@ def evaluation(spec: dict, limits: Limits, named: float, stored: bool) -> Need:
         named: Photos, and pairs without background, that its episodes name.
         stored: It reads features instead of encoding photos.
     """
-    train, settings = spec["train"], spec["evaluate"]
-    scales, shots, finetunes = settings["scales"], settings["shots"], "finetune" in spec
-    sizes = [scaled(settings["size"], scale) for scale in scales]
-    head = _head(train, max(sizes)) if train["method"] == "crnet" else None
-    kept = int(named * sum(pool_item_bytes(spec, scale) for scale in scales))
+    settings, network = spec["evaluate"], networks(spec["train"])
+    shots, finetunes, width = settings["shots"], "finetune" in spec, _width(settings)
+    sizes = [scaled(settings["size"], scale) for scale in settings["scales"]]
     together = 1 if finetunes else limits.pairs(EPISODES_TOGETHER)
-    photos = 1 + shots * (2 if head and head.photos == 3 else 1)  # of an episode
-    least = int(min(named, together * photos) * pool_item_bytes(spec, max(scales)))
-    encoding = [_encoding(train["encoder"], size, limits.photos(PHOTOS_TOGETHER), settings) for size in sizes]
+    photos = 1 + shots * (network.photos - 1)  # of an episode
+    items = [pool_item_bytes(spec, scale) for scale in settings["scales"]]
+    encoding = [_encoding(network.encoder, size, limits.photos(PHOTOS_TOGETHER), width) for size in sizes]
+    embedded = limits.photos(photos if finetunes else PHOTOS_TOGETHER) * network.embedding(max(sizes)).peak_bytes
+    pairs = limits.pairs(shots if finetunes else PAIRS_TOGETHER)
+    predicted = network.prediction(max(sizes), settings["refinements"], pairs).peak_bytes
     parts = {
-        "encoder": _encoder_weights(train["encoder"]),
+        "encoder": _encoder_weights(network.encoder),
         "encoding": 0 if stored else sum(encoding),
-        "pool": max(least, min(limits.pool_bytes, kept)),
+        "pool": max(int(min(named, together * photos) * max(items)), min(limits.pool_bytes, int(named * sum(items)))),
+        "weights": 4 * network.parameters,
+        "predictions": PREDICTED * max(embedded, predicted) * width // 4,
     }
-    if train["method"] == "prototype":  # maps of both photos in float32
-        maps = sum(work.encoder_channels(train["encoder"])) * work.map_side(max(sizes)) ** 2
-        parts["predictions"] = LIVE_HEAD * limits.pairs(PAIRS_TOGETHER) * maps * 4
-    if head:
-        pairs = limits.pairs(shots if finetunes else PAIRS_TOGETHER)
-        embedded = limits.photos(photos if finetunes else PHOTOS_TOGETHER) * _largest(head.embed)
-        predicted = pairs * _largest([*head.branch, *head.recur])
-        parts["weights"] = 4 * head.parameters
-        parts["predictions"] = LIVE_HEAD * max(embedded, predicted) * _width(settings)
     if finetunes:
-        head, pairs = _head(train, settings["size"]), limits.pairs(max(spec["finetune"]["batch"], shots))
+        size, pairs = settings["size"], limits.pairs(max(spec["finetune"]["batch"], shots))
         photos = min(2 * shots, 3 * pairs)
-        parts["maps"] = COPIES * photos * head.taken * head.cells * _width(settings)
-        parts["weights"] += _trained(head, spec["finetune"])  # the trained ones are kept beside those that change
-        parts["activations"] = _activations(head, pairs, settings["size"], _width(settings), auxiliary=False)
+        parts["maps"] = COPIES * photos * network.taken * map_side(size) ** 2 * width
+        parts["weights"] += _trained(network, spec["finetune"])  # the trained ones are kept beside those that change
+        parts["activations"] = network.step(size, pairs, False).peak_bytes * width // 4
     return Need("evaluate", parts)
 
 
 def pool_item_bytes(spec: dict, scale: float) -> int:
     """Of one photo in the pool: embedded, or the encoder's maps where the head changes from episode to episode."""
-    train, size = spec["train"], scaled(spec["evaluate"]["size"], scale)
-    channels = 1 if train["method"] == "all-foreground" else sum(work.encoder_channels(train["encoder"]))
-    if train["method"] == "crnet":
-        channels = _head(train, size).taken if "finetune" in spec else train["model"]["width"]
-    return work.map_side(size) ** 2 * channels * _width(spec["evaluate"])
+    network, size = networks(spec["train"]), scaled(spec["evaluate"]["size"], scale)
+    channels = network.taken if "finetune" in spec else network.embedded_channels
+    return map_side(size) ** 2 * channels * _width(spec["evaluate"])
 
 
 def check(need: Need, device: str, job: str) -> None:
@@ -157,40 +147,21 @@ def _own_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _head(training: dict, size: int) -> Head:
-    return Head(work.encoder_channels(training["encoder"]), training["model"], size)
-
-
 def _width(settings: dict) -> int:
     return 2 if settings["precision"] == "bfloat16" else 4
 
 
-def _encoder_weights(spec: dict) -> int:
-    """Of what is loaded, all layers, in float32 and once more in the precision used."""
-    spec = spec if ":" in spec["name"] else {**spec, "layers": list(work.ALL_LAYERS[spec["name"]])}
-    return 8 * sum(conv.weights for conv in work.encoder(spec, 8))
+def _encoder_weights(network: Encoder) -> int:
+    """Of what is loaded, in float32 and once more in the precision used."""
+    return 8 * network.values
 
 
-def _encoding(spec: dict, size: int, photos: int, settings: dict) -> int:
-    """Pixels as bytes and in float32, normalised and masked; then the largest layers."""
-    maps = sum(work.encoder_channels(spec)) * work.map_side(size) ** 2
-    layers = LIVE_ENCODER * _largest(work.encoder(spec, size)) + 2 * maps
-    return photos * (size**2 * 3 * 13 + layers * _width(settings))
+def _encoding(network: Encoder, size: int, photos: int, width: int) -> int:
+    """Pixels as bytes and in float32, normalised and masked; and the maps of the network."""
+    return photos * (size**2 * 3 * 13 + ENCODED * network.photo(size).peak_bytes * width // 4)
 
 
-def _largest(convs: list[Conv]) -> int:
-    return max((conv.inputs + conv.outputs) * conv.cells for conv in convs)
-
-
-def _trained(head: Head, settings: dict) -> int:
+def _trained(network: Networks, settings: dict) -> int:
     """Weights, gradients, moments of the optimiser, and weights in the precision used."""
     moments = 2 if settings["optimizer"] == "adamw" else 1
-    return 4 * head.parameters * (3 + moments)
-
-
-def _activations(head: Head, pairs: int, size: int, width: int, auxiliary: bool) -> int:
-    """What the backward pass needs of both branches: inputs and outputs of each layer, and the losses."""
-    convs = [*head.embed, *head.branch, *(head.passes * head.recur), *(head.cooccurrence if auxiliary else [])]
-    layers = sum((conv.inputs + conv.outputs) * conv.cells for conv in convs)
-    losses = (2 + 2 * auxiliary) * size**2 * LOSS_BYTES
-    return pairs * (2 * layers * width + losses)
+    return 4 * network.parameters * (3 + moments)

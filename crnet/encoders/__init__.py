@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from safetensors import SafetensorError
@@ -42,7 +43,7 @@ def build(spec: dict, weights: Path | None) -> nn.Module:
     if is_factory(spec["name"]):
         encoder = _from_factory(spec["name"])
     else:
-        encoder = importlib.import_module(f"crnet.encoders.{spec['name'].replace('-', '_')}").network(spec["layers"])
+        encoder = _module(spec["name"]).network(spec["layers"])
         try:
             encoder.load_state_dict(load_file(weights), strict=True)
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -50,6 +51,25 @@ def build(spec: dict, weights: Path | None) -> nn.Module:
                 raise
             raise CrnetError(f"{weights}: does not hold the weights of {spec['name']} ({error}).") from error
     return encoder.eval().requires_grad_(False)
+
+
+def without_values(spec: dict) -> nn.Module:
+    """The encoder as ``build`` gives it, but on the ``meta`` device: its shapes, for counting.
+
+    Raises:
+        CrnetError: A factory cannot be imported or breaks its contract.
+    """
+    if is_factory(spec["name"]):
+        return _from_factory(spec["name"]).requires_grad_(False).to("meta")
+    with torch.device("meta"):
+        network = _module(spec["name"]).network(spec["layers"]).eval().requires_grad_(False)
+    fold_batch_norm(network)
+    return network
+
+
+def _module(name: str) -> ModuleType:
+    """The file of a built-in encoder."""
+    return importlib.import_module(f"crnet.encoders.{name.replace('-', '_')}")
 
 
 def _from_factory(name: str) -> nn.Module:
@@ -125,6 +145,4 @@ def convert_torchvision(
 def prepare(spec: dict, archives: Path, out: Path, threads: int) -> None:
     """Write the weights file of a built-in encoder; see the ``prepare`` of its file."""
     settings = {key: value for key, value in spec.items() if key not in ("name", "layers")}
-    importlib.import_module(f"crnet.encoders.{spec['name'].replace('-', '_')}").prepare(
-        settings, archives, out, threads
-    )
+    _module(spec["name"]).prepare(settings, archives, out, threads)

@@ -1,4 +1,4 @@
-"""What a study needs on disk, before anything is run. Imports no torch.
+"""What a study needs on disk, before anything is run.
 
 Sizes that are not known before the data are there are estimates: each says what it rests on.
 """
@@ -17,7 +17,7 @@ from crnet.config import resolve
 from crnet.config.resolve import Plan
 from crnet.config.settings import component
 from crnet.config.study import Layout
-from crnet.cost import work
+from crnet.cost.networks import encoder, map_side, networks
 from crnet.data import transforms
 from crnet.data.archives.archives import Archive
 from crnet.data.archives.archives import resolve as resolve_archive
@@ -239,14 +239,12 @@ class _Disk:
         }
         to_come = _total(size for folder, size in sizes.items() if not (folder / "features.json").is_file())
         basis = f"cached maps of photos and pairs, {plural(len(sizes), 'store')}" if sizes else "none cached"
-        if any(":" in spec["encoder"]["name"] for spec in stores.values()):
-            basis += f", {work.CHANNELS:,} channels assumed"
         return Need("features", self.layout.work, _total(sizes.values()), to_come, basis)
 
     def weights(self) -> Need:
         sizes = {name: weight_bytes(training) for name, training in self.plan.trainings.items()}
         missing = [name for name in sizes if not (Path(self.layout.training(name)) / "model.safetensors").is_file()]
-        largest = max((size for size in sizes.values() if size), default=None)
+        largest = max(sizes.values(), default=0)
         basis = f"of {plural(len(sizes), 'training')}" + (f", {amount(largest)} at most" if largest else "")
         to_come = _total(sizes[name] for name in missing)
         return Need("weights", self.layout.work, _total(sizes.values()), to_come, basis)
@@ -255,21 +253,19 @@ class _Disk:
         """Of trainings under way: weights, moments of the optimiser, cache of predictions; and the state before."""
         sizes = [self._state_bytes(training) for training in self.plan.trainings.values()]
         jobs = min(jobs_at_once(self.plan), len(sizes))
-        size = None if None in sizes else 2 * jobs * max(sizes, default=0)
+        size = 2 * jobs * max(sizes, default=0)
         basis = f"of {plural(jobs, 'training')} at once, and the one before each; removed at the end"
         return Need("states", self.layout.work, size, size, basis)
 
-    def _state_bytes(self, training: dict) -> float | None:
-        if (weights := weight_bytes(training)) is None:
-            return None
-        settings, model = training["train"], training["model"]
+    def _state_bytes(self, training: dict) -> int:
+        settings = training["train"]
         moments = 2 if settings["optimizer"] == "adamw" else 1
         cached = 0
-        if model["refinement"] and model["cache"] == "stored":  # two channels in half precision at 1/8
+        if networks(training).stores_cache:  # two channels in half precision at 1/8
             data = self.data[resolve.dataset_name(training["dataset"])]
             pairs = data.training_pairs_of(training) or data.pairs_of("train") or 0
-            cached = pairs * 2 * work.map_side(settings["size"]) ** 2 * 2
-        return weights * (1 + moments) + cached
+            cached = pairs * 2 * map_side(settings["size"]) ** 2 * 2
+        return weight_bytes(training) * (1 + moments) + cached
 
     def results(self) -> Need:
         rows = {name: episodes_of(e) * (2 if "finetune" in e else 1) for name, e in self.plan.evaluations.items()}
@@ -284,11 +280,9 @@ def _total(sizes: Iterable[float | None]) -> float | None:
     return None if None in sizes else sum(sizes)
 
 
-def weight_bytes(training: dict) -> int | None:
-    """Of CRNet's weights in float32; None for another method, whose size is not known."""
-    if training["method"] != "crnet":
-        return None
-    return 4 * work.Head(work.encoder_channels(training["encoder"]), training["model"], 8).parameters
+def weight_bytes(training: dict) -> int:
+    """Of a method's weights in float32."""
+    return 4 * networks(training).parameters
 
 
 def store_bytes(spec: dict, data: DataSet, reader: dict | None = None) -> int | None:
@@ -298,12 +292,12 @@ def store_bytes(spec: dict, data: DataSet, reader: dict | None = None) -> int | 
         spec: As ``crnet.config.resolve`` makes it of a training or of test photos.
         reader: A training that reads it: only what its method takes is counted, of whatever fold.
     """
-    split, cells = spec.get("split", "train"), work.map_side(spec["size"]) ** 2
+    split, cells = spec.get("split", "train"), map_side(spec["size"]) ** 2
     photos, pairs = data.photos_of(split), data.pairs_of(split)
-    channels = sum(work.encoder_channels(spec["encoder"]))
-    if reader and reader["method"] == "crnet":
-        head = work.Head(work.encoder_channels(spec["encoder"]), reader["model"], spec["size"])
-        channels, pairs = head.taken, pairs if head.photos == 3 else 0
+    channels = sum(encoder(spec["encoder"]).channels)
+    if reader:
+        network = networks(reader)
+        channels, pairs = network.taken, pairs if network.photos == 3 else 0
     each = 4 if split == "val" and spec["precision"] == "float32" else 2
     return photos and (photos + pairs) * transforms.VIEWS[spec["views"]] * cells * channels * each
 

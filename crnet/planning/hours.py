@@ -1,13 +1,12 @@
-"""Hours of a study: by table, saved by shared runs, and until the end on any number of workers. Imports no torch."""
+"""Hours of a study: by table, saved by shared runs, and until the end on any number of workers."""
 
 from collections.abc import Iterable
 
 from crnet.config.resolve import Plan
 from crnet.config.study import Layout
-from crnet.planning.demand import Demand
 from crnet.planning.makespan import ON_GPU, Graph, Job, ancestors, critical_path, graph_of, makespan
 from crnet.planning.rates import Rates
-from crnet.planning.stages import Stage
+from crnet.planning.stages import Demand, Stage
 
 WORKERS = (1, 4, 8, 64)
 KINDS = {"features": "features", "train": "training", "tune": "tuning", "finetune": "finetuning", "evaluate": "test"}

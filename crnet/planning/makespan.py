@@ -1,4 +1,4 @@
-"""The graph of a study's jobs, and how long it takes on any number of workers, by simulation. Imports no torch.
+"""The graph of a study's jobs, and how long it takes on any number of workers, by simulation.
 
 Jobs and edges are those of ``workflow/rules`` without ``report.smk``, whose jobs take seconds;
 ``tests/test_makespan.py`` holds them against a dry run of Snakemake.

@@ -1,4 +1,4 @@
-"""``crnet plan``: what a study would run and need, before anything is run. Imports no torch.
+"""``crnet plan``: what a study would run and need, before anything is run.
 
 Sizes that are not known before the data are there are estimates; each line says what it rests on.
 """
@@ -14,7 +14,6 @@ from crnet.config.resolve import Cell, Plan
 from crnet.config.study import Layout
 from crnet.data.archives.archives import is_verified
 from crnet.data.index import ABOUT, reading
-from crnet.planning.demand import Demand
 from crnet.planning.disk import (
     MIB,
     DataSet,
@@ -30,6 +29,7 @@ from crnet.planning.disk import (
 )
 from crnet.planning.hours import KINDS, WORKERS, Hours, time_text
 from crnet.planning.rates import FOLDER, load, of_this_machine
+from crnet.planning.stages import Demand
 from crnet.runtime.files import read_json
 from crnet.runtime.gpu import has_nvidia_gpu
 
@@ -194,10 +194,16 @@ def _hours_lines(hours: Hours) -> list[str]:
     rows.append(row("saved by shared runs", {kind: alone[kind] - whole[kind] for kind in KINDS}))
     rows.append(row("study, all shared", whole))
     lines += ["", *_aligned(rows, (0, 1)), ""]
-    one = hours.until_the_end(1)
-    times = {count: hours.until_the_end(count) for count in WORKERS}
-    cells = [f"{count}: {time_text(time) if rates else f'{one / time:.1f} x'}" for count, time in times.items()]
+    one, here = hours.until_the_end(1), jobs_at_once(plan)
+    times = {count: hours.until_the_end(count) for count in sorted({*WORKERS, here})}
+    cells = [
+        f"{count}{' (here)' if count == here and not gpu else ''}: "
+        f"{time_text(time) if rates else f'{one / time:.1f} x'}"
+        for count, time in times.items()
+    ]
     lines += _line("GPUs" if gpu else "jobs at once", ", ".join(cells) + ", by simulation of the jobs' graph")
+    if rates and not gpu:
+        lines += _line("", "step times are of a job alone: jobs that share cores, caches and memory are slower")
     chain = hours.longest_chain()
     times = [f" {time_text(hours.seconds[job])}" if rates else "" for job in chain]
     lines += _line("longest chain", " > ".join(f"{job[1]}{time}" for job, time in zip(chain, times, strict=True)))
@@ -255,21 +261,26 @@ def _disk_lines(needs: Sequence[Need]) -> list[str]:
 
 def _memory_lines(plan: Plan, demand: Demand) -> tuple[list[str], int]:
     """The neediest job of each kind and what takes most of it; and the bytes of all jobs at once."""
-    device, neediest = plan.study.device, {}
+    device, neediest, most = plan.study.device, {}, 0
     for job in demand.specs:
         need = demand.memory(job)
-        if job[0] not in neediest or need.own > neediest[job[0]].own:
+        most = max(most, need.on(device))
+        if job[0] not in neediest or need.own + need.mapped > neediest[job[0]].own + neediest[job[0]].mapped:
             neediest[job[0]] = need
-    rows = []
+    rows = [("memory", "a job", "own", "mapped", "of its own, at most")]
     for kind in filter(neediest.__contains__, KINDS):
         need = neediest[kind]
         largest = sorted(need.parts.items(), key=lambda part: -part[1])[:3]
         parts = ", ".join(f"{name} {amount(size)}" for name, size in largest if size >= 0.1 * MIB)
-        rows.append((f"memory  {KINDS[kind]}", amount(need.on(device)), f"at most: {parts}"))
-    together = jobs_at_once(plan) * max((need.on(device) for need in neediest.values()), default=0)
+        rows.append(("memory", KINDS[kind], amount(need.on(device)), amount(need.mapped), parts))
+    together = jobs_at_once(plan) * most
     whose = "GPU" if device == "cuda" else "machine"
-    text = f"{plural(jobs_at_once(plan), 'job')} at once, {amount(together)} of the {whose}"
-    return [*(_aligned(rows, (0, 2)) if rows else []), *_line("", text)], together
+    lines = [*(_aligned(rows, (0, 1, 4)) if neediest else []), ""]
+    lines += _line("own", f"{plural(jobs_at_once(plan), 'job')} at once, {amount(together)} of the {whose}")
+    if any(need.mapped for need in neediest.values()):
+        text = "cached features, as far as they are read: in a job's peak, but given back when memory is short"
+        lines += _line("mapped", text)
+    return lines, together
 
 
 def _machine_lines(plan: Plan, needs: Sequence[Need], demand: Demand) -> list[str]:

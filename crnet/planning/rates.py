@@ -1,4 +1,4 @@
-"""How fast a device is by stages: what ``crnet bench --json`` wrote and ``configs/rates`` keeps. Imports no torch."""
+"""How fast a device is by stages: what ``crnet bench --json`` wrote and ``configs/rates`` keeps."""
 
 import math
 from collections.abc import Iterable, Sequence

@@ -1,19 +1,25 @@
-"""What each job of a study computes, in the stages that ``crnet bench`` measures, with counted multiply-adds.
+"""What each job of a study computes, in the stages that ``crnet bench`` measures, and holds; before anything is run.
 
-Imports no torch. How many photos an evaluation encodes is an expectation over the draw of its episodes: each photo is
-encoded once, as far as the pool of encoded photos reaches.
+How many photos an evaluation encodes is an expectation over the draw of its episodes: each photo is encoded once, as
+far as the pool of encoded photos reaches.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import PurePath
 
+from crnet.config import resolve
 from crnet.config.defaults import scaled
-from crnet.cost import memory, work
-from crnet.cost.work import Head
+from crnet.config.resolve import Plan, Spec
+from crnet.config.study import Layout
+from crnet.cost import memory
+from crnet.cost.memory import Need
+from crnet.cost.networks import encoder, networks
 from crnet.data import transforms
-from crnet.planning.disk import DataSet, episodes_of
-from crnet.runtime.limits import Limits
+from crnet.planning.disk import DataSet, episodes_of, store_bytes
+from crnet.planning.makespan import Job
+from crnet.runtime.limits import PAIRS_TOGETHER, Limits
 
 # As the bench calls them. A step is of a batch of pairs, an episode with the encoding of photos that are new.
 START = "job start to first step"
@@ -39,22 +45,24 @@ def features(spec: dict, data: DataSet) -> list[Stage] | None:
     if data.photos_of(split) is None:
         return None
     photos = (data.photos_of(split) + data.pairs_of(split)) * transforms.VIEWS[spec["views"]]
-    return [Stage(START, 1), Stage(ENCODER, photos, work.forward(work.encoder(spec["encoder"], spec["size"])))]
+    return [Stage(START, 1), Stage(ENCODER, photos, encoder(spec["encoder"]).photo(spec["size"]).multiply_adds)]
 
 
-def training(spec: dict, data: DataSet) -> list[Stage] | None:
-    """Of one training with its scores of base classes; None if the training pairs or the method's work are unknown."""
-    settings = spec["train"]
+def training(spec: dict, data: DataSet, limits: Limits) -> list[Stage] | None:
+    """Of one training with its scores of base classes; None if the number of training pairs is unknown."""
+    settings, network = spec["train"], networks(spec)
     episodes = settings["epoch_episodes"] or data.training_pairs_of(spec)
-    if episodes is None or spec["method"] != "crnet":
+    if episodes is None:
         return None
-    head, live = _head(spec, settings["size"]), settings["features"] == "live"
-    encoding = head.photos * work.forward(work.encoder(spec["encoder"], settings["size"])) if live else 0
-    predicted = head.photos * work.forward(head.embed) + 2 * head.prediction(1)
+    size, photos, live = settings["size"], network.photos, settings["features"] == "live"
+    encoding = photos * network.encoder.photo(size).multiply_adds if live else 0
+    trained = network.pair(size, limits.pairs(settings["batch"]))
+    trained += photos * network.embedding_training(size).multiply_adds
+    predicted = photos * network.embedding(size).multiply_adds + 2 * _prediction(spec, size, 1)
     steps = settings["epochs"] * -(-episodes // settings["batch"])
     base = settings["epochs"] * settings["base_episodes"] / settings["batch"]  # batches that are predicted only
     name = ON_PHOTOS if live else ON_FEATURES
-    step = settings["batch"] * (head.pair_training() + encoding)
+    step = settings["batch"] * (trained + encoding)
     share = settings["batch"] * (predicted + encoding) / step
     return [Stage(START, 1), Stage(name, steps + share * base, step)]
 
@@ -93,8 +101,8 @@ class _Episodes:
     """Multiply-adds of an evaluation's, or of trials', episodes.
 
     Attributes:
-        encoding: Of all episodes together, what the encoder does, and the head's first layer where it stays as it is.
-        predicted: Of one episode on a head that stays as it is.
+        encoding: Of all episodes together, what the encoder does, and the embedding where the method stays as it is.
+        predicted: Of one episode on a method that stays as it is.
     """
 
     def __init__(self, spec: dict, data: DataSet, limits: Limits, stored: bool):
@@ -102,58 +110,57 @@ class _Episodes:
         fold, tested = spec["train"]["fold"], "episodes" in spec
         self.pools = data.test_pools(fold) if tested else data.trial_pools(fold)
         self.count = episodes_of(spec) if tested else spec["finetune"]["trial_episodes"]
-        self.shots, self.crnet = self.settings["shots"], spec["train"]["method"] == "crnet"
-        self.heads = [self._at(scale) for scale in self.settings["scales"]] if self.crnet else []
-        self.masked = self.crnet and self.heads[0].photos == 3
-
-    def _at(self, scale: float) -> Head:
-        return _head(self.spec["train"], scaled(self.settings["size"], scale))
+        self.shots, self.network = self.settings["shots"], networks(spec["train"])
+        self.sizes = [scaled(self.settings["size"], scale) for scale in self.settings["scales"]]
+        self.of_support = self.network.photos - 1  # photos encoded of a support
 
     @cached_property
     def distinct(self) -> float:
-        drawn = named(self.pools, self.count, self.shots + 1)
-        return drawn + (named(self.pools, self.count, self.shots) if self.masked else 0)
+        """Photos, and pairs without background, that all episodes name."""
+        masked = named(self.pools, self.count, self.shots) if self.of_support == 2 else 0
+        return named(self.pools, self.count, self.shots + 1) + masked
 
     @cached_property
     def encoding(self) -> float:
-        encoder, scales = self.spec["train"]["encoder"], self.settings["scales"]
-        each = [] if self.stored else [work.encoder(encoder, scaled(self.settings["size"], scale)) for scale in scales]
-        each = [work.forward(convs) for convs in each]
-        if self.crnet and "finetune" not in self.spec:
-            each += [work.forward(head.embed) for head in self.heads]
-        asked = self.count * (1 + self.shots * (2 if self.masked else 1))
-        room = self.limits.pool_bytes / sum(memory.pool_item_bytes(self.spec, scale) for scale in scales)
+        each = [] if self.stored else [self.network.encoder.photo(size) for size in self.sizes]
+        if "finetune" not in self.spec:
+            each += [self.network.embedding(size) for size in self.sizes]
+        asked = self.count * (1 + self.shots * self.of_support)
+        room = self.limits.pool_bytes / sum(memory.pool_item_bytes(self.spec, s) for s in self.settings["scales"])
         again = max(0.0, asked - self.distinct) * max(0.0, 1 - room / self.distinct)
-        return sum(each) * (self.distinct + again)
+        return sum(one.multiply_adds for one in each) * (self.distinct + again)
 
     @cached_property
-    def predicted(self) -> int:
+    def predicted(self) -> float:
         """The query by each support at each scale."""
-        return self.shots * sum(head.prediction(self.settings["refinements"]) for head in self.heads)
+        each = [_prediction(self.spec["train"], size, self.settings["refinements"]) for size in self.sizes]
+        return self.shots * sum(each)
 
-    def adapted(self, supports: int) -> int:
-        """Of an episode on its own head: every photo is embedded anew."""
-        photos = 1 + supports * (2 if self.masked else 1)
-        each = [head.prediction(self.settings["refinements"]) for head in self.heads]
-        return supports * sum(each) + photos * sum(work.forward(head.embed) for head in self.heads)
+    def adapted(self, supports: int) -> float:
+        """Of an episode on its own head, predicted by some of its supports: every photo is embedded anew."""
+        embedded = sum(self.network.embedding(size).multiply_adds for size in self.sizes)
+        return supports / self.shots * self.predicted + (1 + supports * self.of_support) * embedded
 
     @cached_property
-    def step(self) -> int:
+    def step(self) -> float:
         """Of a batch of pairs: it shows each of k supports now and then, and embeds it once."""
-        head, batch, k = self._at(1.0), self.spec["finetune"]["batch"], self.shots
+        size, batch, k = self.settings["size"], self.spec["finetune"]["batch"], self.shots
         embedded = k * (1 - (1 - 2 / k) ** batch)
-        embedded += k * (1 - (1 - 1 / k) ** batch) if self.masked else 0
-        return batch * head.pair_training(embedded / batch, auxiliary=False)
+        embedded += k * (1 - (1 - 1 / k) ** batch) if self.of_support == 2 else 0
+        pair = self.network.pair(size, self.limits.pairs(max(batch, k)), auxiliary=False)
+        return batch * pair + embedded * self.network.embedding_training(size).multiply_adds
 
     @cached_property
-    def ring(self) -> int:
+    def ring(self) -> float:
         """Of the loss on the supports: each once the support and once the query."""
-        head = self._at(1.0)
-        return self.shots * ((2 if self.masked else 1) * work.forward(head.embed) + 2 * head.prediction(1))
+        size = self.settings["size"]
+        embedded = self.of_support * self.network.embedding(size).multiply_adds
+        return self.shots * (embedded + 2 * _prediction(self.spec["train"], size, 1))
 
 
-def _head(training: dict, size: int) -> Head:
-    return Head(work.encoder_channels(training["encoder"]), training["model"], size)
+def _prediction(training: dict, size: int, refinements: int) -> float:
+    """Multiply-adds of one branch of a pair whose photos are embedded."""
+    return networks(training).prediction(size, refinements, PAIRS_TOGETHER).multiply_adds / PAIRS_TOGETHER
 
 
 def named(pools: Sequence[int] | None, episodes: int, each: int) -> float:
@@ -166,3 +173,51 @@ def named(pools: Sequence[int] | None, episodes: int, each: int) -> float:
     if not known:
         return float(episodes * each)
     return sum(size * (1 - (1 - each / size) ** (episodes / len(known))) for size in known)
+
+
+class Demand:
+    """Of the jobs that use a network: features, train, tune, evaluate and finetune.
+
+    Attributes:
+        specs: Job -> its specification.
+    """
+
+    def __init__(self, plan: Plan, layout: Layout, data: Sequence[DataSet]):
+        self.plan, self.limits = plan, plan.study.limits.values()
+        self._data = {resolve.dataset_name(each.spec): each for each in data}
+        features = {PurePath(layout.features_folder(spec)).name: spec for spec in plan.features.values()}
+        self.specs: dict[Job, Spec] = {("features", name): spec for name, spec in features.items()}
+        self.specs |= {("train", name): spec for name, spec in plan.trainings.items()}
+        self.specs |= {("tune", name): spec for name, spec in plan.tunings.items()}
+        for name, spec in plan.evaluations.items():
+            self.specs["finetune" if "finetune" in spec else "evaluate", name] = spec
+
+    def _of(self, job: Job) -> DataSet:
+        return self._data[resolve.dataset_name(dataset_of(self.specs[job]))]
+
+    def stages(self, job: Job) -> list[Stage] | None:
+        """What it computes; None where that is not known before the data are prepared."""
+        spec, data = self.specs[job], self._of(job)
+        if job[0] == "features":
+            return features(spec, data)
+        if job[0] == "train":
+            return training(spec, data, self.limits)
+        count = tuning if job[0] == "tune" else evaluation
+        return count(spec, data, self.limits, self.plan.caches_test_photos)
+
+    def memory(self, job: Job) -> Need:
+        """What it holds at most."""
+        spec, data = self.specs[job], self._of(job)
+        if job[0] == "features":
+            return memory.features(spec, self.limits, store_bytes(spec, data) or 0)
+        if job[0] == "train":
+            stored = resolve.features_spec(spec)
+            return memory.training(spec, self.limits, store_bytes(stored, data, reader=spec) or 0 if stored else 0)
+        stored = resolve.test_features_specs(spec) if self.plan.caches_test_photos else []
+        need = memory.evaluation(spec, self.limits, named_photos(spec, data), bool(stored))
+        return replace(need, mapped=sum(store_bytes(each, data) or 0 for each in stored))
+
+
+def dataset_of(spec: Spec) -> Spec:
+    """Of features, a training, trials or an evaluation."""
+    return spec["dataset"] if "dataset" in spec else spec["train"]["dataset"]

@@ -1,0 +1,205 @@
+"""What the networks of a specification compute and hold, whichever they are: the real modules are run and counted."""
+
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crnet import encoders, methods
+from crnet.cost.counting import Count, count
+from crnet.errors import CrnetError
+from crnet.methods import Method, Pairs
+from crnet.runtime.files import canonical
+
+STRIDE = 8  # pixels of the input a cell of the maps, by the contract of encoders
+# On "meta" nothing is computed but shapes. What makes tensors elsewhere, or asks for values, is run on zeros.
+DEVICES = ("meta", "cpu")
+_counted: dict[str, Any] = {}
+
+
+def encoder(spec: dict) -> "Encoder":
+    """The counts of an encoder, made once."""
+    return _once("encoder", Encoder, spec)
+
+
+def networks(training: dict) -> "Networks":
+    """The counts of a training's, or a control's, encoder and method, made once for all that have the same."""
+    return _once("networks", Networks, {name: training[name] for name in ("encoder", "method", "model")})
+
+
+def _once(kind: str, make: Callable[[dict], Any], spec: dict) -> Any:
+    key = f"{kind} {canonical(spec)}"
+    if key not in _counted:
+        _counted[key] = make(spec)
+    return _counted[key]
+
+
+def map_side(size: int) -> int:
+    """Cells along a side of the encoder's maps, for an input of ``size`` pixels."""
+    return ceil(size / STRIDE)
+
+
+def _count(what: str, prepare: Callable[[str], tuple[Callable[[], Any], Sequence[Tensor]]]) -> Count:
+    """Count the work that ``prepare`` sets up on a device; with it come tensors that are there before."""
+    for device in DEVICES:
+        try:
+            return count(*prepare(device))
+        except (NotImplementedError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+    raise CrnetError(f"{what}: fails on photos of zeros, so that it cannot be counted ({reason}); mend it.")
+
+
+def _state(network: nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]
+
+
+class Encoder:
+    """A frozen encoder. Counts are in float32: lower precision halves the bytes.
+
+    Attributes:
+        channels: Of its maps.
+        values: Weights and buffers, of all that is loaded.
+    """
+
+    def __init__(self, spec: dict):
+        self._name, self._network = spec["name"], encoders.without_values(spec)
+        self.channels = tuple(self._network.channels)
+        self.values = sum(tensor.numel() for tensor in _state(self._network))
+
+    @cache  # noqa: B019 - all counts are kept as long as the process
+    def photo(self, size: int) -> Count:
+        """Of one photo of ``size`` pixels."""
+
+        def prepare(device: str) -> tuple[Callable[[], Any], list[Tensor]]:
+            network = self._network.to_empty(device=device)
+            photo = torch.zeros(1, 3, size, size, device=device)
+            return torch.no_grad()(lambda: network(photo)), [photo, *_state(network)]
+
+        return _count(f"encoder {self._name}", prepare)
+
+
+class Networks:
+    """Encoder and method of a specification. Counts are in float32: lower precision halves the bytes.
+
+    Attributes:
+        taken: Channels of those of the encoder's maps that the method takes.
+        photos: Embedded for a pair: with the support without background, three.
+        stores_cache: Whether training keeps predictions of photos.
+        parameters: Of the method.
+    """
+
+    def __init__(self, spec: dict):
+        self._spec, self.encoder = spec, encoder(spec["encoder"])
+        method = self._method("meta")
+        self.taken, self.photos = sum(self.encoder.channels[i] for i in method.maps), 3 if method.needs_masked else 2
+        self.stores_cache = method.stores_cache
+        self.parameters = sum(weight.numel() for weight in method.parameters())
+
+    @cache  # noqa: B019 - all counts are kept as long as the process
+    def _method(self, device: str) -> Method:
+        with torch.device(device):
+            return methods.build(self._spec["method"], self.encoder.channels, self._spec["model"])
+
+    def _count(self, prepare: Callable[["_Made"], Callable[[], Any]], size: int) -> Count:
+        def on(device: str) -> tuple[Callable[[], Any], list[Tensor]]:
+            made = _Made(self._method(device), self.encoder.channels, size, device)
+            return prepare(made), made.tensors
+
+        return _count(f"method {self._spec['method']}", on)
+
+    @cached_property
+    def embedded_channels(self) -> int:
+        """Of an embedded photo."""
+        found: list[int] = []
+
+        def prepare(made: "_Made") -> Callable[[], Any]:
+            maps = made.maps(1)
+            return lambda: found.append(made.method.embed(maps).shape[1])
+
+        self._count(prepare, STRIDE)
+        return found[-1]
+
+    @cache  # noqa: B019
+    def embedding(self, size: int) -> Count:
+        """Of embedding a photo, for prediction."""
+
+        def prepare(made: "_Made") -> Callable[[], Any]:
+            maps = made.maps(1)
+            return torch.no_grad()(lambda: made.method.embed(maps))
+
+        return self._count(prepare, size)
+
+    @cache  # noqa: B019
+    def embedding_training(self, size: int) -> Count:
+        """Of embedding a photo, forward and backward."""
+
+        def prepare(made: "_Made") -> Callable[[], Any]:
+            maps = made.maps(1)
+            return lambda: made.method.embed(maps).sum().backward()
+
+        return self._count(prepare, size)
+
+    @cache  # noqa: B019
+    def step(self, size: int, pairs: int, auxiliary: bool = True) -> Count:
+        """Of a training step on so many pairs, forward and backward."""
+
+        def prepare(made: "_Made") -> Callable[[], Any]:
+            photos, rest = made.photos(pairs), made.rest(pairs)
+            return lambda: made.method.losses(made.embedded(photos, *rest), auxiliary).loss.backward()
+
+        return self._count(prepare, size)
+
+    def pair(self, size: int, pairs: int, auxiliary: bool = True) -> float:
+        """Multiply-adds a pair of a step on so many, without those of embedding its photos."""
+        embedding = self.photos * self.embedding_training(size).multiply_adds
+        return self.step(size, pairs, auxiliary).multiply_adds / pairs - embedding
+
+    @cache  # noqa: B019
+    def prediction(self, size: int, refinements: int, pairs: int) -> Count:
+        """Of predicting the queries of so many pairs whose photos are embedded already."""
+
+        def prepare(made: "_Made") -> Callable[[], Any]:
+            with torch.no_grad():
+                given = made.embedded(made.photos(pairs), *made.rest(pairs))
+            return torch.no_grad()(lambda: made.method.predict(given, refinements))
+
+        return self._count(prepare, size)
+
+
+class _Made:
+    """Photos and masks of zeros for a method.
+
+    Attributes:
+        tensors: All that is there before something is counted.
+    """
+
+    def __init__(self, method: Method, channels: Sequence[int], size: int, device: str):
+        self.method, self.size, self.device = method, size, device
+        self._side, self._channels = map_side(size), [channels[i] for i in method.maps]
+        self.tensors = _state(method)
+        for weight in method.parameters():
+            weight.grad = torch.zeros_like(weight)  # as in all steps but the first
+            self.tensors.append(weight.grad)
+
+    def _zeros(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        self.tensors.append(torch.zeros(*shape, dtype=dtype, device=self.device))
+        return self.tensors[-1]
+
+    def maps(self, photos: int) -> list[Tensor]:
+        return [self._zeros(photos, channels, self._side, self._side) for channels in self._channels]
+
+    def photos(self, pairs: int) -> list[list[Tensor]]:
+        """Maps of queries, supports, and supports without background where the method asks for them."""
+        return [self.maps(pairs) for _ in range(3 if self.method.needs_masked else 2)]
+
+    def rest(self, pairs: int) -> tuple[Tensor, Tensor | None]:
+        """Mask and cached probabilities, of either branch."""
+        mask = self._zeros(pairs, self.size, self.size, dtype=torch.uint8)
+        return mask, self._zeros(pairs, 2, self._side, self._side) if self.method.stores_cache else None
+
+    def embedded(self, photos: list[list[Tensor]], mask: Tensor, cache: Tensor | None) -> Pairs:
+        query, support, *masked = [self.method.embed(maps) for maps in photos]
+        return Pairs(query, support, masked[0] if masked else support, mask, mask, cache, cache)
