@@ -5,7 +5,9 @@ Each imports what it needs when it runs.
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -49,6 +51,21 @@ limits_option = click.option(
     help="What it may hold at once, as JSON: pairs_at_once, photos_at_once, pool_gib.",
 )
 encoder_option = click.option("--encoder", type=PATH, help="The encoder's weights; a factory brings its own.")
+rows_option = click.option("--state", type=PATH, help="Where a killed run leaves its rows, and goes on from.")
+out_option = click.option("--out", type=PATH, required=True)
+
+
+def runs_network(lower: str) -> Callable:
+    """Options of every command that runs a network, and the sentence where its memory runs out: what to ``lower``."""
+    shared = (spec_option, data_option, encoder_option, limits_option, device_option, threads_option)
+
+    def decorate(command: Callable) -> Callable:
+        command = needs_memory(lower)(command)
+        for option in reversed(shared):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 @click.group()
@@ -71,7 +88,7 @@ def download(name: str, folder: Path, settings: dict) -> None:
 @spec_option
 @click.option("--archives", type=PATH, required=True)
 @click.option("--extracted", type=PATH, required=True)
-@click.option("--out", type=PATH, required=True)
+@out_option
 def prepare(spec: dict, archives: Path, extracted: Path, out: Path) -> None:
     """Make a prepared data set: extract or generate, convert masks, list pairs."""
     from crnet.data.prepare import prepare as run
@@ -82,7 +99,7 @@ def prepare(spec: dict, archives: Path, extracted: Path, out: Path) -> None:
 @job.command("encoder")
 @spec_option
 @click.option("--archives", type=PATH, required=True)
-@click.option("--out", type=PATH, required=True)
+@out_option
 @threads_option
 @needs_memory("lower the encoder's batch, images or size")
 def prepare_encoder(spec: dict, archives: Path, out: Path, threads: int) -> None:
@@ -92,15 +109,9 @@ def prepare_encoder(spec: dict, archives: Path, out: Path, threads: int) -> None
     run(spec, archives, out, threads)
 
 
-@job.command("features")
-@spec_option
-@data_option
-@encoder_option
-@click.option("--out", type=PATH, required=True)
-@limits_option
-@device_option
-@threads_option
-@needs_memory("lower limits.photos_at_once or train.size")
+@job.command()
+@runs_network("lower limits.photos_at_once or train.size")
+@out_option
 def features(
     spec: dict, data: Path, encoder: Path | None, out: Path, limits: Limits, device: str, threads: int
 ) -> None:
@@ -122,7 +133,7 @@ def features(
 @job.command()
 @spec_option
 @data_option
-@click.option("--out", type=PATH, required=True)
+@out_option
 def episodes(spec: dict, data: Path, out: Path) -> None:
     """Draw the test episodes of a fold."""
     from crnet.data.episodes import draw, write
@@ -137,100 +148,46 @@ def episodes(spec: dict, data: Path, out: Path) -> None:
 
 
 @job.command()
-@spec_option
-@data_option
-@encoder_option
+@runs_network("lower limits.pairs_at_once, train.batch or train.size")
 @click.option("--features", type=PATH, help="Folder of the feature store, if train.features is 'cached'.")
-@click.option("--out", type=PATH, required=True)
+@out_option
 @click.option("--state", type=PATH, required=True, help="Where a killed run leaves its state, and goes on from.")
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Photo loaders.")
 @click.option("--checkpoint-seconds", type=click.FloatRange(0), default=60.0, show_default=True)
-@limits_option
-@device_option
-@threads_option
-@needs_memory("lower limits.pairs_at_once, train.batch or train.size")
-def train(
-    spec: dict,
-    data: Path,
-    encoder: Path | None,
-    features: Path | None,
-    out: Path,
-    state: Path,
-    workers: int,
-    checkpoint_seconds: float,
-    limits: Limits,
-    device: str,
-    threads: int,
-) -> None:
+def train(data: Path, encoder: Path | None, features: Path | None, out: Path, state: Path, **options: Any) -> None:
     """Train one variant on one fold with one seed."""
     from crnet.training.loop import Paths
     from crnet.training.loop import train as run
 
-    run(spec, Paths(data, encoder, features, out, state), device, threads, workers, checkpoint_seconds, limits)
+    run(paths=Paths(data, encoder, features, out, state), **options)
 
 
 @job.command()
-@spec_option
-@data_option
-@encoder_option
+@runs_network("lower limits.pool_gib, limits.pairs_at_once or evaluate.size")
 @stores_option
 @click.option("--episodes", type=PATH, required=True)
 @click.option("--weights", type=PATH, help="model.safetensors of the training; controls have none.")
 @click.option("--choice", type=PATH, help="choice.json of `crnet job tune`, if the specification finetunes.")
-@click.option("--state", type=PATH, help="Where a killed run leaves its rows, and goes on from.")
-@click.option("--out", type=PATH, required=True)
-@limits_option
-@device_option
-@threads_option
-@needs_memory("lower limits.pool_gib, limits.pairs_at_once or evaluate.size")
-def evaluate(
-    spec: dict,
-    data: Path,
-    encoder: Path | None,
-    features: tuple[Path, ...],
-    episodes: Path,
-    weights: Path | None,
-    choice: Path | None,
-    state: Path | None,
-    out: Path,
-    limits: Limits,
-    device: str,
-    threads: int,
-) -> None:
+@rows_option
+@out_option
+def evaluate(**options: Any) -> None:
     """Score one model on the test episodes of its fold."""
     from crnet.evaluation.evaluate import evaluate as run
 
-    run(spec, data, episodes, encoder, weights, choice, state, out, device, threads, features, limits)
+    run(**options)
 
 
 @job.command()
-@spec_option
-@data_option
-@encoder_option
+@runs_network("lower limits.pool_gib, limits.pairs_at_once or evaluate.size")
 @stores_option
 @click.option("--weights", type=PATH, required=True, help="model.safetensors of the training.")
-@click.option("--state", type=PATH, help="Where a killed run leaves its rows, and goes on from.")
-@click.option("--out", type=PATH, required=True)
-@limits_option
-@device_option
-@threads_option
-@needs_memory("lower limits.pool_gib, limits.pairs_at_once or evaluate.size")
-def tune(
-    spec: dict,
-    data: Path,
-    encoder: Path | None,
-    features: tuple[Path, ...],
-    weights: Path,
-    state: Path | None,
-    out: Path,
-    limits: Limits,
-    device: str,
-    threads: int,
-) -> None:
+@rows_option
+@out_option
+def tune(**options: Any) -> None:
     """Choose steps and learning rate of finetuning on classes that are not tested."""
     from crnet.evaluation.trials import choose
 
-    choose(spec, data, encoder, weights, state, out, device, threads, features, limits)
+    choose(**options)
 
 
 @job.command()
@@ -326,7 +283,7 @@ def page(job: dict, results: Path, html: Path | None) -> None:
 
 @job.command()
 @click.option("--training-log", type=PATH, required=True)
-@click.option("--out", type=PATH, required=True)
+@out_option
 def losses(training_log: Path, out: Path) -> None:
     """Plot the loss curves of a study."""
     from crnet.report.figures import plot_losses

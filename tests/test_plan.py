@@ -303,6 +303,6 @@ def test_work_and_memory_are_known_of_every_method_and_encoder(tmp_path):
 
 def test_cached_features_are_said_to_be_mapped(photos_here):
     """They are in the peak that a process reports, but not its own: 1,281 training photos and pairs."""
-    own, mapped = row(describe([PHOTOS, photos_here]), "memory  training")[:2]
+    own, mapped = row(describe([PHOTOS, photos_here]), "memory  training")[1:3]
     assert mapped == f"{1281 * 29**2 * 1536 * 2 / GIB:.2f} GiB" == "3.08 GiB"
     assert own != mapped
