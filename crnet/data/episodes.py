@@ -12,6 +12,7 @@ from crnet.runtime.files import read_csv, read_json, sha256_file, write_csv, wri
 from crnet.runtime.seeding import derive
 
 TOO_FEW = ("error", "leave out")
+ABOUT = ("fold", "dataset_digest", "count", "seeds", "shots", "left_out")  # what the JSON beside a table says of it
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,7 @@ def draw(index: Index, fold: int, count: int, seeds: Sequence[int], shots: int, 
     same classes have enough photos.
 
     Args:
-        index: the prepared data set.
         fold: the fold whose classes are tested.
-        count: episodes per seed.
         seeds: episode seeds; each is a stream of its own.
         shots: the largest number of shots that the study asks for.
         too_few: what to do with a class of fewer than ``shots + 1`` test photos: "error" or "leave out".
@@ -130,22 +129,15 @@ def _draw(
 
 def write(path: Path, table: EpisodeTable) -> str:
     """Write the table as CSV and, beside it as JSON, what it was drawn from; returns the CSV's digest."""
-    header = ("episode_seed", "episode", "class", "query", *(f"support_{k + 1}" for k in range(table.shots)))
+    header = ("episode_seed", "episode", "class", "query", *_supports(table.shots))
     write_csv(path, header, [(e.seed, e.number, e.class_id, e.query, *e.supports) for e in table.episodes])
     digest = sha256_file(path)
-    write_json(
-        path.with_suffix(".json"),
-        {
-            "digest": digest,
-            "fold": table.fold,
-            "dataset_digest": table.dataset_digest,
-            "count": table.count,
-            "seeds": list(table.seeds),
-            "shots": table.shots,
-            "left_out": table.left_out,
-        },
-    )
+    write_json(path.with_suffix(".json"), {"digest": digest, **{name: getattr(table, name) for name in ABOUT}})
     return digest
+
+
+def _supports(shots: int) -> list[str]:
+    return [f"support_{k + 1}" for k in range(shots)]
 
 
 def read(path: Path, index: Index | None = None) -> EpisodeTable:
@@ -163,28 +155,20 @@ def read(path: Path, index: Index | None = None) -> EpisodeTable:
         raise CrnetError(f"{path} was changed after it was drawn (its digest differs): draw the episodes again.")
     if index is not None and index.digest != about["dataset_digest"]:
         raise CrnetError(f"{path} was drawn from other data than this {index.name}: draw the episodes again.")
-    supports = [f"support_{k + 1}" for k in range(about["shots"])]
     episodes = tuple(
         Episode(
             seed=int(row["episode_seed"]),
             number=int(row["episode"]),
             class_id=int(row["class"]),
             query=row["query"],
-            supports=tuple(row[column] for column in supports),
+            supports=tuple(row[column] for column in _supports(about["shots"])),
         )
         for row in read_csv(path)
     )
     if index is not None:
         _check(episodes, index, about["fold"], path)
-    return EpisodeTable(
-        fold=about["fold"],
-        dataset_digest=about["dataset_digest"],
-        count=about["count"],
-        seeds=tuple(about["seeds"]),
-        shots=about["shots"],
-        left_out=about["left_out"],
-        episodes=episodes,
-    )
+    facts = {name: about[name] for name in ABOUT} | {"seeds": tuple(about["seeds"])}
+    return EpisodeTable(**facts, episodes=episodes)
 
 
 def _check(episodes: Sequence[Episode], index: Index, fold: int, path: Path) -> None:
@@ -193,11 +177,8 @@ def _check(episodes: Sequence[Episode], index: Index, fold: int, path: Path) -> 
     for line, episode in enumerate(episodes, 2):
         photos = (episode.query, *episode.supports)
         if len(set(photos)) < len(photos):
-            what = (
-                f"{episode.query} is among its own supports"
-                if episode.query in episode.supports
-                else ("a support is there twice")
-            )
+            own = episode.query in episode.supports
+            what = f"{episode.query} is among its own supports" if own else "a support is there twice"
             raise CrnetError(f"{path}, line {line}: {what}; draw the episodes again.")
         for photo in photos:
             if (photo, episode.class_id) not in allowed:

@@ -22,17 +22,10 @@ import numpy as np
 from crnet.data.findings import Finding
 from crnet.data.packed import VOID, Archives, read_packed
 from crnet.data.pixels import EXTRACT_AGAIN, read_ids, read_rgb
+from crnet.data.splits import Splits
 from crnet.errors import CrnetError
-from crnet.runtime.files import (
-    DamagedFile,
-    canonical,
-    read_csv,
-    read_json,
-    sha256_file,
-    sha256_text,
-    write_csv,
-    write_json,
-)
+from crnet.runtime import files
+from crnet.runtime.files import DamagedFile, read_csv, read_json
 
 SPLITS = ("train", "val")
 IMAGES, PAIRS, ABOUT = "images.csv", "pairs.csv", "dataset.json"
@@ -102,11 +95,8 @@ class Index:
     def __init__(self, description: dict, photos: dict[str, Photo], pairs: list[Pair]):
         self.name: str = description["name"]
         self.classes: tuple[str, ...] = tuple(description["classes"])
-        self.folds: tuple[tuple[int, ...], ...] = tuple(tuple(fold) for fold in description["folds"])
-        self.held_out: tuple[tuple[int, ...], ...] = tuple(
-            tuple(ids) for ids in description.get("held_out", [[] for _ in self.folds])
-        )
-        self.split_note: str | None = description.get("split_note")
+        self.folds, self.held_out = (tuple(map(tuple, description[role])) for role in ("folds", "held_out"))
+        self.split_note: str | None = description["split_note"]
         self.digest: str = description["digest"]
         self.subset: str | None = description["subset"]
         self.photos = photos
@@ -121,44 +111,23 @@ class Index:
             CrnetError: the folder is not a (finished) prepared data set, its files were changed or are of a version
                 without checksums, or its tables contradict each other.
         """
+        folder = Path(folder)
         with reading(folder):
-            index = cls._load(Path(folder))
-            index._check_folds()
-        return index
-
-    @classmethod
-    def _load(cls, folder: Path) -> "Index":
-        # dataset.json is written last, so that its presence means that the other two are whole.
-        if not (folder / ABOUT).is_file():
-            raise CrnetError(f"{folder} is no prepared data set (it has no dataset.json): prepare the data first.")
-        description = read_json(folder / ABOUT)
-        if description.pop("seal") != _seal(folder, description):
-            raise ValueError(f"the digest of {IMAGES}, {PAIRS} and {ABOUT} differs")
-        at = cache(folder.joinpath)  # one path for all photos of an archive: an index is sent to every loader worker
-        photos = {
-            row["image"]: Photo(
-                split=row["split"],
-                path=at(row["path"]),
-                mask=at(row["mask"]),
-                mask_crc32=int(row["mask_crc32"], 16),
-                width=int(row["width"]),
-                height=int(row["height"]),
-                classes=frozenset(int(class_id) for class_id in row["classes"].split()),
-                member=row.get("member"),
-                offset=int(row["offset"]) if "offset" in row else None,
-            )
-            for row in read_csv(folder / IMAGES)
-        }
-        return cls(description, photos, list(_read_pairs(folder, description["folds"], photos)))
-
-    def _check_folds(self) -> None:
-        """Refuse a split by which a class would be tested and, in the same fold, serve to choose settings."""
-        for fold, (tested, held_out) in enumerate(zip(self.folds, self.held_out, strict=True)):
+            # dataset.json is written last, so that its presence means that the other two are whole.
+            if not (folder / ABOUT).is_file():
+                raise CrnetError(f"{folder} is no prepared data set (it has no dataset.json): prepare the data first.")
+            description = read_json(folder / ABOUT)
+            if description.pop("seal") != _seal(folder, description):
+                raise ValueError(f"the digest of {IMAGES}, {PAIRS} and {ABOUT} differs")
+            photos = _read_photos(folder)
+            index = cls(description, photos, list(_read_pairs(folder, description["folds"], photos)))
+        for fold, (tested, held_out) in enumerate(zip(index.folds, index.held_out, strict=True)):
             if both := set(tested) & set(held_out):
                 raise CrnetError(
-                    f"{self.name}: fold {fold} tests {self.class_name(min(both))} and holds it out for choosing "
+                    f"{index.name}: fold {fold} tests {index.class_name(min(both))} and holds it out for choosing "
                     "settings: a class is one or the other."
                 )
+        return index
 
     def class_name(self, class_id: int) -> str:
         return self.classes[class_id - 1]
@@ -291,6 +260,24 @@ class Index:
             )
 
 
+def _read_photos(folder: Path) -> dict[str, Photo]:
+    at = cache(folder.joinpath)  # one path for all photos of an archive: an index is sent to every loader worker
+    return {
+        row["image"]: Photo(
+            split=row["split"],
+            path=at(row["path"]),
+            mask=at(row["mask"]),
+            mask_crc32=int(row["mask_crc32"], 16),
+            width=int(row["width"]),
+            height=int(row["height"]),
+            classes=frozenset(map(int, row["classes"].split())),
+            member=row.get("member"),
+            offset=int(row["offset"]) if "offset" in row else None,
+        )
+        for row in read_csv(folder / IMAGES)
+    }
+
+
 def _read_pairs(folder: Path, folds: list[list[int]], photos: dict[str, Photo]) -> Iterator[Pair]:
     """Pairs of a prepared data set; what they say twice has to agree with its other files."""
     fold_of = {class_id: str(fold) for fold, ids in enumerate(folds) for class_id in ids}
@@ -307,24 +294,49 @@ def _read_pairs(folder: Path, folds: list[list[int]], photos: dict[str, Photo]) 
         yield pair
 
 
+def begin(out: Path) -> None:
+    """Make the folder of a prepared data set; until ``write_tables`` ends, nothing in it passes for whole."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / ABOUT).unlink(missing_ok=True)
+
+
 def write_tables(
-    out: Path, columns: Sequence[str], images: Iterable[tuple], pairs: Iterable[tuple], description: dict[str, Any]
-) -> None:
+    out: Path,
+    name: str,
+    splits: Splits,
+    columns: Sequence[str],
+    images: Iterable[tuple],
+    pairs: Iterable[tuple],
+    facts: dict[str, Any],
+) -> dict[str, Any]:
     """Write the three files of a prepared data set; ``dataset.json`` comes last and gets the digest of all.
 
     Args:
         columns, images: of ``images.csv``.
         pairs: rows of ``PAIR_COLUMNS``.
-        description: of ``dataset.json``; its key ``seal`` is added here.
+        facts: what else ``dataset.json`` says.
+
+    Returns:
+        What ``dataset.json`` holds.
     """
-    write_csv(out / IMAGES, columns, images)
-    write_csv(out / PAIRS, PAIR_COLUMNS, pairs)
+    files.write_csv(out / IMAGES, columns, images)
+    files.write_csv(out / PAIRS, PAIR_COLUMNS, pairs)
+    description = {
+        "name": name,
+        "classes": list(splits.classes),
+        "folds": [list(ids) for ids in splits.folds],
+        "held_out": [list(ids) for ids in splits.held_out],
+        "split_note": splits.note,
+        **facts,
+    }
     description["seal"] = _seal(out, description)
-    write_json(out / ABOUT, description)
+    files.write_json(out / ABOUT, description)
+    return description
 
 
 def _seal(folder: Path, description: dict[str, Any]) -> str:
-    return sha256_text(canonical([description, *(sha256_file(folder / name) for name in (IMAGES, PAIRS))]))
+    tables = [files.sha256_file(folder / name) for name in (IMAGES, PAIRS)]
+    return files.sha256_text(files.canonical([description, *tables]))
 
 
 def binary_mask(mask: np.ndarray, class_id: int, void_classes: Iterable[int] = ()) -> np.ndarray:

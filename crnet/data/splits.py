@@ -32,6 +32,10 @@ class Splits:
         """``about`` with the beginning of the digest, e.g. for a caption."""
         return f"{self.about}, digest {self.digest[:8]}" if self.about else None
 
+    def fold_of(self) -> dict[int, int]:
+        """Class id -> the fold that tests it; without the classes that none tests."""
+        return {class_id: fold for fold, ids in enumerate(self.folds) for class_id in ids}
+
     def test_names(self) -> dict[int, list[str]]:
         """Fold -> names of its test classes."""
         return {fold: [self.classes[i - 1] for i in ids] for fold, ids in enumerate(self.folds)}

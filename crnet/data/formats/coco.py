@@ -18,7 +18,7 @@ from crnet.data.findings import Finding, Report, fail, reason
 from crnet.data.formats import annotations
 from crnet.data.formats.annotations import FETCH_AGAIN, Annotations
 from crnet.data.formats.voc import RULE_MORE_THAN
-from crnet.data.index import SPLITS, write_tables
+from crnet.data.index import SPLITS, begin, write_tables
 from crnet.data.packed import BROKEN_ZIP, PackedMasks, decode
 from crnet.data.pixels import opened, photo_size
 from crnet.data.splits import Splits
@@ -77,15 +77,13 @@ def prepare(
     Raises:
         CrnetError: anything wrong with archives or annotations, one sentence that names the file.
     """
-    # dataset.json is the sign of completion: gone from the start, written last.
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "dataset.json").unlink(missing_ok=True)
-    fold_of = {class_id: fold for fold, ids in enumerate(splits.folds) for class_id in ids}
+    begin(out)
+    fold_of = splits.fold_of()
     digest = hashlib.sha256(canonical(splits.digest).encode())
     root = Path(os.path.relpath(archives, out)).as_posix()
     lines, images, pairs, offset = [], [], [], 0
     for split in SPLITS:
-        for photo in scan_split(archives, split, splits.classes, settings["rule_grid"]):
+        for photo in _scan_split(archives, split, splits.classes, settings["rule_grid"], fail):
             line = photo.packed.line()
             images.append(_image_row(photo, offset, line, root))
             pairs += [(photo.image, c, fold_of.get(c, ""), split, photo.pixels[c]) for c in sorted(photo.by_rule)]
@@ -94,23 +92,17 @@ def prepare(
             lines.append(line)
             offset += len(line)
     _check_names([row[0] for row in images], archives, fail)
-    description = {
-        "name": name,
+    atomic_write(out / MASKS, b"".join(lines))
+    facts = {
         "layout": "coco",
-        "classes": list(splits.classes),
-        "folds": [list(ids) for ids in splits.folds],
-        "held_out": [list(ids) for ids in splits.held_out],
-        "split_note": splits.note,
         "split_digest": splits.digest,
         "pairs_from": "rule",
         "subset": _subset(published, Counter(row[1] for row in images)),
         "counts": _counts(splits, pairs),
         "digest": digest.hexdigest(),
-        "settings": dict(settings),
+        "settings": settings,
     }
-    atomic_write(out / MASKS, b"".join(lines))
-    write_tables(out, COLUMNS, sorted(images), sorted(pairs), description)
-    return description
+    return write_tables(out, name, splits, COLUMNS, sorted(images), sorted(pairs), facts)
 
 
 def check(archives: Path, report: Report, *, splits: Splits, settings: dict) -> int:
@@ -127,19 +119,14 @@ def check(archives: Path, report: Report, *, splits: Splits, settings: dict) -> 
     """
     names = []
     for split in SPLITS:
-        scans = scan_split(archives, split, splits.classes, settings["rule_grid"], report, decode_photos=True)
+        scans = _scan_split(archives, split, splits.classes, settings["rule_grid"], report, decode_photos=True)
         names += [photo.image for photo in scans]
     _check_names(names, archives, report)
     return len(names)
 
 
-def scan_split(
-    archives: Path,
-    split: str,
-    classes: tuple[str, ...],
-    grid: int,
-    report: Report = fail,
-    decode_photos: bool = False,
+def _scan_split(
+    archives: Path, split: str, classes: tuple[str, ...], grid: int, report: Report, decode_photos: bool = False
 ) -> Iterator[Scan]:
     """All photos of a split ("train" or "val") by file name.
 
@@ -259,17 +246,6 @@ def _counts(splits: Splits, pairs: list[tuple]) -> dict[str, list[int]]:
 
 
 def _image_row(photo: Scan, offset: int, line: bytes, root: str) -> tuple:
-    classes = " ".join(map(str, sorted({*photo.pixels, *photo.crowds})))
-    archive = f"{root}/{photo.split}2014.zip"
-    return (
-        photo.image,
-        photo.split,
-        archive,
-        photo.member,
-        MASKS,
-        offset,
-        f"{zlib.crc32(line):08x}",
-        photo.width,
-        photo.height,
-        classes,
-    )
+    archive, checksum = f"{root}/{photo.split}2014.zip", f"{zlib.crc32(line):08x}"
+    place = photo.image, photo.split, archive, photo.member, MASKS, offset, checksum
+    return *place, photo.width, photo.height, " ".join(map(str, sorted({*photo.pixels, *photo.crowds})))

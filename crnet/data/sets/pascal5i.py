@@ -1,7 +1,6 @@
 """PASCAL-5i: VOC 2012 and SBD in four folds of five classes (Shaban et al. 2017; Table 1 of the paper)."""
 
 from pathlib import Path
-from typing import Any
 
 from crnet.data.findings import Finding, Report
 from crnet.data.formats import voc
@@ -62,12 +61,12 @@ def prepare(archives: Path, extracted: Path, out: Path, settings: dict) -> dict:
     Raises:
         CrnetError: a folder is absent, or anything that ``voc.prepare`` finds.
     """
-    return voc.prepare(*_roots(extracted), out, **_arguments(settings))
+    return voc.prepare(*_roots(extracted), out, _choice(settings))
 
 
 def check(archives: Path, extracted: Path, settings: dict, report: Report) -> int:
     """Report all that ``prepare`` would stop at; see ``voc.check``."""
-    return voc.check(*_roots(extracted), report, **_arguments(settings))
+    return voc.check(*_roots(extracted), _choice(settings), report)
 
 
 def _roots(extracted: Path) -> list[Path]:
@@ -87,18 +86,10 @@ def roots_in(extracted: Path) -> list[Path]:
     ]
 
 
-def _arguments(settings: dict) -> dict[str, Any]:
-    settings = {**SETTINGS, **settings}
-    published = published_pairs()
-    return {
-        "name": "pascal5i",
-        "classes": CLASSES,
-        "folds": FOLDS,
-        "pairs": published if settings["pairs"] == "published" else settings["pairs"],
-        "subset_ids": _subset_ids(settings["subset"]),
-        "settings": settings,
-        "published": published,
-    }
+def _choice(settings: dict) -> voc.Choice:
+    settings, published = {**SETTINGS, **settings}, published_pairs()
+    pairs = published if settings["pairs"] == "published" else settings["pairs"]
+    return voc.Choice("pascal5i", splits(settings), settings, pairs, published, _subset_ids(settings["subset"]))
 
 
 def published_pairs(path: Path = PAIRS_FILE) -> list[tuple[str, str, int]]:

@@ -114,17 +114,7 @@ def prepare(archives: Path, extracted: Path, out: Path, settings: dict) -> dict:
     """
     settings = {**SETTINGS, **settings}
     write_voc(out, settings)
-    return voc.prepare(
-        out / "VOCdevkit" / "VOC2012",
-        None,
-        out,
-        name="shapes5i",
-        classes=CLASSES,
-        folds=FOLDS,
-        pairs="rule",
-        subset_ids=None,
-        settings=settings,
-    )
+    return voc.prepare(out / "VOCdevkit" / "VOC2012", None, out, voc.Choice("shapes5i", splits(settings), settings))
 
 
 def write_voc(root: Path, settings: dict) -> str:
