@@ -26,7 +26,6 @@ class Checked:
         name: its name in the study's folders.
         where: the folder that was read: the prepared one, or else that of what it is prepared from.
         photos: how many were read whole; None where there is nothing to read yet.
-        findings: all that is wrong.
     """
 
     name: str
@@ -36,15 +35,8 @@ class Checked:
 
 
 def check(spec: dict, prepared: Path, archives: Path, extracted: Path) -> Checked:
-    """Read one data set.
-
-    Args:
-        spec: ``{"name": ..., settings...}``, as for ``crnet.data.prepare``.
-        prepared: folder of the prepared data set; what is looked at first.
-        archives, extracted: what it is prepared from.
-    """
-    settings = {key: value for key, value in spec.items() if key != "name"}
-    dataset = sets.module(spec["name"])
+    """Read one data set: ``prepared``, or else what ``crnet.data.prepare`` prepares it from with these arguments."""
+    dataset, settings = sets.opened(spec)
     ready = (prepared / "dataset.json").is_file()
     from_archives = hasattr(dataset, "check")
     source = archives if getattr(dataset, "IN_PLACE", ()) else extracted
@@ -60,10 +52,7 @@ def check(spec: dict, prepared: Path, archives: Path, extracted: Path) -> Checke
 
 
 def check_prepared(folder: Path, report: Report) -> int:
-    """Read every photo and mask of a prepared data set.
-
-    Returns:
-        The number of photos that are whole, with their masks.
+    """Read every photo and mask of a prepared data set, and count those that are whole.
 
     Raises:
         CrnetError: it is no prepared data set.

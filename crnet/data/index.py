@@ -163,12 +163,11 @@ class Index:
         """Pairs to train on when ``fold`` is tested: photos of split train, classes of ``base_classes``.
 
         Args:
-            fold: the fold that is tested.
             novel_pixels: what becomes of training photos that also show a class of ``unseen_classes`` (protocol
                 B2): "background" and "void" keep them and differ in ``class_mask``; "drop" leaves the photos out.
 
         Raises:
-            CrnetError: unknown fold or choice; a pair that training must not see.
+            CrnetError: unknown fold or choice.
         """
         if novel_pixels not in NOVEL_PIXELS:
             raise CrnetError(f"unknown novel_pixels {novel_pixels!r}: choose from {', '.join(NOVEL_PIXELS)}.")
@@ -176,7 +175,6 @@ class Index:
         if novel_pixels == "drop":
             unseen = set(self.unseen_classes(fold))
             pairs = [pair for pair in pairs if not unseen & self.photos[pair.image].classes]
-        self.check_training_pairs(fold, pairs)
         return pairs
 
     def test_pairs(self, fold: int) -> list[Pair]:
@@ -208,10 +206,8 @@ class Index:
     def read_image(self, image: str) -> np.ndarray:
         """The photo as uint8 RGB, (H, W, 3). Raises CrnetError if the file is broken or changed its size."""
         photo = self._photo(image)
-        if photo.member is None:
-            pixels = read_rgb(photo.path)
-        else:
-            pixels = self._archives.read_rgb(photo.path, photo.member)
+        in_archive = photo.member is not None
+        pixels = self._archives.read_rgb(photo.path, photo.member) if in_archive else read_rgb(photo.path)
         self._check_size(photo, photo.path, pixels)
         return pixels
 
@@ -222,10 +218,13 @@ class Index:
         training photos void (protocol B2). Raises CrnetError like ``read_image``.
         """
         photo = self._photo(image)
-        if photo.offset is None:
-            return binary_mask(self.read_mask(image), class_id, void_classes)
-        packed = read_packed(photo.mask, photo.offset, photo.mask_crc32)
-        return packed.class_mask(photo.height, photo.width, class_id, void_classes)
+        if photo.offset is not None:
+            packed = read_packed(photo.mask, photo.offset, photo.mask_crc32)
+            return packed.class_mask(photo.height, photo.width, class_id, void_classes)
+        lookup = np.zeros(256, np.uint8)
+        lookup[[VOID, *void_classes]] = VOID
+        lookup[class_id] = 1
+        return lookup[self.read_mask(image)]
 
     def read_mask(self, image: str) -> np.ndarray:
         """Class id per pixel, uint8 (H, W): 0 background, 255 void.
@@ -252,8 +251,8 @@ class Index:
         return self.photos[image]
 
     def _check_size(self, photo: Photo, path: Path, pixels: np.ndarray) -> None:
-        if pixels.shape[:2] != (photo.height, photo.width):
-            height, width = pixels.shape[:2]
+        height, width = pixels.shape[:2]
+        if (height, width) != (photo.height, photo.width):
             raise CrnetError(
                 f"{path} is {width}x{height} px but was {photo.width}x{photo.height} when {self.name} was "
                 "prepared: prepare the data again."
@@ -337,15 +336,3 @@ def write_tables(
 def _seal(folder: Path, description: dict[str, Any]) -> str:
     tables = [files.sha256_file(folder / name) for name in (IMAGES, PAIRS)]
     return files.sha256_text(files.canonical([description, *tables]))
-
-
-def binary_mask(mask: np.ndarray, class_id: int, void_classes: Iterable[int] = ()) -> np.ndarray:
-    """The mask of one class, uint8, any shape: 1 where it is, 255 at void and ``void_classes``, 0 elsewhere.
-
-    ``mask`` is a map of class ids, see ``Index.class_mask``.
-    """
-    lookup = np.zeros(256, np.uint8)
-    lookup[list(void_classes)] = VOID
-    lookup[VOID] = VOID
-    lookup[class_id] = 1
-    return lookup[mask]

@@ -28,6 +28,7 @@ from crnet.runtime.files import read_json, write_json
 TIMEOUT_SECONDS = 60.0  # without a single byte from the server
 BACKOFF_SECONDS = 1.0  # before the first retry, doubled for each further one
 LONGEST_WAIT_SECONDS = 60.0
+RETRIES = 5  # attempts in a row that bring no new byte, so that 13 GB arrive over a line that drops every minute
 CHUNK_BYTES = 1 << 18
 WORTH_A_RETRY = {408, 425, 429, 500, 502, 503, 504}
 
@@ -55,15 +56,8 @@ class Progress:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(
-                desc=label,
-                total=total,
-                initial=done,
-                unit="B",
-                unit_scale=True,
-                unit_divisor=1024,
-                leave=False,
-            )
+            unit = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+            self._bar = tqdm(desc=label, total=total, initial=done, leave=False, **unit)
 
     def add(self, count: int) -> None:
         self._done += count
@@ -209,17 +203,11 @@ def open_part(path: Path) -> Iterator[Part]:
                 part.discard()
 
 
-def download(url: str, part: Part, label: str, size: int | None = None, retries: int = 5) -> None:
-    """Complete ``part`` from ``url``.
+def complete(part: Part, url: str, label: str, size: int | None) -> None:
+    """Complete ``part`` from ``url``, which has to offer ``size`` bytes, if that is known.
 
-    A failed attempt is repeated after 1, 2, 4, ... seconds (or what Retry-After asks for). ``retries`` counts
-    the attempts in a row that brought no new byte, so that 13 GB arrive over a line that drops every minute.
-    A machine that reaches no server is told so after one retry.
-
-    Args:
-        url: http://, https:// or file://.
-        size: bytes that the file must have, if known.
-        retries: attempts in a row that may fail to get further.
+    A failed attempt is repeated after 1, 2, 4, ... seconds (or what Retry-After asks for), up to ``RETRIES`` times. A
+    machine that reaches no server is told so after one retry.
 
     Raises:
         DownloadFailed: with the reason; the part stays for the next start.
@@ -234,7 +222,7 @@ def download(url: str, part: Part, label: str, size: int | None = None, retries:
             ever_answered |= interruption.answered
             failures = 1 if part.length > furthest else failures + 1
             furthest = max(furthest, part.length)
-            if failures > (retries if ever_answered else min(retries, 1)):
+            if failures > (RETRIES if ever_answered else 1):
                 raise DownloadFailed(str(interruption)) from interruption
             wait = interruption.wait if interruption.wait is not None else BACKOFF_SECONDS * 2 ** (failures - 1)
             wait = min(wait, LONGEST_WAIT_SECONDS)
@@ -253,14 +241,12 @@ def _attempt(url: str, part: Part, label: str, size: int | None) -> None:
     response = _request(url, part.length, known)
     if response is None:  # 416: no such range in the file that is there now
         part.discard()
-        response = _request(url, 0, None)
-        if response is None:
+        if (response := _request(url, 0, None)) is None:
             raise DownloadFailed("the server refuses even the whole file (416 Range Not Satisfiable)")
     with response:
         offset, remote = _offered(response, url)
         if offset and (offset != part.length or known is None or not known.may_be(remote)):
-            # Another range than asked for, or a server that ignores If-Range joins two versions: fetch it
-            # anew.
+            # Another range than asked for, or a server that ignores If-Range joins two versions: fetch it anew.
             part.discard()
             raise _Interrupted("the file changed on the server or another range came than was asked for")
         if size is not None and remote.size is not None and remote.size != size:

@@ -50,22 +50,11 @@ def splits(settings: dict) -> Splits:
 
 
 def prepare(archives: Path, extracted: Path, out: Path, settings: dict) -> dict:
-    """Prepare PASCAL-5i from the folder into which both archives were extracted; see ``voc.prepare``.
-
-    Args:
-        archives: unused, the archives were extracted.
-        extracted: folder that holds what was extracted from each archive, in a folder of the archive's name.
-        out: folder of the prepared data set.
-        settings: overrides of ``SETTINGS``.
-
-    Raises:
-        CrnetError: a folder is absent, or anything that ``voc.prepare`` finds.
-    """
+    """From the two extracted archives; see ``voc.prepare``."""
     return voc.prepare(*_roots(extracted), out, _choice(settings))
 
 
 def check(archives: Path, extracted: Path, settings: dict, report: Report) -> int:
-    """Report all that ``prepare`` would stop at; see ``voc.check``."""
     return voc.check(*_roots(extracted), _choice(settings), report)
 
 
@@ -87,7 +76,7 @@ def roots_in(extracted: Path) -> list[Path]:
 
 
 def _choice(settings: dict) -> voc.Choice:
-    settings, published = {**SETTINGS, **settings}, published_pairs()
+    published = published_pairs()
     pairs = published if settings["pairs"] == "published" else settings["pairs"]
     return voc.Choice("pascal5i", splits(settings), settings, pairs, published, _subset_ids(settings["subset"]))
 
