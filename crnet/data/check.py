@@ -20,17 +20,11 @@ PREPARE_AGAIN = "let the workflow prepare the data again"
 
 @dataclass
 class Checked:
-    """What the check of one data set told.
+    """What the check of one data set told."""
 
-    Attributes:
-        name: its name in the study's folders.
-        where: the folder that was read: the prepared one, or else that of what it is prepared from.
-        photos: how many were read whole; None where there is nothing to read yet.
-    """
-
-    name: str
-    where: Path
-    photos: int | None = None
+    name: str  # in the study's folders
+    where: Path  # the folder that was read: the prepared one, or else that of what it is prepared from
+    photos: int | None = None  # how many were read whole; None where there is nothing to read yet
     findings: list[CrnetError] = field(default_factory=list)
 
 

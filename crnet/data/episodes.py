@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crnet.data.index import Index, Pair
+from crnet.data.index import Index
 from crnet.errors import CrnetError
 from crnet.runtime.files import read_csv, read_json, sha256_file, write_csv, write_json
 from crnet.runtime.seeding import derive
@@ -28,28 +28,28 @@ class Episode:
 
 @dataclass(frozen=True)
 class EpisodeTable:
-    """The test episodes of one fold.
+    """The test episodes of one fold."""
 
-    Attributes:
-        fold: whose test classes are asked for.
-        dataset_digest: of the prepared data set from which the episodes were drawn.
-        count: episodes per seed.
-        seeds: the episode seeds, in order.
-        shots: number of supports of each episode.
-        left_out: classes with too few photos, as {class name: number of photos}.
-        episodes: sorted by seed as in ``seeds``, then by number.
-    """
-
-    fold: int
-    dataset_digest: str
-    count: int
-    seeds: tuple[int, ...]
-    shots: int
-    left_out: dict[str, int] = field(default_factory=dict)
-    episodes: tuple[Episode, ...] = ()
+    fold: int  # whose test classes are asked for
+    dataset_digest: str  # of the prepared data set from which the episodes were drawn
+    count: int  # episodes per seed
+    seeds: tuple[int, ...]  # in order
+    shots: int  # supports of each episode
+    left_out: dict[str, int] = field(default_factory=dict)  # class with too few photos -> how many it has
+    episodes: tuple[Episode, ...] = ()  # sorted by seed as in ``seeds``, then by number
 
 
-def draw(index: Index, fold: int, count: int, seeds: Sequence[int], shots: int, too_few: str = "error") -> EpisodeTable:
+def draw(
+    index: Index,
+    fold: int,
+    count: int,
+    seeds: Sequence[int],
+    shots: int,
+    too_few: str = "error",
+    *,
+    classes: Sequence[int] | None = None,
+    purpose: str = "episodes",
+) -> EpisodeTable:
     """Draw ``count`` episodes per seed: first the class (section 3 of the paper), then query and supports.
 
     The class is uniform among the fold's, the query uniform among the class's test photos, and the supports
@@ -57,54 +57,22 @@ def draw(index: Index, fold: int, count: int, seeds: Sequence[int], shots: int, 
     same classes have enough photos.
 
     Args:
-        fold: the fold whose classes are tested.
         seeds: episode seeds; each is a stream of its own.
         shots: the largest number of shots that the study asks for.
         too_few: what to do with a class of fewer than ``shots + 1`` test photos: "error" or "leave out".
+        classes: the fold's test classes, if not others.
+        purpose: what the episodes are for; another one has other streams.
 
     Raises:
         CrnetError: classes with too few photos, or none left.
     """
-    classes = index.novel_classes(fold)
-    return _draw(index, "episodes", classes, index.test_pairs(fold), fold, count, seeds, shots, too_few)
-
-
-def draw_trials(index: Index, fold: int, count: int, shots: int) -> EpisodeTable:
-    """Episodes on which settings are chosen: test photos of classes that the fold does not test.
-
-    Classes of ``Index.selection_classes``; those with too few photos are left out and named. Photos are of split val,
-    so that a network is not judged on photos that it was trained on.
-
-    Raises:
-        CrnetError: no class has ``shots + 1`` photos; a class is one that the fold tests.
-    """
-    classes = index.selection_classes(fold)
-    if tested := set(classes) & set(index.novel_classes(fold)):
-        raise CrnetError(
-            f"{index.name}: {index.class_name(min(tested))} would serve to choose settings of fold {fold}, which tests "
-            "it."
-        )
-    pairs = index.pairs("val", classes)
-    return _draw(index, "trial episodes", classes, pairs, fold, count, [0], shots, "leave out")
-
-
-def _draw(
-    index: Index,
-    purpose: str,
-    classes: Sequence[int],
-    pairs: Sequence[Pair],
-    fold: int,
-    count: int,
-    seeds: Sequence[int],
-    shots: int,
-    too_few: str,
-) -> EpisodeTable:
     if too_few not in TOO_FEW:
         raise CrnetError(f"unknown too_few {too_few!r}: choose from {', '.join(TOO_FEW)}.")
     if count < 1 or shots < 1 or len(set(seeds)) != len(seeds) or not seeds:
         raise CrnetError(f"episodes need count and shots >= 1 and distinct seeds, not {count}, {shots}, {list(seeds)}.")
+    classes = index.novel_classes(fold) if classes is None else classes
     pools: dict[int, list[str]] = {class_id: [] for class_id in classes}
-    for pair in pairs:
+    for pair in index.pairs("val", classes):
         pools[pair.class_id].append(pair.image)
     left_out = {index.class_name(c): len(pool) for c, pool in pools.items() if len(pool) < shots + 1}
     eligible = [c for c, pool in pools.items() if len(pool) >= shots + 1]
@@ -125,6 +93,22 @@ def _draw(
             query, *supports = (pool[i] for i in generator.permutation(len(pool))[: shots + 1])
             episodes.append(Episode(seed, number, class_id, query, tuple(supports)))
     return EpisodeTable(fold, index.digest, count, tuple(seeds), shots, left_out, tuple(episodes))
+
+
+def draw_trials(index: Index, fold: int, count: int, shots: int) -> EpisodeTable:
+    """Episodes on which settings are chosen: test photos of classes that the fold does not test.
+
+    Classes of ``Index.selection_classes``; those with too few photos are left out and named. Photos are of split val,
+    so that a network is not judged on photos that it was trained on.
+
+    Raises:
+        CrnetError: no class has ``shots + 1`` photos; a class is one that the fold tests.
+    """
+    classes = index.selection_classes(fold)
+    if tested := set(classes) & set(index.novel_classes(fold)):
+        use = f"would serve to choose settings of fold {fold}, which tests it"
+        raise CrnetError(f"{index.name}: {index.class_name(min(tested))} {use}.")
+    return draw(index, fold, count, [0], shots, "leave out", classes=classes, purpose="trial episodes")
 
 
 def write(path: Path, table: EpisodeTable) -> str:

@@ -56,50 +56,31 @@ class Pair:
 
 @dataclass(frozen=True)
 class Photo:
-    """One row of ``images.csv``.
+    """One row of ``images.csv``."""
 
-    Attributes:
-        split: "train" or "val".
-        path: the image file, or the zip archive that holds it as ``member``.
-        mask: a PNG of class ids, or the file that holds the masks of its classes from byte ``offset`` on.
-        mask_crc32: of the PNG, or of the line at ``offset``.
-        width, height: size in pixels.
-        classes: class ids that the photo shows, those of crowds included.
-    """
-
-    split: str
-    path: Path
-    mask: Path
-    mask_crc32: int
-    width: int
+    split: str  # "train" or "val"
+    path: Path  # the image file, or the zip archive that holds it as ``member``
+    mask: Path  # a PNG of class ids, or the file that holds the masks of its classes from byte ``offset`` on
+    mask_crc32: int  # of the PNG, or of the line at ``offset``
+    width: int  # in pixels, as the height
     height: int
-    classes: frozenset[int]
+    classes: frozenset[int]  # ids that the photo shows, those of crowds included
     member: str | None = None
     offset: int | None = None
 
 
 class Index:
-    """A prepared data set, opened for reading.
-
-    Attributes:
-        name: name of the data set, e.g. ``pascal5i``.
-        classes: class names; the class with id ``i`` is ``classes[i - 1]``.
-        folds: per fold the ids of its *test* classes.
-        held_out: per fold the ids of classes that are neither trained nor tested; all empty for PASCAL-5i.
-        split_note: a sentence on the choice of the splits, for captions, or None.
-        digest: SHA-256 over photos, mask pixels, splits and pairs.
-        subset: a sentence with counts if the data set is a part of the published one, else None.
-        photos: ``Photo`` by image id, in order of id.
-    """
+    """A prepared data set, opened for reading."""
 
     def __init__(self, description: dict, photos: dict[str, Photo], pairs: list[Pair]):
         self.name: str = description["name"]
-        self.classes: tuple[str, ...] = tuple(description["classes"])
+        self.classes: tuple[str, ...] = tuple(description["classes"])  # the class with id i is classes[i - 1]
+        # Per fold the ids of its *test* classes, and of those neither trained nor tested: none for PASCAL-5i.
         self.folds, self.held_out = (tuple(map(tuple, description[role])) for role in ("folds", "held_out"))
-        self.split_note: str | None = description["split_note"]
-        self.digest: str = description["digest"]
-        self.subset: str | None = description["subset"]
-        self.photos = photos
+        self.split_note: str | None = description["split_note"]  # on the choice of the splits, for captions
+        self.digest: str = description["digest"]  # SHA-256 over photos, mask pixels, splits and pairs
+        self.subset: str | None = description["subset"]  # a sentence with counts if it is a part of the published one
+        self.photos = photos  # by image id, in order of id
         self._pairs = sorted(pairs)
         self._archives = Archives()
 
@@ -121,12 +102,10 @@ class Index:
                 raise ValueError(f"the digest of {IMAGES}, {PAIRS} and {ABOUT} differs")
             photos = _read_photos(folder)
             index = cls(description, photos, list(_read_pairs(folder, description["folds"], photos)))
-        for fold, (tested, held_out) in enumerate(zip(index.folds, index.held_out, strict=True)):
-            if both := set(tested) & set(held_out):
-                raise CrnetError(
-                    f"{index.name}: fold {fold} tests {index.class_name(min(both))} and holds it out for choosing "
-                    "settings: a class is one or the other."
-                )
+            for fold, (tested, held_out) in enumerate(zip(index.folds, index.held_out, strict=True)):
+                if both := set(tested) & set(held_out):
+                    what = f"tests {index.class_name(min(both))} and holds it out for choosing settings"
+                    raise CrnetError(f"{index.name}: fold {fold} {what}: a class is one or the other.")
         return index
 
     def class_name(self, class_id: int) -> str:
@@ -190,13 +169,13 @@ class Index:
         novel, held_out = set(self.novel_classes(fold)), set(self.held_out[fold])
         for pair in pairs:
             if self.photos[pair.image].split != "train":
-                raise CrnetError(
-                    f"{self.name}: {pair.image} is a test photo (split val) and must not train fold {fold}."
-                )
-            if pair.class_id in novel | held_out:
-                name = self.class_name(pair.class_id)
+                what = f"is a test photo (split val) and must not train fold {fold}"
+            elif pair.class_id in novel | held_out:
                 use = "tests" if pair.class_id in novel else "holds out for choosing settings"
-                raise CrnetError(f"{self.name}: {pair.image} would train fold {fold} on {name}, which that fold {use}.")
+                what = f"would train fold {fold} on {self.class_name(pair.class_id)}, which that fold {use}"
+            else:
+                continue
+            raise CrnetError(f"{self.name}: {pair.image} {what}.")
 
     def size(self, image: str) -> tuple[int, int]:
         """(height, width) of a photo in pixels, without opening it."""
@@ -300,20 +279,14 @@ def begin(out: Path) -> None:
 
 
 def write_tables(
-    out: Path,
-    name: str,
-    splits: Splits,
-    columns: Sequence[str],
-    images: Iterable[tuple],
-    pairs: Iterable[tuple],
-    facts: dict[str, Any],
+    out: Path, splits: Splits, columns: Sequence[str], images: Iterable[tuple], pairs: Iterable[tuple], facts: dict
 ) -> dict[str, Any]:
     """Write the three files of a prepared data set; ``dataset.json`` comes last and gets the digest of all.
 
     Args:
         columns, images: of ``images.csv``.
         pairs: rows of ``PAIR_COLUMNS``.
-        facts: what else ``dataset.json`` says.
+        facts: what ``dataset.json`` says beside the classes and their roles.
 
     Returns:
         What ``dataset.json`` holds.
@@ -321,7 +294,6 @@ def write_tables(
     files.write_csv(out / IMAGES, columns, images)
     files.write_csv(out / PAIRS, PAIR_COLUMNS, pairs)
     description = {
-        "name": name,
         "classes": list(splits.classes),
         "folds": [list(ids) for ids in splits.folds],
         "held_out": [list(ids) for ids in splits.held_out],

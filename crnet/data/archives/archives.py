@@ -23,22 +23,14 @@ _CHECKSUM = re.compile(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{8,64}")
 
 @dataclass(frozen=True)
 class Archive:
-    """One file that can be fetched.
+    """One file that can be fetched. Raises CrnetError if a field is not of its form."""
 
-    Attributes:
-        name: file name, without a folder.
-        url: http://, https:// or file://.
-        checksum: "md5:<32 hex digits>" or "sha256:<8 to 64 hex digits>"; fewer than 64 are the digest's
-            beginning, as the file names of torchvision's weights carry it.
-        size: bytes, or None if not known.
-
-    Raises CrnetError if a field is not of that form.
-    """
-
-    name: str
-    url: str
+    name: str  # file name, without a folder
+    url: str  # http://, https:// or file://
+    # "md5:<32 hex digits>" or "sha256:<8 to 64 hex digits>"; fewer than 64 are the digest's beginning, as the file
+    # names of torchvision's weights carry it
     checksum: str
-    size: int | None = None
+    size: int | None = None  # bytes, or None if not known
 
     def __post_init__(self) -> None:
         if Path(self.name).name != self.name:
@@ -125,13 +117,14 @@ def fetch(archive: Archive, folder: Path) -> Path:
     path = folder / archive.name
     if is_verified(archive, folder):
         return path
+    part = Part(path)
     if path.exists():
         _verify_placed(archive, path)
-        download.forget_part(path)
+        part.forget()
     else:
-        with download.open_part(path) as part:
+        with part.opened():
             _download_verified(archive, part, path)
-            part.become(path)
+            part.become_whole()
     _record(path, archive.checksum)
     return path
 

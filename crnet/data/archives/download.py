@@ -20,7 +20,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 from crnet.errors import CrnetError
 from crnet.runtime.files import read_json, write_json
@@ -112,11 +112,39 @@ class _Remote:
 
 
 class Part:
-    """The growing ``<name>.part`` and its ``<name>.part.json``, locked against a second process."""
+    """The growing ``<name>.part`` of a file and its ``<name>.part.json``; ``opened``, it is for one process alone."""
 
-    def __init__(self, path: Path, stream: BinaryIO):
-        self.path, self._stream = path, stream
-        self._state = _state(path)
+    def __init__(self, target: Path):
+        self._target = target
+        self.path = target.with_name(target.name + ".part")
+        self._state = target.with_name(target.name + ".part.json")
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Within it bytes can be appended. Kept if anything goes wrong and it holds bytes.
+
+        Raises CrnetError if the folder cannot be written or another process is downloading the same file.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            stream = open(self.path, "ab", buffering=0)
+        except OSError as error:
+            raise CrnetError(
+                f"Cannot download to {self.path}: {error.strerror}; choose a folder that can be written."
+            ) from error
+        with stream as self._stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise CrnetError(f"Another process is downloading {self._target}: wait for it to end.") from error
+            except OSError:
+                pass  # a file system without locks: two downloads at once would fail the checksum, never pass it
+            try:
+                yield
+            finally:
+                if self.length == 0:
+                    self.path.unlink(missing_ok=True)
+                    self.discard()
 
     @property
     def length(self) -> int:
@@ -141,66 +169,25 @@ class Part:
             while left:  # an unbuffered write may take a part of it
                 left = left[self._stream.write(left) :]
         except OSError as error:
-            raise CrnetError(f"Cannot write {self.path}: {error.strerror}; {_remedy(error)}.") from error
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            remedy = "make room on that disk" if full else "check that folder"
+            raise CrnetError(f"Cannot write {self.path}: {error.strerror}; {remedy}.") from error
 
     def discard(self) -> None:
         """Throw the bytes away, e.g. because their checksum is wrong."""
         self._stream.truncate(0)
         self._state.unlink(missing_ok=True)
 
-    def become(self, path: Path) -> None:
-        """Give the whole file its name."""
+    def become_whole(self) -> None:
+        """Give the file its name."""
         os.fsync(self._stream.fileno())
-        os.replace(self.path, path)
+        os.replace(self.path, self._target)
         self._state.unlink(missing_ok=True)
 
-
-def _remedy(error: OSError) -> str:
-    return "make room on that disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check that folder"
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(path.name + ".part")
-
-
-def _state(part: Path) -> Path:
-    return part.with_name(part.name + ".json")
-
-
-def forget_part(path: Path) -> None:
-    """Remove the state of a part that got its name from a process that was killed right then."""
-    if not _part(path).exists():
-        _state(_part(path)).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def open_part(path: Path) -> Iterator[Part]:
-    """The part of ``path``, for one process at a time. Kept if anything goes wrong and it holds bytes.
-
-    Raises CrnetError if the folder cannot be written or another process is downloading the same file.
-    """
-    name = _part(path)
-    with contextlib.ExitStack() as stack:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stream = stack.enter_context(open(name, "ab", buffering=0))
-        except OSError as error:
-            raise CrnetError(
-                f"Cannot download to {name}: {error.strerror}; choose a folder that can be written."
-            ) from error
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CrnetError(f"Another process is downloading {path}: wait for it to end.") from error
-        except OSError:
-            pass  # a file system without locks: two downloads at once would fail the checksum, never pass it
-        part = Part(name, stream)
-        try:
-            yield part
-        finally:
-            if part.length == 0:
-                name.unlink(missing_ok=True)
-                part.discard()
+    def forget(self) -> None:
+        """Remove the state of a part that got its name from a process that was killed right then."""
+        if not self.path.exists():
+            self._state.unlink(missing_ok=True)
 
 
 def complete(part: Part, url: str, label: str, size: int | None) -> None:

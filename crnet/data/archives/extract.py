@@ -29,16 +29,8 @@ ALWAYS_ALLOWED_BYTES = 1 << 30
 BLOCK_BYTES = 4096  # what the smallest file takes on disk, so that millions of empty files count too
 STAMP = ".extracted.json"
 
-_BROKEN = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    gzip.BadGzipFile,
-    zlib.error,
-    LZMAError,
-    struct.error,
-    EOFError,
-    NotImplementedError,  # a zip compression that zipfile does not know
-)
+_BROKEN_TAR = (tarfile.TarError, gzip.BadGzipFile, zlib.error, LZMAError, struct.error, EOFError)
+_BROKEN_ZIP = (zipfile.BadZipFile, NotImplementedError)  # the latter: a compression that zipfile does not know
 
 
 @dataclass(frozen=True)
@@ -102,7 +94,13 @@ def _unpack(archive: Path, folder: Path, stamp: dict) -> None:
     try:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        _unpack_into(archive, work)
+        with _opened(archive) as source:
+            members = _checked(archive, source)
+            total = sum(member.size for member in members)
+            require_space(work, total, f"Unpacking {archive.name}")
+            with Progress(f"unpacking {archive.name}", total) as progress:
+                for member in members:
+                    _write(archive, source, member, work, progress)
         write_json(work / STAMP, stamp)
         if folder.exists():
             shutil.rmtree(folder)
@@ -120,16 +118,6 @@ def _stamp(folder: Path) -> dict:
         return {}
 
 
-def _unpack_into(archive: Path, work: Path) -> None:
-    with _opened(archive) as source:
-        members = _checked(archive, source)
-        total = sum(member.size for member in members)
-        require_space(work, total, f"Unpacking {archive.name}")
-        with Progress(f"unpacking {archive.name}", total) as progress:
-            for member in members:
-                _write(archive, source, member, work, progress)
-
-
 @contextmanager
 def _opened(archive: Path) -> Iterator[tarfile.TarFile | zipfile.ZipFile]:
     """The archive, with every way in which it can be damaged turned into one sentence."""
@@ -138,7 +126,7 @@ def _opened(archive: Path) -> Iterator[tarfile.TarFile | zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(archive) if is_zip else tarfile.open(archive) as source:
             yield source
-    except _BROKEN as error:
+    except (*_BROKEN_TAR, *_BROKEN_ZIP) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
         raise CrnetError(f"{archive} is damaged or cut short ({reason}): delete it and fetch it again.") from error
 

@@ -33,25 +33,14 @@ Listed = tuple[str, str, int]  # a pair as lists have it: split, image, class id
 
 @dataclass(frozen=True)
 class Choice:
-    """What is made of the photos.
+    """What is made of the photos. Raises CrnetError for folds or pairs that are not as said here."""
 
-    Attributes:
-        name: name of the data set.
-        splits: its classes and folds; each class is tested in exactly one fold.
-        settings: recorded as given; ``rule_grid`` is the step of the rule's grid in pixels (default 32).
-        pairs: "rule" for the small-object rule, or a list of them, kept if at hand.
-        published: the list to which ``pairs`` by rule are compared; ``pairs`` itself where that is a list.
-        subset_ids: restrict to these image ids; None for all.
-
-    Raises CrnetError for folds or pairs that are not so.
-    """
-
-    name: str
-    splits: Splits
-    settings: dict
-    pairs: str | Sequence[Listed] = "rule"
-    published: Sequence[Listed] | None = None
-    subset_ids: Sequence[str] | None = None
+    name: str  # of the data set
+    splits: Splits  # each class is tested in exactly one fold
+    settings: dict  # recorded as given; ``rule_grid`` is the step of the rule's grid in pixels (default 32)
+    pairs: str | Sequence[Listed] = "rule"  # the small-object rule, or a list of them, kept if at hand
+    published: Sequence[Listed] | None = None  # to which ``pairs`` by rule are compared; a list is itself
+    subset_ids: Sequence[str] | None = None  # restrict to these image ids; None for all
 
     def __post_init__(self) -> None:
         count, ids = len(self.splits.classes), [class_id for fold in self.splits.folds for class_id in fold]
@@ -105,6 +94,7 @@ def prepare(voc_root: Path, sbd_root: Path | None, out: Path, choice: Choice) ->
     kept = by_rule if choice.pairs == "rule" else listed
     rows = _pair_rows(scans, kept, choice)
     facts = {
+        "name": choice.name,
         "pairs_from": "rule" if choice.pairs == "rule" else "published",
         "subset": _subset(published, listed, len(scans), found),
         "counts": _by_fold(kept, choice.splits),
@@ -113,7 +103,7 @@ def prepare(voc_root: Path, sbd_root: Path | None, out: Path, choice: Choice) ->
     }
     if published is not None:
         facts["rule_check"] = _compare_with_rule(listed, by_rule, choice.splits)
-    return write_tables(out, choice.name, choice.splits, COLUMNS, [_image_row(s, out) for s in scans], rows, facts)
+    return write_tables(out, choice.splits, COLUMNS, [_image_row(s, out) for s in scans], rows, facts)
 
 
 def check(voc_root: Path, sbd_root: Path | None, choice: Choice, report: Report) -> int:

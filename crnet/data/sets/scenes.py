@@ -34,19 +34,12 @@ class Look:
 
 @dataclass
 class Scene:
-    """A canvas and what was painted on it.
+    """A canvas and what was painted on it."""
 
-    Attributes:
-        image: uint8 (H, W, 3).
-        instances: uint8 (H, W): 0 background, k the k-th painted object where it is visible.
-        labels: label of each instance, ``labels[0]`` = 0 for the background.
-        areas: pixels of each instance inside the canvas before others covered it.
-    """
-
-    image: np.ndarray
-    instances: np.ndarray
-    labels: list[int]
-    areas: list[int]
+    image: np.ndarray  # uint8 (H, W, 3)
+    instances: np.ndarray  # uint8 (H, W): 0 background, k the k-th painted object where it is visible
+    labels: list[int]  # of each instance, ``labels[0]`` = 0 for the background
+    areas: list[int]  # pixels of each instance inside the canvas before others covered it
 
     def mask(self) -> np.ndarray:
         """Label of every pixel, uint8 (H, W)."""
@@ -219,24 +212,14 @@ def _texture(
 
 
 def paint(
-    scene: Scene,
-    rng: np.random.Generator,
-    look: Look,
-    label: int,
-    area: int,
-    *,
-    spread: int = 30,
-    visible: int = 55,
-    tries: int = 6,
+    scene: Scene, rng: np.random.Generator, look: Look, label: int, area: int, *, visible: int = 55, tries: int = 6
 ) -> bool:
     """Paint one object at a random place, turned, mirrored and stretched at random; it may overhang the border.
 
     Args:
         scene: changed in place.
-        look: shape, texture, colours.
         label: 0 for clutter, else the class.
         area: of the whole object, in 1/1000 of the canvas.
-        spread: how far colours stray, see ``jitter``.
         visible: least share in percent of this object inside the canvas, and of each labelled object before it
             that stays uncovered.
         tries: places that are tried.
@@ -260,7 +243,7 @@ def paint(
     else:
         return False
     share = _texture(rng, look.texture, look.shape, across, along, radius)
-    first, second = (jitter(rng, colour, spread) for colour in look.colours)
+    first, second = (jitter(rng, colour, 30) for colour in look.colours)
     grain = rng.integers(-10, 11, (*size, 1), np.int32)
     colours = np.clip(_blend(first, second, share) + grain, 0, 255).astype(np.uint8)
     scene.image[rows, columns][inside] = colours[inside]
