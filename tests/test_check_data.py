@@ -20,14 +20,12 @@ from crnet.data import check
 from crnet.data.findings import Finding
 from crnet.data.formats import coco
 from crnet.data.prepare import prepare
-from crnet.data.sets import pascal5i
-from crnet.data.sets.shapes80 import SETTINGS as SHAPES80
-from crnet.data.sets.shapes80 import splits as splits_of_80
-from crnet.data.sets.shapes80 import write_coco
+from crnet.data.sets import pascal5i, shapes80
 from crnet.errors import CrnetError
 from crnet.runtime.files import read_csv
 
 ROOT = Path(__file__).resolve().parents[1]
+PHOTO = np.full((40, 48, 3), 90, np.uint8)
 SMALL = {"images_train": 8, "images_val": 6, "size": 64, "rule_grid": 8}
 
 
@@ -39,16 +37,15 @@ def save(path: Path, pixels: np.ndarray) -> None:
 @pytest.fixture
 def extracted(tmp_path) -> Path:
     """VOC and SBD as extracted, seven photos: cats (8) in t0 to t3 and v0, and s0, s1 that SBD alone has."""
-    folder = tmp_path / "extracted"
-    voc_root, sbd_root = pascal5i.roots_in(folder)
+    voc_root, sbd_root = pascal5i.roots_in(tmp_path)
     mask = np.zeros((40, 48), np.uint8)
     mask[:20, :20] = 8
+    (sbd_root / "cls").mkdir(parents=True)
     for name in ("t0", "t1", "t2", "t3", "v0"):
-        save(voc_root / "JPEGImages" / f"{name}.jpg", np.full((40, 48, 3), 90, np.uint8))
+        save(voc_root / "JPEGImages" / f"{name}.jpg", PHOTO)
         save(voc_root / "SegmentationClass" / f"{name}.png", mask)
     for name in ("s0", "s1"):
-        save(sbd_root / "img" / f"{name}.jpg", np.full((40, 48, 3), 90, np.uint8))
-        (sbd_root / "cls").mkdir(exist_ok=True)
+        save(sbd_root / "img" / f"{name}.jpg", PHOTO)
         savemat(sbd_root / "cls" / f"{name}.mat", {"GTcls": {"Segmentation": mask}})
     lists = voc_root / "ImageSets/Segmentation"
     lists.mkdir(parents=True)
@@ -56,7 +53,7 @@ def extracted(tmp_path) -> Path:
     (lists / "val.txt").write_text("v0")
     (sbd_root / "train.txt").write_text("s0")
     (sbd_root / "val.txt").write_text("s1")
-    return folder
+    return tmp_path
 
 
 def check_pascal(extracted: Path) -> check.Checked:
@@ -64,13 +61,10 @@ def check_pascal(extracted: Path) -> check.Checked:
     return check.check(spec, extracted / "none", extracted / "archives", extracted)
 
 
-def test_whole_data_have_no_findings(extracted):
+def test_all_findings_of_extracted_data_at_once(extracted):
     result = check_pascal(extracted)
     assert (result.photos, result.findings, result.where) == (7, [], extracted)
     assert not list(extracted.rglob("masks")), "checking writes nothing"
-
-
-def test_all_findings_of_extracted_data_at_once(extracted):
     voc_root, sbd_root = pascal5i.roots_in(extracted)
     cut = voc_root / "JPEGImages/t0.jpg"
     cut.write_bytes(cut.read_bytes()[:200])
@@ -86,7 +80,7 @@ def test_all_findings_of_extracted_data_at_once(extracted):
     assert parts["v0.jpg"] == ("is absent, but the photo v0 is listed", "extract its archive again")
     # What stops a preparation is one of these.
     with pytest.raises(Finding) as first:
-        pascal5i.prepare(extracted, extracted, extracted / "out", {"pairs": "rule"})
+        pascal5i.prepare(extracted, extracted, extracted / "out", {**pascal5i.SETTINGS, "pairs": "rule"})
     assert str(first.value) in {str(finding) for finding in result.findings}
 
 
@@ -99,16 +93,13 @@ def test_what_is_not_there_is_a_finding(tmp_path):
 @pytest.fixture
 def archives(tmp_path) -> Path:
     """Archives in the layout of COCO, eight and six photos."""
-    folder = tmp_path / "archives"
-    folder.mkdir()
-    write_coco(folder, {**SHAPES80, **SMALL})
-    return folder
+    shapes80.write_coco(tmp_path, {**shapes80.SETTINGS, **SMALL})
+    return tmp_path
 
 
 def check_coco(archives: Path) -> tuple[int | None, list[CrnetError]]:
     findings: list[CrnetError] = []
-    settings = {**SHAPES80, **SMALL}
-    return coco.check(archives, findings.append, splits=splits_of_80(settings), settings=settings), findings
+    return coco.check(archives, findings.append, splits=shapes80.splits({}), settings=SMALL), findings
 
 
 def rewritten(archive: Path, change) -> None:
@@ -208,7 +199,7 @@ def test_a_prepared_study(chain):
 
 
 def test_an_out_that_cannot_be_written_is_refused_before_the_reading(chain, monkeypatch):
-    monkeypatch.setattr(check, "check_study", lambda files: pytest.fail("read"))
+    monkeypatch.setattr(check, "check", lambda *_: pytest.fail("read"))
     done = run(chain[0], "--out", str(chain[0]))
     assert isinstance(done.exception, CrnetError) and "cannot be written (Is a directory)" in str(done.exception)
 

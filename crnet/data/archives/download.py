@@ -127,7 +127,7 @@ class Part:
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            stream = open(self.path, "ab", buffering=0)
+            stream = open(self.path, "ab", buffering=0)  # noqa: SIM115, closed by ``with`` below
         except OSError as error:
             raise CrnetError(
                 f"Cannot download to {self.path}: {error.strerror}; choose a folder that can be written."
