@@ -7,12 +7,13 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import layouts
 import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
+from layouts import save_mask
 from PIL import Image
-from scipy.io import savemat
 
 from crnet.cli import cli
 from crnet.config import study
@@ -25,34 +26,16 @@ from crnet.errors import CrnetError
 from crnet.runtime.files import read_csv
 
 ROOT = Path(__file__).resolve().parents[1]
-PHOTO = np.full((40, 48, 3), 90, np.uint8)
 SMALL = {"images_train": 8, "images_val": 6, "size": 64, "rule_grid": 8}
-
-
-def save(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
 
 
 @pytest.fixture
 def extracted(tmp_path) -> Path:
     """VOC and SBD as extracted, seven photos: cats (8) in t0 to t3 and v0, and s0, s1 that SBD alone has."""
-    voc_root, sbd_root = pascal5i.roots_in(tmp_path)
     mask = np.zeros((40, 48), np.uint8)
     mask[:20, :20] = 8
-    (sbd_root / "cls").mkdir(parents=True)
-    for name in ("t0", "t1", "t2", "t3", "v0"):
-        save(voc_root / "JPEGImages" / f"{name}.jpg", PHOTO)
-        save(voc_root / "SegmentationClass" / f"{name}.png", mask)
-    for name in ("s0", "s1"):
-        save(sbd_root / "img" / f"{name}.jpg", PHOTO)
-        savemat(sbd_root / "cls" / f"{name}.mat", {"GTcls": {"Segmentation": mask}})
-    lists = voc_root / "ImageSets/Segmentation"
-    lists.mkdir(parents=True)
-    (lists / "train.txt").write_text("t0 t1 t2 t3")
-    (lists / "val.txt").write_text("v0")
-    (sbd_root / "train.txt").write_text("s0")
-    (sbd_root / "val.txt").write_text("s1")
+    voc = {"train": dict.fromkeys(("t0", "t1", "t2", "t3"), mask), "val": {"v0": mask}}
+    layouts.write(*pascal5i.roots_in(tmp_path), voc, {"train": {"s0": mask}, "val": {"s1": mask}})
     return tmp_path
 
 
@@ -68,8 +51,8 @@ def test_all_findings_of_extracted_data_at_once(extracted):
     voc_root, sbd_root = pascal5i.roots_in(extracted)
     cut = voc_root / "JPEGImages/t0.jpg"
     cut.write_bytes(cut.read_bytes()[:200])
-    save(voc_root / "SegmentationClass/t1.png", np.full((40, 48), 99, np.uint8))
-    save(voc_root / "SegmentationClass/t2.png", np.zeros((40, 40), np.uint8))
+    save_mask(voc_root / "SegmentationClass/t1.png", np.full((40, 48), 99, np.uint8))
+    save_mask(voc_root / "SegmentationClass/t2.png", np.zeros((40, 40), np.uint8))
     (voc_root / "JPEGImages/v0.jpg").unlink()
     (sbd_root / "cls/s0.mat").write_bytes(b"no")
     result = check_pascal(extracted)
@@ -182,7 +165,7 @@ def test_a_prepared_study(chain):
     assert f"{shapes5i.name}: 14 photos with masks are whole, no findings" in done.output
     photo, mask = sorted(shapes5i.rglob("*.jpg"))[3], sorted(shapes5i.rglob("*.png"))[5]
     photo.write_bytes(photo.read_bytes()[:500])
-    save(mask, np.full(np.array(Image.open(mask)).shape, 200, np.uint8))
+    save_mask(mask, np.full(np.array(Image.open(mask)).shape, 200, np.uint8))
     lines = (shapes80 / coco.MASKS).read_bytes()
     (shapes80 / coco.MASKS).write_bytes(lines[:40] + b"\x00\x00" + lines[42:])
     done = run(folder, "--out", str(folder / "findings.csv"))

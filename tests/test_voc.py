@@ -4,10 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import layouts
 import numpy as np
 import pytest
-from PIL import Image
-from scipy.io import savemat
+from layouts import save_mask, save_photo
 
 from crnet.data.formats import voc
 from crnet.data.index import Index, Pair
@@ -27,43 +27,14 @@ def square(class_id: int, side: int = 20, size: tuple[int, int] = (40, 48)) -> n
     return mask
 
 
-def save_photo(path: Path, size: tuple[int, int] = (40, 48)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)).save(path)
-
-
-def save_mask(path: Path, mask: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(mask)
-    picture.putpalette([value % 251 for value in range(768)])  # palette PNG, as VOC's are
-    assert picture.mode == "P"
-    picture.save(path)
-
-
-def save_sbd(path: Path, mask: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    savemat(path, {"GTcls": {"Segmentation": mask}})
-
-
 @pytest.fixture
 def roots(tmp_path: Path) -> tuple[Path, Path]:
     """VOC: t1 (cat), t2 (cow and cat), v1 (dog). SBD: t2 again, v1 again, s1 (car), all with other masks."""
-    voc_root, sbd_root = tmp_path / "voc", tmp_path / "sbd"
-    masks = {"t1": square(1), "t2": square(3), "v1": square(2)}
-    masks["t2"][30:40, 30:40] = 1
-    for image, mask in masks.items():
-        save_photo(voc_root / "JPEGImages" / f"{image}.jpg")
-        save_mask(voc_root / "SegmentationClass" / f"{image}.png", mask)
-    for image in ("t2", "v1", "s1"):
-        save_photo(sbd_root / "img" / f"{image}.jpg")
-        save_sbd(sbd_root / "cls" / f"{image}.mat", square(4, side=10))
-    lists = voc_root / "ImageSets" / "Segmentation"
-    lists.mkdir(parents=True)
-    (lists / "train.txt").write_text("t1\nt2\n")
-    (lists / "val.txt").write_text("v1\n")
-    (sbd_root / "train.txt").write_text("t2\nv1\n")
-    (sbd_root / "val.txt").write_text("s1\n")
-    return voc_root, sbd_root
+    both, car = square(3), square(4, side=10)
+    both[30:40, 30:40] = 1
+    voc_masks = {"train": {"t1": square(1), "t2": both}, "val": {"v1": square(2)}}
+    layouts.write(tmp_path / "voc", tmp_path / "sbd", voc_masks, {"train": {"t2": car, "v1": car}, "val": {"s1": car}})
+    return tmp_path / "voc", tmp_path / "sbd"
 
 
 def prepare(roots: tuple[Path, Path | None], name: str = "prepared", **overrides) -> tuple[dict, Path]:
@@ -219,16 +190,6 @@ def test_photos_that_break_after_preparation(roots):
     save_photo(roots[0] / "JPEGImages" / "t1.jpg", (30, 30))
     with pytest.raises(CrnetError, match="30x30 px but was 48x40"):
         index.read_image("t1")
-
-
-@pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_grey_and_cmyk_photos_become_rgb(roots, mode):
-    path = roots[0] / "JPEGImages" / "t1.jpg"
-    with Image.open(path) as photo:
-        changed = photo.convert(mode)
-    changed.save(path)
-    pixels = Index.load(prepare(roots)[1]).read_image("t1")
-    assert (pixels.shape, pixels.dtype) == ((40, 48, 3), np.uint8)
 
 
 def test_data_modules_import_only_numpy_and_pil():
