@@ -46,11 +46,7 @@ def check(spec: dict, prepared: Path, archives: Path, extracted: Path) -> Checke
 
 
 def check_prepared(folder: Path, report: Report) -> int:
-    """Read every photo and mask of a prepared data set, and count those that are whole.
-
-    Raises:
-        CrnetError: it is no prepared data set.
-    """
+    """Count the photos of a prepared data set that are whole, with their masks. Raises CrnetError if it is none."""
     from tqdm import tqdm
 
     index, whole = Index.load(folder), 0
@@ -78,14 +74,16 @@ def _check_mask(index: Index, image: str) -> None:
 
 def rows(results: Iterable[Checked]) -> list[tuple[str, str, str, str]]:
     """A row of ``HEADER`` for each finding."""
-    return [(result.name, *_parts(error)) for result in results for error in result.findings]
-
-
-def _parts(error: CrnetError) -> tuple[str, str, str]:
-    if isinstance(error, Finding):
-        return error.file, error.what, error.remedy
-    what, _, remedy = str(error).rpartition(": ")
-    return "", what or str(error), remedy.rstrip(".") if what else ""
+    found = []
+    for result in results:
+        for error in result.findings:
+            if isinstance(error, Finding):
+                parts = error.file, error.what, error.remedy
+            else:
+                what, _, remedy = str(error).rpartition(": ")
+                parts = ("", what, remedy.rstrip(".")) if what else ("", str(error), "")
+            found.append((result.name, *parts))
+    return found
 
 
 def describe(results: Sequence[Checked]) -> str:

@@ -40,15 +40,7 @@ class EpisodeTable:
 
 
 def draw(
-    index: Index,
-    fold: int,
-    count: int,
-    seeds: Sequence[int],
-    shots: int,
-    too_few: str = "error",
-    *,
-    classes: Sequence[int] | None = None,
-    purpose: str = "episodes",
+    index: Index, fold: int, count: int, seeds: Sequence[int], shots: int, too_few: str = "error", trials: bool = False
 ) -> EpisodeTable:
     """Draw ``count`` episodes per seed: first the class (section 3 of the paper), then query and supports.
 
@@ -60,8 +52,7 @@ def draw(
         seeds: episode seeds; each is a stream of its own.
         shots: the largest number of shots that the study asks for.
         too_few: what to do with a class of fewer than ``shots + 1`` test photos: "error" or "leave out".
-        classes: the fold's test classes, if not others.
-        purpose: what the episodes are for; another one has other streams.
+        trials: of the classes on which settings are chosen, not of those that are tested; see ``draw_trials``.
 
     Raises:
         CrnetError: classes with too few photos, or none left.
@@ -70,7 +61,8 @@ def draw(
         raise CrnetError(f"unknown too_few {too_few!r}: choose from {', '.join(TOO_FEW)}.")
     if count < 1 or shots < 1 or len(set(seeds)) != len(seeds) or not seeds:
         raise CrnetError(f"episodes need count and shots >= 1 and distinct seeds, not {count}, {shots}, {list(seeds)}.")
-    classes = index.novel_classes(fold) if classes is None else classes
+    purpose = "trial episodes" if trials else "episodes"
+    classes = index.selection_classes(fold) if trials else index.novel_classes(fold)
     pools: dict[int, list[str]] = {class_id: [] for class_id in classes}
     for pair in index.pairs("val", classes):
         pools[pair.class_id].append(pair.image)
@@ -104,11 +96,10 @@ def draw_trials(index: Index, fold: int, count: int, shots: int) -> EpisodeTable
     Raises:
         CrnetError: no class has ``shots + 1`` photos; a class is one that the fold tests.
     """
-    classes = index.selection_classes(fold)
-    if tested := set(classes) & set(index.novel_classes(fold)):
+    if tested := set(index.selection_classes(fold)) & set(index.novel_classes(fold)):
         use = f"would serve to choose settings of fold {fold}, which tests it"
         raise CrnetError(f"{index.name}: {index.class_name(min(tested))} {use}.")
-    return draw(index, fold, count, [0], shots, "leave out", classes=classes, purpose="trial episodes")
+    return draw(index, fold, count, [0], shots, "leave out", trials=True)
 
 
 def write(path: Path, table: EpisodeTable) -> str:

@@ -145,8 +145,7 @@ class Index:
             novel_pixels: what becomes of training photos that also show a class of ``unseen_classes`` (protocol
                 B2): "background" and "void" keep them and differ in ``class_mask``; "drop" leaves the photos out.
 
-        Raises:
-            CrnetError: unknown fold or choice.
+        Raises CrnetError for an unknown fold or choice.
         """
         if novel_pixels not in NOVEL_PIXELS:
             raise CrnetError(f"unknown novel_pixels {novel_pixels!r}: choose from {', '.join(NOVEL_PIXELS)}.")
@@ -163,8 +162,7 @@ class Index:
     def check_training_pairs(self, fold: int, pairs: Iterable[Pair]) -> None:
         """Guard against the leak that would void every result.
 
-        Raises:
-            CrnetError: a pair lies in split val, or its class is one that ``fold`` tests or holds out.
+        Raises CrnetError for a pair of split val, or of a class that ``fold`` tests or holds out.
         """
         novel, held_out = set(self.novel_classes(fold)), set(self.held_out[fold])
         for pair in pairs:
@@ -232,10 +230,8 @@ class Index:
     def _check_size(self, photo: Photo, path: Path, pixels: np.ndarray) -> None:
         height, width = pixels.shape[:2]
         if (height, width) != (photo.height, photo.width):
-            raise CrnetError(
-                f"{path} is {width}x{height} px but was {photo.width}x{photo.height} when {self.name} was "
-                "prepared: prepare the data again."
-            )
+            before = f"{photo.width}x{photo.height} when {self.name} was prepared"
+            raise CrnetError(f"{path} is {width}x{height} px but was {before}: prepare the data again.")
 
 
 def _read_photos(folder: Path) -> dict[str, Photo]:
@@ -281,15 +277,12 @@ def begin(out: Path) -> None:
 def write_tables(
     out: Path, splits: Splits, columns: Sequence[str], images: Iterable[tuple], pairs: Iterable[tuple], facts: dict
 ) -> dict[str, Any]:
-    """Write the three files of a prepared data set; ``dataset.json`` comes last and gets the digest of all.
+    """Write the three files of a prepared data set; ``dataset.json``, which it returns, comes last, with all's digest.
 
     Args:
         columns, images: of ``images.csv``.
         pairs: rows of ``PAIR_COLUMNS``.
         facts: what ``dataset.json`` says beside the classes and their roles.
-
-    Returns:
-        What ``dataset.json`` holds.
     """
     files.write_csv(out / IMAGES, columns, images)
     files.write_csv(out / PAIRS, PAIR_COLUMNS, pairs)

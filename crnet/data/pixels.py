@@ -69,8 +69,7 @@ def check_ids(mask: np.ndarray, class_count: int, name: Path | str) -> np.ndarra
 def read_sbd(path: Path) -> np.ndarray:
     """``GTcls.Segmentation`` of an SBD ``cls/ID.mat``: class id per pixel, uint8 (H, W), without void.
 
-    Raises:
-        CrnetError: the file cannot be read as that.
+    Raises CrnetError if the file cannot be read as that.
     """
     from scipy.io import loadmat
 

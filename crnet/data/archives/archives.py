@@ -77,8 +77,8 @@ def resolve(name: str, overrides: Mapping[str, Mapping[str, str]] | None = None)
     """The archive called ``name`` with the settings' mirror and checksum.
 
     Args:
-        overrides: file name -> {"url", "checksum"}, both optional. A url that ends in "/" is a folder that
-            holds the file under its name. With a checksum of its own the official size no longer holds.
+        overrides: file name -> {"url", "checksum"}, both optional. A url that ends in "/" is a folder that holds the
+            file under its name. With a checksum of its own the official size no longer holds.
 
     Raises CrnetError for an unknown file name or key (listing the known ones) and a malformed url or checksum.
     """
@@ -105,21 +105,26 @@ def is_verified(archive: Archive, folder: Path) -> bool:
 def fetch(archive: Archive, folder: Path) -> Path:
     """The verified file in ``folder``: found there, or downloaded.
 
-    The checksum is computed once and remembered in ``<name>.verified`` with the file's size and time. A
-    download grows in ``<name>.part`` and is resumed by a later call; it gets its name only when whole and
-    verified. One with a wrong checksum is removed and fetched once more from zero. A file that was already
-    there is never removed or replaced.
+    The checksum is computed once and remembered in ``<name>.verified`` with the file's size and time. A download grows
+    in ``<name>.part`` and is resumed by a later call; it gets its name only when whole and verified. One with a wrong
+    checksum is removed and fetched once more from zero. A file that was already there is never removed or replaced.
 
     Raises:
-        CrnetError: a wrong checksum, no network or no such file on the server (with what to put where), too
-            little disk, or a second process at the same download.
+        CrnetError: a wrong checksum, no network or no such file on the server (with what to put where), too little
+            disk, or a second process at the same download.
     """
     path = folder / archive.name
     if is_verified(archive, folder):
         return path
     part = Part(path)
     if path.exists():
-        _verify_placed(archive, path)
+        if not path.is_file():
+            raise CrnetError(f"{path} is not a file: move it away, the file from {archive.url} belongs there.")
+        if (found := _found_checksum(archive, path)) != archive.checksum:
+            raise CrnetError(
+                f"{path} has the checksum {found} instead of {archive.checksum}: put the file from {archive.url} "
+                "there, delete it to have it downloaded, or set its checksum in the settings if it is meant."
+            )
         part.forget()
     else:
         with part.opened():
@@ -154,16 +159,6 @@ def _found_checksum(archive: Archive, path: Path) -> str:
     """The checksum of ``path`` in the archive's form: same algorithm, as many digits."""
     algorithm, digits = archive.checksum.split(":")
     return f"{algorithm}:{file_digest(path, algorithm)[: len(digits)]}"
-
-
-def _verify_placed(archive: Archive, path: Path) -> None:
-    if not path.is_file():
-        raise CrnetError(f"{path} is not a file: move it away, the file from {archive.url} belongs there.")
-    if (found := _found_checksum(archive, path)) != archive.checksum:
-        raise CrnetError(
-            f"{path} has the checksum {found} instead of {archive.checksum}: put the file from {archive.url} "
-            "there, delete it to have it downloaded, or set its checksum in the settings if it is meant."
-        )
 
 
 def _download_verified(archive: Archive, part: Part, path: Path) -> None:

@@ -1,9 +1,8 @@
 """One file over HTTP(S) or from ``file://``, resumed where it was broken off.
 
-Written on urllib because no kept library both resumes and verifies: pooch 1.9 and ``torch.hub`` verify but
-start every download over, parfive 2.3 verifies but keeps nothing of a broken download, and
-resumable-urlretrieve had its last release in 2018. Whether the bytes are the right ones is for the caller to
-verify (`crnet.data.archives.archives`).
+Written on urllib because no kept library both resumes and verifies: pooch 1.9 and ``torch.hub`` verify but start every
+download over, parfive 2.3 verifies but keeps nothing of a broken download, and resumable-urlretrieve had its last
+release in 2018. Whether the bytes are the right ones is for the caller to verify (`crnet.data.archives.archives`).
 """
 
 import contextlib
@@ -20,8 +19,8 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
+from crnet.data.findings import reason
 from crnet.errors import CrnetError
 from crnet.runtime.files import read_json, write_json
 
@@ -45,7 +44,7 @@ class _Interrupted(Exception):
         self.answered, self.wait = answered, wait
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager):
     """A bar on a terminal; elsewhere a line on stderr for each tenth (8 MiB or more; 256 without a size)."""
 
     def __init__(self, label: str, total: int | None, done: int = 0):
@@ -67,9 +66,6 @@ class Progress:
             self._next = (self._done // self._step + 1) * self._step
             whole = f" of {self._total >> 20} MiB, {100 * self._done // self._total} %" if self._total else " MiB"
             say(f"{self._label}: {self._done >> 20}{whole}")
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
@@ -258,23 +254,19 @@ def _request(url: str, offset: int, known: _Remote | None) -> http.client.HTTPRe
         with error:
             if error.code == 416:
                 return None
-            reason = f"the server answers {error.code} {error.reason}"
+            answer = f"the server answers {error.code} {error.reason}"
             if error.code not in WORTH_A_RETRY:
-                raise DownloadFailed(reason) from error
+                raise DownloadFailed(answer) from error
             asked = error.headers.get("Retry-After", "")
-            raise _Interrupted(reason, wait=float(asked) if asked.isdigit() else None) from error
+            raise _Interrupted(answer, wait=float(asked) if asked.isdigit() else None) from error
     except urllib.error.URLError as error:
         if url.startswith("file:"):
-            raise DownloadFailed(f"no such local file ({_reason(error.reason)})") from error
-        raise _Interrupted(f"no connection ({_reason(error.reason)})", answered=False) from error
+            raise DownloadFailed(f"no such local file ({reason(error.reason)})") from error
+        raise _Interrupted(f"no connection ({reason(error.reason)})", answered=False) from error
     except http.client.InvalidURL as error:
         raise DownloadFailed(f"not a valid url ({error})") from error
     except (OSError, http.client.HTTPException) as error:
-        raise _Interrupted(f"connection lost ({_reason(error)})") from error
-
-
-def _reason(error: object) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise _Interrupted(f"connection lost ({reason(error)})") from error
 
 
 def _offered(response: http.client.HTTPResponse, url: str) -> tuple[int, _Remote]:
@@ -298,7 +290,7 @@ def _receive(response: http.client.HTTPResponse, part: Part, label: str, total: 
             try:
                 data = response.read1(CHUNK_BYTES)  # what is there: a reset loses nothing that came before it
             except (OSError, http.client.HTTPException) as error:
-                raise _Interrupted(f"connection lost ({_reason(error)})") from error
+                raise _Interrupted(f"connection lost ({reason(error)})") from error
             if not data:
                 break
             part.append(data)

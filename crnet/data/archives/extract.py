@@ -1,7 +1,7 @@
 """Unpack a tar or zip archive that may be hostile or broken, without writing outside one folder.
 
-Python's own tar filters (PEP 706) depend on the interpreter's patch level and zipfile has none; here all
-members are checked by one rule before the first byte is written, and links are refused instead of rewritten.
+Python's own tar filters (PEP 706) depend on the interpreter's patch level and zipfile has none; here all members are
+checked by one rule before the first byte is written, and links are refused instead of rewritten.
 """
 
 import fcntl
@@ -45,10 +45,9 @@ class _Member:
 def unpack(archive: Path, folder: Path, identity: str) -> None:
     """Unpack ``archive`` so that ``folder`` holds all of it or does not exist.
 
-    Work goes to the sibling ``.<folder>.extracting``, which is renamed when whole; a stop leaves only that
-    sibling, and the next start clears it. A folder that was unpacked from the same archive (``identity``) is
-    left as it is; one from another version of the archive is replaced. A second process waits and takes what
-    the first unpacked.
+    Work goes to the sibling ``.<folder>.extracting``, which is renamed when whole; a stop leaves only that sibling, and
+    the next start clears it. A folder that was unpacked from the same archive (``identity``) is left as it is; one from
+    another version of the archive is replaced. A second process waits and takes what the first unpacked.
 
     Args:
         archive: .tar, compressed tar or .zip, told apart by content.

@@ -48,7 +48,7 @@ class Scan:
 def prepare(
     archives: Path, out: Path, *, name: str, splits: Splits, published: Mapping[str, int] | None, settings: dict
 ) -> dict:
-    """Write ``masks.jsonl``, ``images.csv``, ``pairs.csv`` and, last, ``dataset.json`` into ``out``.
+    """Write ``masks.jsonl``, ``images.csv``, ``pairs.csv`` and, last, ``dataset.json``, which it returns.
 
     Pairs are those of the small-object rule, as for VOC: the class's mask, sampled at every ``rule_grid``-th pixel,
     has more than 2 positives.
@@ -58,9 +58,6 @@ def prepare(
         splits: its classes, which the JSONs have to have in order of category ids, and their roles.
         published: photos by split in the whole data set, or None if this is it.
         settings: recorded as given; needs ``rule_grid``.
-
-    Returns:
-        What ``dataset.json`` holds.
 
     Raises:
         CrnetError: anything wrong with archives or annotations, one sentence that names the file.
@@ -94,13 +91,9 @@ def prepare(
 
 
 def check(archives: Path, report: Report, *, splits: Splits, settings: dict) -> int:
-    """Find all that ``prepare`` would stop at, and photos that are cut short; writes nothing.
+    """Find all that ``prepare`` would stop at, and photos cut short; returns how many were read, and writes nothing.
 
-    Returns:
-        The number of photos that were read.
-
-    Raises:
-        CrnetError: an archive or a JSON is absent or broken as a whole.
+    Raises CrnetError if an archive or a JSON is absent or broken as a whole.
     """
     names = []
     for split in SPLITS:

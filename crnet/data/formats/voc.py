@@ -75,13 +75,10 @@ class Scan:
 
 
 def prepare(voc_root: Path, sbd_root: Path | None, out: Path, choice: Choice) -> dict:
-    """Write ``images.csv``, ``pairs.csv``, SBD's masks as PNG and, last, ``dataset.json`` into ``out``.
+    """Write ``images.csv``, ``pairs.csv``, SBD's masks as PNG and, last, ``dataset.json``, which it returns.
 
     VOC's own mask wins where both have one, and photos of VOC val are the test split and never train.
     Photos and VOC masks are not copied: the tables point at them relative to ``out``.
-
-    Returns:
-        What ``dataset.json`` holds.
 
     Raises:
         CrnetError: anything wrong with the files, one sentence that names the file.
@@ -107,13 +104,9 @@ def prepare(voc_root: Path, sbd_root: Path | None, out: Path, choice: Choice) ->
 
 
 def check(voc_root: Path, sbd_root: Path | None, choice: Choice, report: Report) -> int:
-    """Find all that ``prepare`` would stop at, and write nothing.
+    """Find all that ``prepare`` would stop at, write nothing, and return how many photos were read.
 
-    Returns:
-        The number of photos that were read.
-
-    Raises:
-        CrnetError: a list of photos is absent, so that nothing can be read.
+    Raises CrnetError if a list of photos is absent, so that nothing can be read.
     """
     scans, _ = _scan_all(voc_root, sbd_root, None, choice, report)
     if choice.pairs != "rule":
@@ -240,12 +233,11 @@ def _compare_with_rule(listed: set[Listed], by_rule: set[Listed], splits: Splits
 
 
 def _read_list(path: Path) -> set[str]:
-    if not path.is_file():
-        raise Finding(f"the list {path}", "is absent", EXTRACT_AGAIN)
     try:
         return set(path.read_text().split())
     except (OSError, UnicodeDecodeError) as error:
-        raise Finding(f"the list {path}", f"cannot be read ({reason(error)})", EXTRACT_AGAIN) from error
+        what = f"cannot be read ({reason(error)})" if path.is_file() else "is absent"
+        raise Finding(f"the list {path}", what, EXTRACT_AGAIN) from error
 
 
 def _first_file(candidates: list[Path], what: str) -> Path:

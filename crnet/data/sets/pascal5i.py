@@ -76,9 +76,17 @@ def roots_in(extracted: Path) -> list[Path]:
 
 
 def _choice(settings: dict) -> voc.Choice:
-    published = published_pairs()
-    pairs = published if settings["pairs"] == "published" else settings["pairs"]
-    return voc.Choice("pascal5i", splits(settings), settings, pairs, published, _subset_ids(settings["subset"]))
+    published, subset = published_pairs(), settings["subset"]
+    if subset and not Path(subset).is_file():
+        raise CrnetError(f"the list of image ids {subset}, setting subset, is absent.")
+    return voc.Choice(
+        name="pascal5i",
+        splits=splits(settings),
+        settings=settings,
+        pairs=published if settings["pairs"] == "published" else settings["pairs"],
+        published=published,
+        subset_ids=Path(subset).read_text().split() if subset else None,
+    )
 
 
 def published_pairs(path: Path = PAIRS_FILE) -> list[tuple[str, str, int]]:
@@ -94,15 +102,6 @@ def published_pairs(path: Path = PAIRS_FILE) -> list[tuple[str, str, int]]:
         for fold, (count, digest) in enumerate(folds):
             names = sorted(f"{image}__{c:02d}\n" for s, image, c in pairs if s == split and c in FOLDS[fold])
             if len(names) != count or not sha256_text("".join(names)).startswith(digest):
-                raise CrnetError(
-                    f"{path} is not the published list of {split} fold {fold}: restore it from the project."
-                )
+                what = f"is not the published list of {split} fold {fold}"
+                raise CrnetError(f"{path} {what}: restore it from the project.")
     return pairs
-
-
-def _subset_ids(path: str) -> list[str] | None:
-    if not path:
-        return None
-    if not Path(path).is_file():
-        raise CrnetError(f"the list of image ids {path}, setting subset, is absent.")
-    return Path(path).read_text().split()

@@ -91,12 +91,6 @@ SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }  # fmt: skip
 
 
-def _unit_area(shape: str) -> int:
-    """Area of a shape in 1/1000 of its squared radius, counted on a lattice."""
-    v, u = np.mgrid[-UNIT : UNIT + 1 : 16, -UNIT : UNIT + 1 : 16].astype(np.int32)
-    return int(SHAPES[shape](u, v).sum()) * 1000 // 64**2
-
-
 # Textures: share of the second colour in 1/256, int32, from texture coordinates (s, t) in 1/16 pixel, the period
 # in 1/16 pixel, the shape coordinates and the shape.
 
@@ -151,7 +145,9 @@ TEXTURES: dict[str, Callable[[_Place], np.ndarray]] = {
     **{name: (lambda at, rule=rule: rule(at) * np.int32(256)) for name, rule in _SWITCHED.items()},
     "shaded": lambda at: np.clip((at.u + 800) * 256 // 1600, 0, 256),
 }
-_AREAS = {shape: _unit_area(shape) for shape in SHAPES}
+# Area of a shape in 1/1000 of its squared radius, counted on a lattice.
+_V, _U = np.mgrid[-UNIT : UNIT + 1 : 16, -UNIT : UNIT + 1 : 16].astype(np.int32)
+_AREAS = {name: int(inside(_U, _V).sum()) * 1000 // 64**2 for name, inside in SHAPES.items()}
 
 
 def jitter(rng: np.random.Generator, colour: str, spread: int) -> np.ndarray:
@@ -267,10 +263,7 @@ def void_border(scene: Scene) -> np.ndarray:
     """The mask with 255 on both sides of every visible outline of a labelled object, two pixels wide in all."""
     mask = scene.mask()
     void = np.zeros(mask.shape, bool)
-    for first, second in (
-        ((slice(None, -1), slice(None)), (slice(1, None), slice(None))),
-        ((slice(None), slice(None, -1)), (slice(None), slice(1, None))),
-    ):
+    for first, second in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
         outline = (scene.instances[first] != scene.instances[second]) & ((mask[first] | mask[second]) > 0)
         void[first] |= outline
         void[second] |= outline

@@ -52,13 +52,12 @@ CLASSES = tuple(_LOOKS)
 FOLDS = tuple(tuple(range(5 * fold + 1, 5 * fold + 6)) for fold in range(4))
 
 CLASS_LOOKS = tuple(Look(*reversed(name.split("-")), colours) for name, colours in _LOOKS.items())
-_TAKEN = {(look.shape, look.texture) for look in CLASS_LOOKS}
 _COLOURS = tuple(PALETTE)
 
 
 def _free_looks() -> tuple[Look, ...]:
     """Two looks for each pairing that no class has, with colours spread evenly over the palette."""
-    free = [(shape, texture) for shape in SHAPES for texture in TEXTURES if (shape, texture) not in _TAKEN]
+    free = [(shape, texture) for shape in SHAPES for texture in TEXTURES if f"{texture}-{shape}" not in _LOOKS]
     looks = []
     for number, (shape, texture) in enumerate(free + free):
         first = number * 5 % 12

@@ -72,7 +72,9 @@ def write_coco(root: Path, settings: dict) -> None:
             scene, crowd = make_scene(settings["seed"], split, index, settings["size"])
             image_id = 500_000 * number + index + 1
             name = f"COCO_{split}2014_{image_id:012d}.jpg"
-            photos[f"{split}2014/{name}"] = _jpeg(scene.image)
+            jpeg = io.BytesIO()
+            Image.fromarray(scene.image).save(jpeg, "JPEG", quality=92)
+            photos[f"{split}2014/{name}"] = jpeg.getvalue()
             height, width = scene.instances.shape
             images.append({"id": image_id, "file_name": name, "height": height, "width": width})
             annotations += _annotations(scene, crowd, image_id)
@@ -160,12 +162,6 @@ def _runs(mask: np.ndarray) -> list[int]:
     flat = mask.ravel(order="F").astype(np.int8)
     changes = np.flatnonzero(np.diff(flat, prepend=np.int8(0)))
     return np.diff(changes, prepend=0, append=flat.size).tolist()
-
-
-def _jpeg(image: np.ndarray) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(image).save(content, "JPEG", quality=92)
-    return content.getvalue()
 
 
 def _write_zip(path: Path, members: dict[str, bytes]) -> None:
