@@ -103,8 +103,7 @@ class _Remote:
 
     def may_be(self, other: "_Remote") -> bool:
         """False if any fact that both state differs."""
-        theirs = vars(other)
-        return all(theirs[key] in (None, fact) for key, fact in vars(self).items() if fact is not None)
+        return all(vars(other)[key] in (None, fact) for key, fact in vars(self).items() if fact is not None)
 
 
 class Part:
@@ -125,9 +124,8 @@ class Part:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             stream = open(self.path, "ab", buffering=0)  # noqa: SIM115, closed by ``with`` below
         except OSError as error:
-            raise CrnetError(
-                f"Cannot download to {self.path}: {error.strerror}; choose a folder that can be written."
-            ) from error
+            why = f"{error.strerror}; choose a folder that can be written"
+            raise CrnetError(f"Cannot download to {self.path}: {why}.") from error
         with stream as self._stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
