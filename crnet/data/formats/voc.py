@@ -39,7 +39,7 @@ class Choice:
     splits: Splits  # each class is tested in exactly one fold
     settings: dict  # recorded as given; ``rule_grid`` is the step of the rule's grid in pixels (default 32)
     pairs: str | Sequence[Listed] = "rule"  # the small-object rule, or a list of them, kept if at hand
-    published: Sequence[Listed] | None = None  # to which ``pairs`` by rule are compared; a list is itself
+    published: Sequence[Listed] | None = None  # to which ``pairs`` by rule are compared
     subset_ids: Sequence[str] | None = None  # restrict to these image ids; None for all
 
     def __post_init__(self) -> None:
