@@ -13,7 +13,7 @@ from crnet import __version__
 from crnet.errors import CrnetError
 from crnet.jobs import PATH, device_option, job
 from crnet.runtime.files import REMEDIES, require_writable, write_csv
-from crnet.runtime.out_of_memory import explained
+from crnet.runtime.out_of_memory import needs_memory
 from crnet.runtime.preemption import STATUS, Preempted
 
 # Threads that spin while they wait make jobs side by side several times slower; read when torch is loaded.
@@ -40,7 +40,7 @@ def cli() -> None:
 def main() -> None:
     """Run the command line; a CrnetError is one sentence and status 2, a preemption status 143 as SIGTERM's own."""
     try:
-        with explained("close other programs"):
+        with needs_memory("close other programs"):
             cli(prog_name="crnet", standalone_mode=False)
     except Preempted as notice:
         click.echo(f"crnet: {notice}", err=True)

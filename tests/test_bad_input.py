@@ -1,6 +1,7 @@
 """Photos, masks and polygons at their worst: handled as documented, or one sentence that names the file."""
 
 import io
+import shutil
 import struct
 import subprocess
 import sys
@@ -10,13 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faults import one_sentence, paths
 from PIL import Image
+from scipy.io import savemat
 
 from crnet.data.findings import Finding
 from crnet.data.formats import annotations, voc
 from crnet.data.pixels import MAX_PIXELS, photo_size, read_ids, read_rgb, read_sbd
 from crnet.errors import CrnetError
-from crnet.training.loop import Paths, train
+from crnet.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]
 GRADIENT = np.linspace(0, 255, 40 * 48).astype(np.uint8).reshape(40, 48)
@@ -36,13 +39,6 @@ def saved(path: Path, pixels: np.ndarray | Image.Image, **options) -> Path:
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     image.save(path, **options)
     return path
-
-
-def one_sentence(error: CrnetError, file: Path | str) -> None:
-    assert str(file) in str(error)
-    assert "\n" not in str(error)
-    assert str(error).endswith(".")
-    assert "BytesIO" not in str(error)
 
 
 WARNS = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -143,7 +139,7 @@ class TestPhotos:
             read_rgb(path)
 
     def test_a_broken_photo_stops_a_training_with_workers_in_one_sentence(self, tiny, tmp_path):
-        data = copied(tiny.data, tmp_path)
+        data = Path(shutil.copytree(tiny.data, tmp_path / "data"))
         for photo in data.rglob("train_*.jpg"):
             photo.write_bytes(photo.read_bytes()[:400])
         changes = {"features": "live", "views": "flip", "epochs": 1, "epoch_episodes": 4}
@@ -195,14 +191,16 @@ class TestMasks:
             read_ids(path)
 
     @pytest.mark.parametrize(
-        "content", [b"", b"no", b"MATLAB 5.0 MAT-file" + bytes(200), b"\x89HDF\r\n\x1a\n" + bytes(600)]
+        "content", [b"", b"no", b"MATLAB 5.0 MAT-file" + bytes(200), b"\x89HDF\r\n\x1a\n" + bytes(600), "of another"]
     )
     def test_broken_mat(self, tmp_path, content):
         path = tmp_path / "s1.mat"
-        path.write_bytes(content)
-        with pytest.raises(
-            Finding, match=r"holds no readable GTcls\.Segmentation .*extract its archive again"
-        ) as caught:
+        if content == "of another":
+            savemat(path, {"x": 1})
+        else:
+            path.write_bytes(content)
+        words = r"holds no readable GTcls\.Segmentation .*extract its archive again"
+        with pytest.raises(Finding, match=words) as caught:
             read_sbd(path)
         one_sentence(caught.value, path)
 
@@ -231,20 +229,10 @@ class TestPolygons:
     def test_an_empty_segmentation_paints_nothing(self, nothing):
         assert self.masks(nothing).masks == {}
 
-    @pytest.mark.parametrize("broken", [[[1e300] * 6], ["a" * 8], [7], [[[1, 2]] * 3], {}, {"size": [10, 20]},
+    @pytest.mark.parametrize("broken", [[[1e300] * 6], [[1, 2, float("nan"), 4, 5, 6]], [["a", 2, 3, 4, 5, 6]],
+                                        ["a" * 8], [7], [[[1, 2]] * 3], {}, {"size": [10, 20]},
                                         {"size": [10, 20], "counts": "\x00\xff?"}, {"size": None, "counts": [200]},
                                         {"size": [10, 20], "counts": [2**40]}])  # fmt: skip
     def test_a_broken_segmentation_is_named(self, broken):
         with pytest.raises(Finding, match=r"x\.json, annotation 0 has a broken segmentation"):
             self.masks(broken)
-
-
-def copied(data: Path, folder: Path) -> Path:
-    import shutil
-
-    return Path(shutil.copytree(data, folder / "data"))
-
-
-def paths(tiny, folder: Path, data: Path | None = None, features: Path | None = Path("cached")) -> Paths:
-    features = tiny.features if features == Path("cached") else features
-    return Paths(data or tiny.data, tiny.encoder, features, folder / "run", folder / "run.pt")

@@ -7,12 +7,13 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import layouts
 import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
+from layouts import save_mask
 from PIL import Image
-from scipy.io import savemat
 
 from crnet.cli import cli
 from crnet.config import study
@@ -20,10 +21,7 @@ from crnet.data import check
 from crnet.data.findings import Finding
 from crnet.data.formats import coco
 from crnet.data.prepare import prepare
-from crnet.data.sets import pascal5i
-from crnet.data.sets.shapes80 import SETTINGS as SHAPES80
-from crnet.data.sets.shapes80 import splits as splits_of_80
-from crnet.data.sets.shapes80 import write_coco
+from crnet.data.sets import pascal5i, shapes80
 from crnet.errors import CrnetError
 from crnet.runtime.files import read_csv
 
@@ -31,32 +29,14 @@ ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"images_train": 8, "images_val": 6, "size": 64, "rule_grid": 8}
 
 
-def save(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-
-
 @pytest.fixture
 def extracted(tmp_path) -> Path:
     """VOC and SBD as extracted, seven photos: cats (8) in t0 to t3 and v0, and s0, s1 that SBD alone has."""
-    folder = tmp_path / "extracted"
-    voc_root, sbd_root = pascal5i.roots_in(folder)
     mask = np.zeros((40, 48), np.uint8)
     mask[:20, :20] = 8
-    for name in ("t0", "t1", "t2", "t3", "v0"):
-        save(voc_root / "JPEGImages" / f"{name}.jpg", np.full((40, 48, 3), 90, np.uint8))
-        save(voc_root / "SegmentationClass" / f"{name}.png", mask)
-    for name in ("s0", "s1"):
-        save(sbd_root / "img" / f"{name}.jpg", np.full((40, 48, 3), 90, np.uint8))
-        (sbd_root / "cls").mkdir(exist_ok=True)
-        savemat(sbd_root / "cls" / f"{name}.mat", {"GTcls": {"Segmentation": mask}})
-    lists = voc_root / "ImageSets/Segmentation"
-    lists.mkdir(parents=True)
-    (lists / "train.txt").write_text("t0 t1 t2 t3")
-    (lists / "val.txt").write_text("v0")
-    (sbd_root / "train.txt").write_text("s0")
-    (sbd_root / "val.txt").write_text("s1")
-    return folder
+    voc = {"train": dict.fromkeys(("t0", "t1", "t2", "t3"), mask), "val": {"v0": mask}}
+    layouts.write(*pascal5i.roots_in(tmp_path), voc, {"train": {"s0": mask}, "val": {"s1": mask}})
+    return tmp_path
 
 
 def check_pascal(extracted: Path) -> check.Checked:
@@ -64,18 +44,15 @@ def check_pascal(extracted: Path) -> check.Checked:
     return check.check(spec, extracted / "none", extracted / "archives", extracted)
 
 
-def test_whole_data_have_no_findings(extracted):
+def test_all_findings_of_extracted_data_at_once(extracted):
     result = check_pascal(extracted)
     assert (result.photos, result.findings, result.where) == (7, [], extracted)
     assert not list(extracted.rglob("masks")), "checking writes nothing"
-
-
-def test_all_findings_of_extracted_data_at_once(extracted):
     voc_root, sbd_root = pascal5i.roots_in(extracted)
     cut = voc_root / "JPEGImages/t0.jpg"
     cut.write_bytes(cut.read_bytes()[:200])
-    save(voc_root / "SegmentationClass/t1.png", np.full((40, 48), 99, np.uint8))
-    save(voc_root / "SegmentationClass/t2.png", np.zeros((40, 40), np.uint8))
+    save_mask(voc_root / "SegmentationClass/t1.png", np.full((40, 48), 99, np.uint8))
+    save_mask(voc_root / "SegmentationClass/t2.png", np.zeros((40, 40), np.uint8))
     (voc_root / "JPEGImages/v0.jpg").unlink()
     (sbd_root / "cls/s0.mat").write_bytes(b"no")
     result = check_pascal(extracted)
@@ -86,7 +63,7 @@ def test_all_findings_of_extracted_data_at_once(extracted):
     assert parts["v0.jpg"] == ("is absent, but the photo v0 is listed", "extract its archive again")
     # What stops a preparation is one of these.
     with pytest.raises(Finding) as first:
-        pascal5i.prepare(extracted, extracted, extracted / "out", {"pairs": "rule"})
+        pascal5i.prepare(extracted, extracted, extracted / "out", {**pascal5i.SETTINGS, "pairs": "rule"})
     assert str(first.value) in {str(finding) for finding in result.findings}
 
 
@@ -99,16 +76,13 @@ def test_what_is_not_there_is_a_finding(tmp_path):
 @pytest.fixture
 def archives(tmp_path) -> Path:
     """Archives in the layout of COCO, eight and six photos."""
-    folder = tmp_path / "archives"
-    folder.mkdir()
-    write_coco(folder, {**SHAPES80, **SMALL})
-    return folder
+    shapes80.write_coco(tmp_path, {**shapes80.SETTINGS, **SMALL})
+    return tmp_path
 
 
 def check_coco(archives: Path) -> tuple[int | None, list[CrnetError]]:
     findings: list[CrnetError] = []
-    settings = {**SHAPES80, **SMALL}
-    return coco.check(archives, findings.append, splits=splits_of_80(settings), settings=settings), findings
+    return coco.check(archives, findings.append, splits=shapes80.splits({}), settings=SMALL), findings
 
 
 def rewritten(archive: Path, change) -> None:
@@ -191,7 +165,7 @@ def test_a_prepared_study(chain):
     assert f"{shapes5i.name}: 14 photos with masks are whole, no findings" in done.output
     photo, mask = sorted(shapes5i.rglob("*.jpg"))[3], sorted(shapes5i.rglob("*.png"))[5]
     photo.write_bytes(photo.read_bytes()[:500])
-    save(mask, np.full(np.array(Image.open(mask)).shape, 200, np.uint8))
+    save_mask(mask, np.full(np.array(Image.open(mask)).shape, 200, np.uint8))
     lines = (shapes80 / coco.MASKS).read_bytes()
     (shapes80 / coco.MASKS).write_bytes(lines[:40] + b"\x00\x00" + lines[42:])
     done = run(folder, "--out", str(folder / "findings.csv"))
@@ -208,7 +182,7 @@ def test_a_prepared_study(chain):
 
 
 def test_an_out_that_cannot_be_written_is_refused_before_the_reading(chain, monkeypatch):
-    monkeypatch.setattr(check, "check_study", lambda files: pytest.fail("read"))
+    monkeypatch.setattr(check, "check", lambda *_: pytest.fail("read"))
     done = run(chain[0], "--out", str(chain[0]))
     assert isinstance(done.exception, CrnetError) and "cannot be written (Is a directory)" in str(done.exception)
 

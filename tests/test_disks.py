@@ -11,25 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import one_sentence, paths
+from faults import encode, one_sentence, paths, training
 
 from crnet.cli import main
 from crnet.data.index import Index
-from crnet.encoders.features import FeatureStore, write_store
-from crnet.encoders.frozen import FrozenEncoder
+from crnet.encoders.features import FeatureStore
 from crnet.errors import CrnetError
 from crnet.runtime.checkpoint import load_json, load_state, save_json, save_state
-from crnet.runtime.files import DamagedFile, atomic_write, canonical, read_csv, read_json, require_writable
+from crnet.runtime.files import DamagedFile, atomic_write, read_csv, read_json, require_writable
 from crnet.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def encode(tiny, out: Path) -> None:
-    training = tiny.training()
-    encoder = FrozenEncoder(training["encoder"], tiny.encoder, torch.device("cpu"), "float32")
-    spec = {"dataset": tiny.dataset, "encoder": training["encoder"], "size": tiny.SIZE, "views": "recolour"}
-    write_store({**spec, "precision": "float32"}, tiny.data, encoder, out)
 
 
 @pytest.fixture
@@ -37,9 +29,8 @@ def small_disk(tmp_path):
     """A disk of 2 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=False, capture_output=True, text=True
-    )
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder]
+    done = subprocess.run(mount, check=False, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"no small disk can be mounted here: {done.stderr.strip()}")
     yield folder
@@ -85,9 +76,8 @@ class TestDisks:
         atomic_write(tmp_path / "a.txt", "before")
         save_state(tmp_path / "s.pt", {"step": 1})
         save_state(tmp_path / "s.pt", {"step": 2})
-        done = subprocess.run(
-            [sys.executable, "-c", LIMITED, tmp_path], capture_output=True, text=True, check=False, cwd=ROOT
-        )
+        command = [sys.executable, "-c", LIMITED, tmp_path]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
         assert done.returncode == 0, done.stderr
         first, second = done.stdout.splitlines()
         assert f"{tmp_path / 'a.txt'}: 48.8 KiB cannot be written (File too large); raise the limit" in first
@@ -121,14 +111,9 @@ class TestDisks:
 
     def test_a_training_whose_state_cannot_be_written_goes_on_when_it_can(self, tiny, tmp_path):
         where = paths(tiny, tmp_path)
-        command = [sys.executable, "-m", "crnet", "job", "train",
-                   "--spec", canonical(tiny.training()), "--data", where.data,
-                   "--encoder", where.encoder, "--features", where.features, "--out", where.out, "--state", where.state,
-                   "--checkpoint-seconds", "0"]  # fmt: skip
-        script = f'ulimit -f {20}; exec "$@"'
-        done = subprocess.run(
-            ["bash", "-c", script, "bash", *map(str, command)], capture_output=True, text=True, check=False, cwd=ROOT
-        )
+        command = [sys.executable, "-m", "crnet", *training(tiny.training(), where, "--checkpoint-seconds=0")]
+        script = ["bash", "-c", 'ulimit -f 20; exec "$@"', "bash", *command]
+        done = subprocess.run(script, capture_output=True, text=True, check=False, cwd=ROOT)
         assert done.returncode == 2, done.stderr
         assert done.stderr.count("\n") == 1, done.stderr
         assert f"crnet: {where.state}: " in done.stderr
@@ -139,9 +124,8 @@ class TestDisks:
 
     def test_a_folder_that_is_a_file(self, tmp_path):
         (tmp_path / "file").write_text("")
-        with pytest.raises(
-            CrnetError, match=r"a\.txt: 1 bytes cannot be written .*a file stands where a folder"
-        ) as caught:
+        words = r"a\.txt: 1 bytes cannot be written .*a file stands where a folder"
+        with pytest.raises(CrnetError, match=words) as caught:
             atomic_write(tmp_path / "file" / "a.txt", "x")
         one_sentence(caught.value, tmp_path / "file" / "a.txt")
 

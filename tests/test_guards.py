@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from faults import one_sentence, paths
-from safetensors.torch import save_file
+from faults import drawn, frozen, one_sentence, paths, untrained
+from pycocotools import mask as run_lengths
 
 from crnet import methods
+from crnet.config.defaults import FINETUNE, FINETUNE_LIMITS
+from crnet.config.settings import check
 from crnet.data import episodes, index, packed
 from crnet.data.index import Index
 from crnet.encoders.features import FeatureStore, write_store
@@ -134,7 +136,7 @@ class TestNovelClasses:
         wanted = [TrainingEpisode(p.class_id, p.image, p.image, 0, 0, 0) for p in pairs]
         assert len(wanted) > 10, "photos with both are what this is about"
         spec = tiny.training(fold, train=LIVE | {"features": features, "novel_pixels": novel_pixels})
-        encoder = FrozenEncoder(spec["encoder"], tiny.encoder, torch.device("cpu"), "float32")
+        encoder = frozen(tiny)
         method = methods.build("crnet", encoder.channels, spec["model"])
         void = tuple(unseen) if novel_pixels == "void" else ()
         if features == "cached":
@@ -163,9 +165,7 @@ class TestEpisodes:
 
     @pytest.fixture
     def table(self, tiny, tmp_path) -> Path:
-        path = tmp_path / "episodes.csv"
-        episodes.write(path, episodes.draw(Index.load(tiny.data), 0, 5, [0], 2, "leave out"))
-        return path
+        return drawn(tiny, tmp_path, 5, 2)
 
     def plant(self, path: Path, **changes) -> None:
         """Change the third episode, and make the file's digest fit."""
@@ -202,8 +202,8 @@ class TestEpisodes:
         data = Index.load(tiny.data)
         chosen = data.training_pairs(0)
         two = [pair for pair in chosen if pair.class_id == chosen[0].class_id][:2]
-        drawn = EpisodeSource(data, two, 0, 0, "identity").epoch(0, 50)
-        assert all(episode.query != episode.support for episode in drawn)
+        pairs = EpisodeSource(data, two, 0, 0, "identity").epoch(0, 50)
+        assert all(episode.query != episode.support for episode in pairs)
 
 
 DRIFTING = """
@@ -250,8 +250,7 @@ class TestFrozenEncoder:
 
     def test_a_drift_writes_no_counts(self, tiny, drifting, tmp_path, monkeypatch):
         monkeypatch.setattr(saved_rows, "SAVE_SECONDS", -1.0)  # save after every episode
-        table, out, state = tmp_path / "f0.csv", tmp_path / "out", tmp_path / "state.json"
-        episodes.write(table, episodes.draw(Index.load(tiny.data), 0, 3, [0], 1, "leave out"))
+        table, out, state = drawn(tiny, tmp_path, 3, 1), tmp_path / "out", tmp_path / "state.json"
         spec = tiny.evaluation(tiny.training(method="prototype") | {"encoder": drifting})
         for _ in range(2):
             refused("batch-norm", evaluate, spec, tiny.data, table, None, None, None, state, out, "cpu", 1)
@@ -268,14 +267,9 @@ class TestChoices:
 
     @pytest.fixture
     def tuning(self, tiny, tmp_path) -> tuple[dict, Path]:
-        from crnet.config.defaults import FINETUNE, FINETUNE_LIMITS
-        from crnet.config.settings import check
-
         settings = {"lr": [1e-3], "steps": [1], "trial_episodes": 2, "trial_shots": 2, "batch": 2}
         spec = tiny.evaluation(tiny.training(), shots=2, strategy="finetune")
-        weights = tmp_path / "model.safetensors"
-        save_file(methods.build("crnet", (64, 96), spec["train"]["model"]).state_dict(), weights)
-        return spec | {"finetune": check(settings, FINETUNE, FINETUNE_LIMITS, "test")}, weights
+        return spec | {"finetune": check(settings, FINETUNE, FINETUNE_LIMITS, "test")}, untrained(tiny, tmp_path)
 
     def test_trials_on_a_test_class_are_refused(self, tiny, tuning, tmp_path, monkeypatch):
         spec, weights = tuning
@@ -287,18 +281,9 @@ class TestChoices:
         refused(words, choose, **arguments, state=None, out=out, device="cpu", threads=1)
         assert not out.exists()
 
-    def test_trials_take_photos_of_the_split_that_does_not_train(self, tiny):
-        data = Index.load(tiny.data)
-        for fold in range(4):
-            table = episodes.draw_trials(data, fold, 50, 2)
-            photos = {photo for e in table.episodes for photo in (e.query, *e.supports)}
-            assert not photos & {pair.image for pair in data.training_pairs(fold)}
-            assert not {e.class_id for e in table.episodes} & set(data.novel_classes(fold))
-
     def test_a_choice_made_on_a_test_class_is_not_used(self, tiny, tuning, tmp_path):
         spec, weights = tuning
-        table, choice = tmp_path / "f0.csv", tmp_path / "choice.json"
-        episodes.write(table, episodes.draw(Index.load(tiny.data), 0, 2, [0], 2, "leave out"))
+        table, choice = drawn(tiny, tmp_path, 2, 2), tmp_path / "choice.json"
         write_json(choice, {"spec": spec, "lr": 1e-3, "steps": 1, "classes": ["dotted-heart", "zigzag-disc"]})
         out = tmp_path / "out"
         arguments = (spec, tiny.data, table, tiny.encoder, weights, choice, None, out, "cpu", 1)
@@ -313,8 +298,6 @@ class TestMasks:
         """Each bit of a line, one after the other."""
         mask = np.zeros((40, 48), np.uint8)
         mask[5:20, 7:30] = 1
-        from pycocotools import mask as run_lengths
-
         runs = run_lengths.encode(np.asfortranarray(mask))["counts"].decode()
         line = packed.PackedMasks({3: runs}, None).line()
         path, checksum = tmp_path / "masks.jsonl", zlib.crc32(line)

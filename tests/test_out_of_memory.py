@@ -7,13 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from faults import paths
-from safetensors.torch import save_file
+from faults import drawn, features_spec, paths, training, untrained
 
-from crnet import methods
 from crnet.cli import main
-from crnet.data import episodes
-from crnet.data.index import Index
 from crnet.encoders.frozen import FrozenEncoder
 from crnet.methods.crnet import CRNet
 from crnet.runtime.checkpoint import load_json, load_state
@@ -64,9 +60,9 @@ def exhausted_after(calls: int, function):
     return call
 
 
-def run(command: list, monkeypatch, capsys) -> str:
+def run(command: list[str], monkeypatch, capsys) -> str:
     """The command in this process; returns its one sentence."""
-    monkeypatch.setattr(sys, "argv", ["crnet", *map(str, command)])
+    monkeypatch.setattr(sys, "argv", ["crnet", *command])
     capsys.readouterr()
     with pytest.raises(SystemExit) as left:
         main()
@@ -76,24 +72,22 @@ def run(command: list, monkeypatch, capsys) -> str:
     return said[0]
 
 
+def evaluate(spec: dict, files: list[str]) -> list[str]:
+    return ["job", "evaluate", "--spec", canonical(spec), *files]
+
+
 @pytest.fixture
-def evaluated(tiny, tmp_path) -> list:
-    torch.manual_seed(3)
-    weights, table = tmp_path / "model.safetensors", tmp_path / "f0.csv"
-    save_file(methods.build("crnet", (64, 96), tiny.training()["model"]).state_dict(), weights)
-    drawn = episodes.draw(Index.load(tiny.data), fold=0, count=40, seeds=[0], shots=1, too_few="leave out")
-    episodes.write(table, drawn)
-    return ["--data", tiny.data, "--encoder", tiny.encoder, "--weights", weights, "--episodes", table,
-            "--state", tmp_path / "e.json", "--out", tmp_path / "e"]  # fmt: skip
+def evaluated(tiny, tmp_path) -> list[str]:
+    files = {"data": tiny.data, "encoder": tiny.encoder, "state": tmp_path / "e.json", "out": tmp_path / "e"}
+    files |= {"weights": untrained(tiny, tmp_path), "episodes": drawn(tiny, tmp_path, 40, 1)}
+    return [f"--{name}={path}" for name, path in files.items()]
 
 
 class TestGpu:
     def test_a_training_keeps_its_state_and_goes_on(self, tiny, tmp_path, gpu, monkeypatch, capsys):
         spec, where, undisturbed = tiny.training(), paths(tiny, tmp_path), paths(tiny, tmp_path / "undisturbed")
         train(spec, undisturbed, "cpu", 1)
-        command = ["job", "train",
-                   "--spec", canonical(spec), "--data", where.data, "--encoder", where.encoder, "--features",
-                   where.features, "--out", where.out, "--state", where.state, "--checkpoint-seconds", "0"]  # fmt: skip
+        command = training(spec, where, "--checkpoint-seconds=0")
         whole = CRNet.losses
         monkeypatch.setattr(CRNet, "losses", exhausted_after(7, whole))
         said = run(command, monkeypatch, capsys)
@@ -109,16 +103,16 @@ class TestGpu:
     def test_an_evaluation_keeps_its_rows(self, tiny, evaluated, tmp_path, gpu, monkeypatch, capsys):
         spec = tiny.evaluation(tiny.training())
         monkeypatch.setattr(CRNet, "predict", exhausted_after(4, CRNet.predict))
-        said = run(["job", "evaluate", "--spec", canonical(spec), *evaluated], monkeypatch, capsys)
+        said = run(evaluate(spec, evaluated), monkeypatch, capsys)
         assert f"{MEASURED} was free; lower limits.pool_gib, limits.pairs_at_once or evaluate.size" in said
         assert len(load_json(tmp_path / "e.json")["rows"]) == 32
 
     def test_features(self, tiny, tmp_path, gpu, monkeypatch, capsys):
-        encoder = tiny.training()["encoder"]
-        spec = {"dataset": tiny.dataset, "encoder": encoder, "size": 64, "views": "flip", "precision": "float32"}
+        spec = features_spec(tiny, views="flip")
         monkeypatch.setattr(FrozenEncoder, "__call__", exhausted_after(2, FrozenEncoder.__call__))
-        command = ["job", "features", "--spec", canonical(spec), "--data", tiny.data, "--encoder", tiny.encoder]
-        said = run([*command, "--out", tmp_path / "f"], monkeypatch, capsys)
+        files = {"data": tiny.data, "encoder": tiny.encoder, "out": tmp_path / "f"}
+        command = ["job", "features", "--spec", canonical(spec), *(f"--{name}={path}" for name, path in files.items())]
+        said = run(command, monkeypatch, capsys)
         assert f"{MEASURED} was free; lower limits.photos_at_once or train.size" in said
         assert load_json(tmp_path / "f/progress.json")["rows"] == [0, 16]
 
@@ -127,9 +121,7 @@ class TestGpu:
             raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
 
         monkeypatch.setattr(FrozenEncoder, "__call__", fail)
-        said = run(
-            ["job", "evaluate", "--spec", canonical(tiny.evaluation(tiny.training())), *evaluated], monkeypatch, capsys
-        )
+        said = run(evaluate(tiny.evaluation(tiny.training()), evaluated), monkeypatch, capsys)
         assert "held up to 21.5 GiB and more was asked for, and NVIDIA L4 has 23.6 GiB; lower limits.pool_gib" in said
 
     def test_another_error_stays_what_it_is(self, tiny, evaluated, monkeypatch):
@@ -137,11 +129,8 @@ class TestGpu:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
         monkeypatch.setattr(FrozenEncoder, "__call__", fail)
-        monkeypatch.setattr(
-            sys,
-            "argv",
-            ["crnet", "job", "evaluate", "--spec", canonical(tiny.evaluation(tiny.training())), *map(str, evaluated)],
-        )
+        command = evaluate(tiny.evaluation(tiny.training()), evaluated)
+        monkeypatch.setattr(sys, "argv", ["crnet", *command])
         with pytest.raises(RuntimeError, match="illegal memory access"):
             main()
 
@@ -153,24 +142,20 @@ class TestCpu:
     def test_a_training_that_does_not_fit_goes_on_where_it_does(self, tiny, tmp_path):
         spec = tiny.training(model={"width": 256}, train={"batch": 40, "epochs": 2, "base_episodes": 0})
         where = paths(tiny, tmp_path)
-        command = ["job", "train",
-                   "--spec", canonical(spec), "--data", where.data, "--encoder", where.encoder, "--features",
-                   where.features, "--out", where.out, "--state", where.state]  # fmt: skip
+        command = training(spec, where)
         done = limited(command, 200 << 20)
         assert done.returncode == 2, done.stderr
         assert done.stderr.count("\n") == 1, done.stderr
         assert done.stderr.startswith("crnet: memory ran out: this job held up to "), done.stderr
-        assert (
-            "(ulimit -v); lower limits.pairs_at_once, train.batch or train.size or run fewer jobs at once"
-            in done.stderr
-        )
+        advice = "lower limits.pairs_at_once, train.batch or train.size or run fewer jobs at once"
+        assert f"(ulimit -v); {advice}" in done.stderr
         assert not (where.out / "failed.json").exists()
         done = limited(command, 20 << 30)
         assert done.returncode == 0, done.stderr
 
     def test_an_evaluation_that_does_not_fit(self, tiny, evaluated):
         spec = tiny.evaluation(tiny.training(), size=1024)
-        done = limited(["job", "evaluate", "--spec", canonical(spec), *evaluated], 200 << 20)
+        done = limited(evaluate(spec, evaluated), 200 << 20)
         assert done.returncode == 2, done.stderr
         said = [line for line in done.stderr.splitlines() if line.startswith("crnet: memory ran out: ")]
         assert len(said) == 1, done.stderr
@@ -181,15 +166,12 @@ class TestCpu:
     def test_python_itself(self):
         """Where no torch is: tables, claims, data sets."""
         script = LIMITED.replace("main()\n", "import crnet.cli as c\nc.cli = lambda **_: bytearray(1 << 34)\nmain()\n")
-        done = subprocess.run(
-            [sys.executable, "-c", script, str(64 << 20)], capture_output=True, text=True, check=False
-        )
+        done = limited([], 64 << 20, script)
         assert done.returncode == 2, done.stderr
         assert done.stderr.startswith("crnet: memory ran out: "), done.stderr
         assert done.stderr.count("\n") == 1
 
 
-def limited(command: list, more: int) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", LIMITED, str(more), *map(str, command)], capture_output=True, text=True, check=False
-    )
+def limited(command: list[str], more: int, script: str = LIMITED) -> subprocess.CompletedProcess:
+    limit = [sys.executable, "-c", script, str(more)]
+    return subprocess.run([*limit, *command], capture_output=True, text=True, check=False)

@@ -12,15 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import paths
-from safetensors.torch import save_file
+from faults import drawn, encode, features_spec, paths, training, untrained
 
-from crnet import methods
 from crnet.cli import cli
 from crnet.config.defaults import FINETUNE, FINETUNE_LIMITS
 from crnet.config.settings import check
-from crnet.data import episodes
-from crnet.data.index import Index
 from crnet.encoders.features import write_store
 from crnet.encoders.frozen import FrozenEncoder
 from crnet.runtime.checkpoint import load_json, load_state, save_json
@@ -97,23 +93,7 @@ class Moments:
 def made(tiny, tmp_path_factory) -> dict[str, Path]:
     """Weights and episodes to evaluate."""
     folder = tmp_path_factory.mktemp("made")
-    torch.manual_seed(3)
-    weights, table = folder / "model.safetensors", folder / "f0.csv"
-    save_file(methods.build("crnet", (64, 96), tiny.training()["model"]).state_dict(), weights)
-    drawn = episodes.draw(Index.load(tiny.data), fold=0, count=100, seeds=[0], shots=2, too_few="leave out")
-    episodes.write(table, drawn)
-    return {"weights": weights, "episodes": table}
-
-
-def features_spec(tiny) -> dict:
-    encoder = tiny.training()["encoder"]
-    return {"dataset": tiny.dataset, "encoder": encoder, "size": tiny.SIZE, "views": "recolour", "precision": "float32"}
-
-
-def finetuned(tiny) -> dict:
-    settings = {"optimizer": "adamw", "lr": [1e-3, 4e-3], "steps": [1, 2], "trial_episodes": 20, "trial_shots": 2}
-    spec = tiny.evaluation(tiny.training(), shots=2, strategy="finetune")
-    return spec | {"finetune": check({**settings, "batch": 2}, FINETUNE, FINETUNE_LIMITS, "test")}
+    return {"weights": untrained(tiny, folder), "episodes": drawn(tiny, folder, 100, 2)}
 
 
 def features(tiny, made) -> Job:
@@ -130,18 +110,21 @@ def pretraining(tiny, made) -> Job:
 
 
 def evaluation(tiny, made) -> Job:
-    spec = canonical(tiny.evaluation(tiny.training(), shots=2, scales=[0.75, 1.0]))
-    return _scoring("evaluate", spec, tiny, made, "--episodes", made["episodes"], files=("counts.csv",))
+    spec = tiny.evaluation(tiny.training(), shots=2, scales=[0.75, 1.0])
+    return _scoring("evaluate", spec, tiny, made, "--episodes", made["episodes"], file="counts.csv")
 
 
 def trials(tiny, made) -> Job:
-    return _scoring("tune", canonical(finetuned(tiny)), tiny, made, files=("trials.csv",))
+    settings = {"optimizer": "adamw", "lr": [1e-3, 4e-3], "steps": [1, 2], "trial_episodes": 20, "trial_shots": 2}
+    spec = tiny.evaluation(tiny.training(), shots=2, strategy="finetune")
+    spec["finetune"] = check({**settings, "batch": 2}, FINETUNE, FINETUNE_LIMITS, "test")
+    return _scoring("tune", spec, tiny, made, file="trials.csv")
 
 
-def _scoring(name, spec, tiny, made, *options, files) -> Job:
-    command = [name, "--spec", spec, "--data", tiny.data, "--encoder", tiny.encoder, "--weights", made["weights"],
-               "--state", "{folder}/state.json", "--out", "{folder}/out"]  # fmt: skip
-    return Job([*command, *options], tuple(f"out/{file}" for file in files), "state.json")
+def _scoring(name, spec, tiny, made, *options, file) -> Job:
+    command = ["job", name, "--spec", canonical(spec), "--data", tiny.data, "--encoder", tiny.encoder, "--weights",
+               made["weights"], "--state", "{folder}/state.json", "--out", "{folder}/out"]  # fmt: skip
+    return Job([*command, *options], (f"out/{file}",), "state.json")
 
 
 @pytest.mark.parametrize("kind", [features, pretraining, evaluation, trials])
@@ -175,27 +158,23 @@ def test_killed_and_preempted_it_ends_with_the_same_bytes(tiny, made, tmp_path, 
 
 def test_a_store_of_another_size_is_begun_anew(tiny, tmp_path):
     """What a killed run left is of no use to other settings, and a finished store is not taken for the new one."""
-    encoder = FrozenEncoder(tiny.training()["encoder"], tiny.encoder, torch.device("cpu"), "float32")
-    spec, out = features_spec(tiny), tmp_path / "features"
-    write_store({**spec, "size": 48}, tiny.data, encoder, out)
+    out = tmp_path / "features"
+    encode(tiny, out, size=48)
     finished = out / "features.json"
-
-    class Killed(KeyboardInterrupt):
-        pass
 
     class Once(FrozenEncoder):
         def __call__(self, *arguments):
             assert not finished.exists(), "a store under way says that it is whole"
             if (out / "map0.npy").stat().st_size == (tiny.features / "map0.npy").stat().st_size:
-                raise Killed
+                raise KeyboardInterrupt
             return super().__call__(*arguments)
 
     once = Once(tiny.training()["encoder"], tiny.encoder, torch.device("cpu"), "float32")
-    with pytest.raises(Killed):
-        write_store(spec, tiny.data, once, out)
+    with pytest.raises(KeyboardInterrupt):
+        write_store(features_spec(tiny), tiny.data, once, out)
     assert load_json(out / "progress.json")["rows"] == [0]
     save_json(out / "progress.json", {**load_json(out / "progress.json"), "identity": "other"})
-    write_store(spec, tiny.data, encoder, out)
+    encode(tiny, out)
     for name in ("map0.npy", "map1.npy", "features.json"):
         assert (out / name).read_bytes() == (tiny.features / name).read_bytes()
 
@@ -218,8 +197,8 @@ class TestTraining:
             train(spec, where, "cpu", 1)
         assert load_state(where.state)["progress"]["log"] == []
         train(spec, where, "cpu", 1)
-        for name in ("model.safetensors",):
-            assert (where.out / name).read_bytes() == (undisturbed.out / name).read_bytes()
+        weights = [(w.out / "model.safetensors").read_bytes() for w in (undisturbed, where)]
+        assert weights[0] == weights[1]
         same = ("epoch", "step", "loss", "base_miou")
         rows = [[[row[key] for key in same] for row in read_csv(w.out / "log.csv")] for w in (undisturbed, where)]
         assert rows[0] == rows[1]
@@ -228,9 +207,7 @@ class TestTraining:
         """A scheduler's SIGTERM reaches the photo loaders too."""
         how = {"features": "live", "views": "flip", "augment": "both", "epochs": 500, "base_episodes": 0}
         where = paths(tiny, tmp_path, features=None)
-        command = ["job", "train", "--spec", canonical(tiny.training(train=how)), "--data", where.data, "--encoder",
-                   where.encoder, "--out", where.out, "--state", where.state, "--workers", "2",
-                   "--checkpoint-seconds", "0"]  # fmt: skip
+        command = training(tiny.training(train=how), where, "--workers=2", "--checkpoint-seconds=0")
         moments = Moments()
         with Job(command, (), "run.pt").start(tmp_path, start_new_session=True) as process:
             try:
@@ -276,26 +253,16 @@ class TestNotice:
         assert signal.getsignal(signal.SIGTERM) == before
 
     def test_rows_of_a_go_that_is_not_whole_are_made_again(self, tmp_path):
-        save_json(
-            tmp_path / "a.json", {"identity": SavedRows(None, "x", "rows").identity, "rows": [1] * 7, "seconds": 1}
-        )
+        identity = SavedRows(None, "x", "rows").identity
+        save_json(tmp_path / "a.json", {"identity": identity, "rows": [1] * 7, "seconds": 1})
         assert len(SavedRows(tmp_path / "a.json", "x", "rows", together=3).rows) == 6
         assert SavedRows(tmp_path / "a.json", "y", "rows").rows == []
 
 
 def test_a_preparation_killed_at_random_moments_ends_with_the_same_bytes(tiny, tmp_path):
     spec, moments = canonical({**tiny.dataset, "images_train": 300}), Moments()
-    command = [
-        "prepare",
-        "--spec",
-        spec,
-        "--archives",
-        "{folder}/a",
-        "--extracted",
-        "{folder}/x",
-        "--out",
-        "{folder}/d",
-    ]
+    command = ["job", "prepare", "--spec", spec,
+               "--archives", "{folder}/a", "--extracted", "{folder}/x", "--out", "{folder}/d"]  # fmt: skip
     job = Job(command, ("d/dataset.json", "d/images.csv", "d/pairs.csv"), "")
     started = time.monotonic()
     with job.start(tmp_path / "undisturbed") as process:

@@ -35,28 +35,27 @@ def test_commit_of_a_clean_checkout(checkout: Path) -> None:
     assert provenance.checkout(checkout / "crnet") == (git(checkout, "rev-parse", "HEAD"), False)
 
 
-@pytest.mark.parametrize("change", ["crnet/__init__.py", "crnet/new_method.py"])
-def test_changed_and_new_code_is_dirty(checkout: Path, change: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "dirty"),
+    [
+        ("crnet/__init__.py", True),
+        ("crnet/new_method.py", True),
+        ("results/__init__.py", False),
+        ("results/table.csv", False),
+    ],
+)
+def test_changed_and_new_code_is_dirty_and_results_are_not(checkout: Path, change: str, dirty: bool) -> None:
     (checkout / change).write_text("x = 1\n")
-    assert provenance.checkout(checkout / "crnet")[1] is True
+    assert provenance.checkout(checkout / "crnet")[1] is dirty
 
 
-def test_results_do_not_make_the_code_dirty(checkout: Path) -> None:
-    (checkout / "results/__init__.py").write_text("x = 1\n")
-    (checkout / "results/table.csv").write_text("")
-    assert provenance.checkout(checkout / "crnet")[1] is False
-
-
-def test_unknown_outside_a_checkout_and_in_an_untracked_copy(checkout: Path, tmp_path_factory) -> None:
+def test_unknown_outside_a_checkout_in_an_untracked_copy_and_without_git(checkout, tmp_path_factory, monkeypatch):
     outside = tmp_path_factory.mktemp("installed")
     (outside / "__init__.py").write_text("")
-    assert provenance.checkout(outside) == ("unknown", "unknown")
-    assert provenance.checkout(checkout / ".venv/crnet") == ("unknown", "unknown")
-
-
-def test_unknown_without_git(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown = ("unknown", "unknown")
+    assert provenance.checkout(outside) == provenance.checkout(checkout / ".venv/crnet") == unknown
     monkeypatch.setenv("PATH", "")
-    assert provenance.checkout(checkout / "crnet") == ("unknown", "unknown")
+    assert provenance.checkout(checkout / "crnet") == unknown
 
 
 def test_record_is_plain_and_complete() -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from crnet.data.sets import shapes5i
 from crnet.data.sets.scenes import SHAPES, TEXTURES, Look, Scene, background, paint, smooth_noise, void_border
-from crnet.data.views import VIEWS, recolour
+from crnet.data.transforms import VIEWS, apply_view
 from crnet.runtime.files import read_csv, read_json
 
 SMALL = shapes5i.SETTINGS | {"images_train": 6, "images_val": 4, "size": 96}
@@ -29,12 +29,9 @@ def masks(base: Path, split: str) -> list[np.ndarray]:
     return [np.asarray(Image.open(base / "SegmentationClass" / f"{name}.png")) for name in names]
 
 
-def test_small_digest(tmp_path: Path) -> None:
+def test_digests(tmp_path: Path, default: tuple[Path, str]) -> None:
     assert shapes5i.write_voc(tmp_path, SMALL) == SMALL_DIGEST
     assert shapes5i.write_voc(tmp_path, SMALL | {"seed": 1}) != SMALL_DIGEST
-
-
-def test_default_digest(default: tuple[Path, str]) -> None:
     assert default[1] == DEFAULT_DIGEST
 
 
@@ -78,19 +75,15 @@ def test_scenes_have_one_to_four_objects_void_and_many_sizes(default: tuple[Path
 
 
 def test_prepared_like_any_voc_data(tmp_path: Path) -> None:
-    description = shapes5i.prepare(tmp_path, tmp_path / "none", tmp_path / "data", {"images_train": 6, "images_val": 4})
+    description = shapes5i.prepare(tmp_path, tmp_path / "none", tmp_path / "data", SMALL)
     assert description == read_json(tmp_path / "data" / "dataset.json")
     assert description["classes"] == list(shapes5i.CLASSES)
     assert description["pairs_from"] == "rule"
     assert len(read_csv(tmp_path / "data" / "images.csv")) == 10
 
 
-def test_folds_partition_the_classes() -> None:
-    assert [class_id for fold in shapes5i.FOLDS for class_id in fold] == list(range(1, 21))
-    assert len(set(shapes5i.CLASSES)) == 20
-
-
 def test_no_pairing_of_a_fold_is_in_pretraining() -> None:
+    assert [class_id for fold in shapes5i.FOLDS for class_id in fold] == list(range(1, 21))
     pairings = {tuple(name.split("-")) for name in shapes5i.CLASSES}
     seen = {(look.texture, look.shape) for look in shapes5i.PRETRAINING_LOOKS}
     assert len(pairings) == 20
@@ -151,27 +144,26 @@ def test_smooth_noise_is_bilinear_between_its_lattice() -> None:
     assert noise[0, 8] == (lattice[0, 0] + lattice[0, 1]) // 2
 
 
+def recolour(image: np.ndarray, view: int) -> np.ndarray:
+    return apply_view("recolour", view, image)
+
+
 def test_recolourings_are_twelve_exact_permutations() -> None:
     image = np.array([[[10, 20, 40]]], np.uint8)
-    views = [recolour(image, view)[0, 0].tolist() for view in range(VIEWS)]
+    views = [recolour(image, view)[0, 0].tolist() for view in range(VIEWS["recolour"])]
     assert views[0] == [10, 20, 40]
     assert views[3] == [20, 40, 10]
     assert views[9] == [235, 215, 245]
-    assert len({tuple(view) for view in views}) == VIEWS
+    assert len({tuple(view) for view in views}) == 12
     full = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
     assert np.array_equal(recolour(recolour(full, 6), 6), full)
     assert recolour(full, 0) is not full
 
 
 @pytest.mark.parametrize(
-    ("image", "view"),
-    [
-        (np.zeros((2, 2, 3), np.uint8), 12),
-        (np.zeros((2, 2, 3), np.uint8), -1),
-        (np.zeros((2, 2, 3), np.float32), 0),
-        (np.zeros((3, 2, 2), np.uint8), 0),
-    ],
+    ("shape", "kind", "view"),
+    [((2, 2, 3), np.uint8, 12), ((2, 2, 3), np.uint8, -1), ((2, 2, 3), np.float32, 0), ((3, 2, 2), np.uint8, 0)],
 )
-def test_recolour_refuses_what_it_cannot_do(image: np.ndarray, view: int) -> None:
-    with pytest.raises(ValueError, match=r"view|takes"):
-        recolour(image, view)
+def test_recolour_refuses_what_it_cannot_do(shape, kind, view) -> None:
+    with pytest.raises((IndexError, ValueError), match=r"views 0 to 11|takes"):
+        recolour(np.zeros(shape, kind), view)

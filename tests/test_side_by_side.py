@@ -61,16 +61,19 @@ def checkout(folder: Path, **changes) -> Path:
     return folder
 
 
+def environment() -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    return inherited | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
 class Snakemake:
     """`snakemake` at work in a folder; its output goes to a file, so that no pipe fills."""
 
     def __init__(self, folder: Path, *arguments: str):
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        environment.pop("MLFLOW_TRACKING_URI", None)
         command = [sys.executable, "-m", "snakemake", "--cores", "1", *arguments, "--configfile", "study.yaml"]
         self.log = folder / f"snakemake-{time.monotonic_ns()}.log"
         with open(self.log, "w") as stream:
-            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=stream, stderr=stream)
+            self.process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=stream, stderr=stream)
 
     @property
     def output(self) -> str:
@@ -154,17 +157,13 @@ def served_archives(tmp_path_factory):
 
 def test_clones_that_share_archives(served_archives, tmp_path, monkeypatch):
     """The second does not download what the first is downloading; started again, it takes what is there."""
-    changes = {
-        "archives": served_archives,
-        "folders": {"archives": str(tmp_path / "archives")},
-        "benchmarks": {
-            "pascal": {
-                "dataset": {"name": "pascal5i", "pairs": "rule", "rule_grid": 8},
-                "folds": [0],
-                "episodes": {"count": 6, "shots": 1, "too_few": "leave out"},
-            }
-        },
+    pascal = {
+        "dataset": {"name": "pascal5i", "pairs": "rule", "rule_grid": 8},
+        "folds": [0],
+        "episodes": {"count": 6, "shots": 1, "too_few": "leave out"},
     }
+    folders = {"archives": str(tmp_path / "archives")}
+    changes = {"archives": served_archives, "folders": folders, "benchmarks": {"pascal": pascal}}
     episodes = "work/feasible/pair.txt"  # all that reads archives; trainings have nothing to do with them
     one, other = checkout(tmp_path / "one", **changes), checkout(tmp_path / "other", **changes)
     monkeypatch.setattr(chaos_study, "BYTES_PER_SECOND", chaos_study.CHUNK_BYTES)  # the first will still be at it
@@ -214,11 +213,9 @@ def test_a_store_that_is_locked_all_the_time_costs_a_warning(alone, tmp_path):
     assert results(folder) == before
     assert (folder / "results/pair/runs.csv").is_file()
     (folder / "mlflow.db").unlink()
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    environment.pop("MLFLOW_TRACKING_URI", None)
+    track = [sys.executable, "-m", "crnet", "track", "results/pair"]
     for _ in range(2):
-        track = [sys.executable, "-m", "crnet", "track", "results/pair"]
-        done = subprocess.run(track, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(track, cwd=folder, env=environment(), capture_output=True, text=True, check=True)
         assert done.stderr == ""
         assert runs_in_store(folder) == logged
 

@@ -7,11 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import faults
 import pytest
 
 from crnet import warm
 from crnet.runtime.checkpoint import load_state
-from crnet.runtime.files import canonical
+from crnet.training.loop import Paths
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 60
@@ -45,9 +46,8 @@ def children(process: subprocess.Popen) -> list[str]:
 
 
 def training(tiny, out: Path, **changes) -> list[str]:
-    files = {"data": tiny.data, "encoder": tiny.encoder, "features": tiny.features, "out": out, "state": f"{out}.pt"}
-    options = [f"--{name}={value}" for name, value in files.items()]
-    return [sys.executable, "-m", "crnet", "job", "train", "--spec", canonical(tiny.training(**changes)), *options]
+    where = Paths(tiny.data, tiny.encoder, tiny.features, out, out.with_name(f"{out.name}.pt"))
+    return [sys.executable, "-m", "crnet", *faults.training(tiny.training(**changes), where)]
 
 
 def run(command: list[str], environment: dict, **options) -> subprocess.CompletedProcess:
@@ -65,12 +65,11 @@ def test_the_same_bits_and_words_as_without(tiny, tmp_path, server):
 
 def test_a_relative_path_an_error_and_its_status(server, tmp_path):
     spec = '{"name": "none"}'
-    done = run(
-        [sys.executable, "-m", "crnet", "job", "encoder", "--spec", spec, "--archives", "x", "--out", "y"], server[1]
-    )
+    job = [sys.executable, "-m", "crnet", "job"]
+    done = run([*job, "encoder", "--spec", spec, "--archives", "x", "--out", "y"], server[1])
     assert done.returncode == 1
     assert "ModuleNotFoundError" in done.stderr
-    done = run([sys.executable, "-m", "crnet", "job", "train", "--spec", "{"], server[1], cwd=tmp_path)
+    done = run([*job, "train", "--spec", "{"], server[1], cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("Usage: crnet job train")
 
@@ -112,12 +111,10 @@ def test_an_environment_reached_by_a_link_is_the_same(server, tmp_path):
 
 
 def test_no_server_or_another_environment_is_no_loss(server, monkeypatch, tmp_path):
-    address = server[1][warm.ADDRESS]
-    monkeypatch.setenv(warm.ADDRESS, address)
-    assert warm.hand_over(["plan"]) is None
-    monkeypatch.setenv(warm.ADDRESS, f"/other{address}")
-    assert warm.hand_over(["job", "train"]) is None
-    monkeypatch.setenv(warm.ADDRESS, f"{os.path.realpath(sys.prefix)}{os.pathsep}{tmp_path / 'gone'}")
-    assert warm.hand_over(["job", "train"]) is None
+    here = server[1][warm.ADDRESS]
+    gone = f"{os.path.realpath(sys.prefix)}{os.pathsep}{tmp_path / 'gone'}"
+    for address, command in ((here, ["plan"]), (f"/other{here}", ["job", "train"]), (gone, ["job", "train"])):
+        monkeypatch.setenv(warm.ADDRESS, address)
+        assert warm.hand_over(command) is None
     monkeypatch.delenv(warm.ADDRESS)
     assert warm.hand_over(["job", "train"]) is None

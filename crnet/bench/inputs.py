@@ -184,7 +184,5 @@ def write_photos(options: Options, out: Path) -> None:
             mask.putpalette(palette)
             mask.save(base / "SegmentationClass" / f"{names[-1]}.png")
         atomic_write(base / "ImageSets/Segmentation" / f"{split}.txt", "".join(f"{name}\n" for name in names))
-    voc.prepare(
-        base, None, out, name="bench-photos", classes=shapes5i.CLASSES, folds=shapes5i.FOLDS, pairs="rule",
-        subset_ids=None, settings={"rule_grid": 32 if min(options.photo) > 200 else 8},
-    )  # fmt: skip
+    settings = {"rule_grid": 32 if min(options.photo) > 200 else 8}
+    voc.prepare(base, None, out, voc.Choice("bench-photos", shapes5i.splits({}), settings))

@@ -20,31 +20,17 @@ PREPARE_AGAIN = "let the workflow prepare the data again"
 
 @dataclass
 class Checked:
-    """What the check of one data set told.
+    """What the check of one data set told."""
 
-    Attributes:
-        name: its name in the study's folders.
-        where: the folder that was read: the prepared one, or else that of what it is prepared from.
-        photos: how many were read whole; None where there is nothing to read yet.
-        findings: all that is wrong.
-    """
-
-    name: str
-    where: Path
-    photos: int | None = None
+    name: str  # in the study's folders
+    where: Path  # the folder that was read: the prepared one, or else that of what it is prepared from
+    photos: int | None = None  # how many were read whole; None where there is nothing to read yet
     findings: list[CrnetError] = field(default_factory=list)
 
 
 def check(spec: dict, prepared: Path, archives: Path, extracted: Path) -> Checked:
-    """Read one data set.
-
-    Args:
-        spec: ``{"name": ..., settings...}``, as for ``crnet.data.prepare``.
-        prepared: folder of the prepared data set; what is looked at first.
-        archives, extracted: what it is prepared from.
-    """
-    settings = {key: value for key, value in spec.items() if key != "name"}
-    dataset = sets.module(spec["name"])
+    """Read one data set: ``prepared``, or else what ``crnet.data.prepare`` prepares it from with these arguments."""
+    dataset, settings = sets.opened(spec)
     ready = (prepared / "dataset.json").is_file()
     from_archives = hasattr(dataset, "check")
     source = archives if getattr(dataset, "IN_PLACE", ()) else extracted
@@ -60,14 +46,7 @@ def check(spec: dict, prepared: Path, archives: Path, extracted: Path) -> Checke
 
 
 def check_prepared(folder: Path, report: Report) -> int:
-    """Read every photo and mask of a prepared data set.
-
-    Returns:
-        The number of photos that are whole, with their masks.
-
-    Raises:
-        CrnetError: it is no prepared data set.
-    """
+    """Count the photos of a prepared data set that are whole, with their masks. Raises CrnetError if it is none."""
     from tqdm import tqdm
 
     index, whole = Index.load(folder), 0
@@ -95,14 +74,16 @@ def _check_mask(index: Index, image: str) -> None:
 
 def rows(results: Iterable[Checked]) -> list[tuple[str, str, str, str]]:
     """A row of ``HEADER`` for each finding."""
-    return [(result.name, *_parts(error)) for result in results for error in result.findings]
-
-
-def _parts(error: CrnetError) -> tuple[str, str, str]:
-    if isinstance(error, Finding):
-        return error.file, error.what, error.remedy
-    what, _, remedy = str(error).rpartition(": ")
-    return "", what or str(error), remedy.rstrip(".") if what else ""
+    found = []
+    for result in results:
+        for error in result.findings:
+            if isinstance(error, Finding):
+                parts = error.file, error.what, error.remedy
+            else:
+                what, _, remedy = str(error).rpartition(": ")
+                parts = ("", what, remedy.rstrip(".")) if what else ("", str(error), "")
+            found.append((result.name, *parts))
+    return found
 
 
 def describe(results: Sequence[Checked]) -> str:

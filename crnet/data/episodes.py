@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from crnet.data.index import Index, Pair
+from crnet.data.index import Index
 from crnet.errors import CrnetError
 from crnet.runtime.files import read_csv, read_json, sha256_file, write_csv, write_json
 from crnet.runtime.seeding import derive
 
 TOO_FEW = ("error", "leave out")
+ABOUT = ("fold", "dataset_digest", "count", "seeds", "shots", "left_out")  # what the JSON beside a table says of it
 
 
 @dataclass(frozen=True)
@@ -27,28 +28,20 @@ class Episode:
 
 @dataclass(frozen=True)
 class EpisodeTable:
-    """The test episodes of one fold.
+    """The test episodes of one fold."""
 
-    Attributes:
-        fold: whose test classes are asked for.
-        dataset_digest: of the prepared data set from which the episodes were drawn.
-        count: episodes per seed.
-        seeds: the episode seeds, in order.
-        shots: number of supports of each episode.
-        left_out: classes with too few photos, as {class name: number of photos}.
-        episodes: sorted by seed as in ``seeds``, then by number.
-    """
-
-    fold: int
-    dataset_digest: str
-    count: int
-    seeds: tuple[int, ...]
-    shots: int
-    left_out: dict[str, int] = field(default_factory=dict)
-    episodes: tuple[Episode, ...] = ()
+    fold: int  # whose test classes are asked for
+    dataset_digest: str  # of the prepared data set from which the episodes were drawn
+    count: int  # episodes per seed
+    seeds: tuple[int, ...]  # in order
+    shots: int  # supports of each episode
+    left_out: dict[str, int] = field(default_factory=dict)  # class with too few photos -> how many it has
+    episodes: tuple[Episode, ...] = ()  # sorted by seed as in ``seeds``, then by number
 
 
-def draw(index: Index, fold: int, count: int, seeds: Sequence[int], shots: int, too_few: str = "error") -> EpisodeTable:
+def draw(
+    index: Index, fold: int, count: int, seeds: Sequence[int], shots: int, too_few: str = "error", trials: bool = False
+) -> EpisodeTable:
     """Draw ``count`` episodes per seed: first the class (section 3 of the paper), then query and supports.
 
     The class is uniform among the fold's, the query uniform among the class's test photos, and the supports
@@ -56,56 +49,22 @@ def draw(index: Index, fold: int, count: int, seeds: Sequence[int], shots: int, 
     same classes have enough photos.
 
     Args:
-        index: the prepared data set.
-        fold: the fold whose classes are tested.
-        count: episodes per seed.
         seeds: episode seeds; each is a stream of its own.
         shots: the largest number of shots that the study asks for.
         too_few: what to do with a class of fewer than ``shots + 1`` test photos: "error" or "leave out".
+        trials: of the classes on which settings are chosen, not of those that are tested; see ``draw_trials``.
 
     Raises:
         CrnetError: classes with too few photos, or none left.
     """
-    classes = index.novel_classes(fold)
-    return _draw(index, "episodes", classes, index.test_pairs(fold), fold, count, seeds, shots, too_few)
-
-
-def draw_trials(index: Index, fold: int, count: int, shots: int) -> EpisodeTable:
-    """Episodes on which settings are chosen: test photos of classes that the fold does not test.
-
-    Classes of ``Index.selection_classes``; those with too few photos are left out and named. Photos are of split val,
-    so that a network is not judged on photos that it was trained on.
-
-    Raises:
-        CrnetError: no class has ``shots + 1`` photos; a class is one that the fold tests.
-    """
-    classes = index.selection_classes(fold)
-    if tested := set(classes) & set(index.novel_classes(fold)):
-        raise CrnetError(
-            f"{index.name}: {index.class_name(min(tested))} would serve to choose settings of fold {fold}, which tests "
-            "it."
-        )
-    pairs = index.pairs("val", classes)
-    return _draw(index, "trial episodes", classes, pairs, fold, count, [0], shots, "leave out")
-
-
-def _draw(
-    index: Index,
-    purpose: str,
-    classes: Sequence[int],
-    pairs: Sequence[Pair],
-    fold: int,
-    count: int,
-    seeds: Sequence[int],
-    shots: int,
-    too_few: str,
-) -> EpisodeTable:
     if too_few not in TOO_FEW:
         raise CrnetError(f"unknown too_few {too_few!r}: choose from {', '.join(TOO_FEW)}.")
     if count < 1 or shots < 1 or len(set(seeds)) != len(seeds) or not seeds:
         raise CrnetError(f"episodes need count and shots >= 1 and distinct seeds, not {count}, {shots}, {list(seeds)}.")
+    purpose = "trial episodes" if trials else "episodes"
+    classes = index.selection_classes(fold) if trials else index.novel_classes(fold)
     pools: dict[int, list[str]] = {class_id: [] for class_id in classes}
-    for pair in pairs:
+    for pair in index.pairs("val", classes):
         pools[pair.class_id].append(pair.image)
     left_out = {index.class_name(c): len(pool) for c, pool in pools.items() if len(pool) < shots + 1}
     eligible = [c for c, pool in pools.items() if len(pool) >= shots + 1]
@@ -128,24 +87,32 @@ def _draw(
     return EpisodeTable(fold, index.digest, count, tuple(seeds), shots, left_out, tuple(episodes))
 
 
+def draw_trials(index: Index, fold: int, count: int, shots: int) -> EpisodeTable:
+    """Episodes on which settings are chosen: test photos of classes that the fold does not test.
+
+    Classes of ``Index.selection_classes``; those with too few photos are left out and named. Photos are of split val,
+    so that a network is not judged on photos that it was trained on.
+
+    Raises:
+        CrnetError: no class has ``shots + 1`` photos; a class is one that the fold tests.
+    """
+    if tested := set(index.selection_classes(fold)) & set(index.novel_classes(fold)):
+        use = f"would serve to choose settings of fold {fold}, which tests it"
+        raise CrnetError(f"{index.name}: {index.class_name(min(tested))} {use}.")
+    return draw(index, fold, count, [0], shots, "leave out", trials=True)
+
+
 def write(path: Path, table: EpisodeTable) -> str:
     """Write the table as CSV and, beside it as JSON, what it was drawn from; returns the CSV's digest."""
-    header = ("episode_seed", "episode", "class", "query", *(f"support_{k + 1}" for k in range(table.shots)))
+    header = ("episode_seed", "episode", "class", "query", *_supports(table.shots))
     write_csv(path, header, [(e.seed, e.number, e.class_id, e.query, *e.supports) for e in table.episodes])
     digest = sha256_file(path)
-    write_json(
-        path.with_suffix(".json"),
-        {
-            "digest": digest,
-            "fold": table.fold,
-            "dataset_digest": table.dataset_digest,
-            "count": table.count,
-            "seeds": list(table.seeds),
-            "shots": table.shots,
-            "left_out": table.left_out,
-        },
-    )
+    write_json(path.with_suffix(".json"), {"digest": digest, **{name: getattr(table, name) for name in ABOUT}})
     return digest
+
+
+def _supports(shots: int) -> list[str]:
+    return [f"support_{k + 1}" for k in range(shots)]
 
 
 def read(path: Path, index: Index | None = None) -> EpisodeTable:
@@ -163,28 +130,20 @@ def read(path: Path, index: Index | None = None) -> EpisodeTable:
         raise CrnetError(f"{path} was changed after it was drawn (its digest differs): draw the episodes again.")
     if index is not None and index.digest != about["dataset_digest"]:
         raise CrnetError(f"{path} was drawn from other data than this {index.name}: draw the episodes again.")
-    supports = [f"support_{k + 1}" for k in range(about["shots"])]
     episodes = tuple(
         Episode(
             seed=int(row["episode_seed"]),
             number=int(row["episode"]),
             class_id=int(row["class"]),
             query=row["query"],
-            supports=tuple(row[column] for column in supports),
+            supports=tuple(row[column] for column in _supports(about["shots"])),
         )
         for row in read_csv(path)
     )
     if index is not None:
         _check(episodes, index, about["fold"], path)
-    return EpisodeTable(
-        fold=about["fold"],
-        dataset_digest=about["dataset_digest"],
-        count=about["count"],
-        seeds=tuple(about["seeds"]),
-        shots=about["shots"],
-        left_out=about["left_out"],
-        episodes=episodes,
-    )
+    facts = {name: about[name] for name in ABOUT} | {"seeds": tuple(about["seeds"])}
+    return EpisodeTable(**facts, episodes=episodes)
 
 
 def _check(episodes: Sequence[Episode], index: Index, fold: int, path: Path) -> None:
@@ -193,11 +152,8 @@ def _check(episodes: Sequence[Episode], index: Index, fold: int, path: Path) -> 
     for line, episode in enumerate(episodes, 2):
         photos = (episode.query, *episode.supports)
         if len(set(photos)) < len(photos):
-            what = (
-                f"{episode.query} is among its own supports"
-                if episode.query in episode.supports
-                else ("a support is there twice")
-            )
+            own = episode.query in episode.supports
+            what = f"{episode.query} is among its own supports" if own else "a support is there twice"
             raise CrnetError(f"{path}, line {line}: {what}; draw the episodes again.")
         for photo in photos:
             if (photo, episode.class_id) not in allowed:

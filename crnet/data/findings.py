@@ -31,6 +31,6 @@ def fail(error: CrnetError) -> None:
     raise error
 
 
-def reason(error: BaseException) -> str:
+def reason(error: BaseException | str) -> str:
     """An exception's text on one line, without the path that the sentence names anyway; its kind where it has none."""
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__

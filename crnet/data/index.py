@@ -22,17 +22,10 @@ import numpy as np
 from crnet.data.findings import Finding
 from crnet.data.packed import VOID, Archives, read_packed
 from crnet.data.pixels import EXTRACT_AGAIN, read_ids, read_rgb
+from crnet.data.splits import Splits
 from crnet.errors import CrnetError
-from crnet.runtime.files import (
-    DamagedFile,
-    canonical,
-    read_csv,
-    read_json,
-    sha256_file,
-    sha256_text,
-    write_csv,
-    write_json,
-)
+from crnet.runtime import files
+from crnet.runtime.files import DamagedFile, read_csv, read_json
 
 SPLITS = ("train", "val")
 IMAGES, PAIRS, ABOUT = "images.csv", "pairs.csv", "dataset.json"
@@ -63,53 +56,31 @@ class Pair:
 
 @dataclass(frozen=True)
 class Photo:
-    """One row of ``images.csv``.
+    """One row of ``images.csv``."""
 
-    Attributes:
-        split: "train" or "val".
-        path: the image file, or the zip archive that holds it as ``member``.
-        mask: a PNG of class ids, or the file that holds the masks of its classes from byte ``offset`` on.
-        mask_crc32: of the PNG, or of the line at ``offset``.
-        width, height: size in pixels.
-        classes: class ids that the photo shows, those of crowds included.
-    """
-
-    split: str
-    path: Path
-    mask: Path
-    mask_crc32: int
-    width: int
+    split: str  # "train" or "val"
+    path: Path  # the image file, or the zip archive that holds it as ``member``
+    mask: Path  # a PNG of class ids, or the file that holds the masks of its classes from byte ``offset`` on
+    mask_crc32: int  # of the PNG, or of the line at ``offset``
+    width: int  # in pixels, as the height
     height: int
-    classes: frozenset[int]
+    classes: frozenset[int]  # ids that the photo shows, those of crowds included
     member: str | None = None
     offset: int | None = None
 
 
 class Index:
-    """A prepared data set, opened for reading.
-
-    Attributes:
-        name: name of the data set, e.g. ``pascal5i``.
-        classes: class names; the class with id ``i`` is ``classes[i - 1]``.
-        folds: per fold the ids of its *test* classes.
-        held_out: per fold the ids of classes that are neither trained nor tested; all empty for PASCAL-5i.
-        split_note: a sentence on the choice of the splits, for captions, or None.
-        digest: SHA-256 over photos, mask pixels, splits and pairs.
-        subset: a sentence with counts if the data set is a part of the published one, else None.
-        photos: ``Photo`` by image id, in order of id.
-    """
+    """A prepared data set, opened for reading."""
 
     def __init__(self, description: dict, photos: dict[str, Photo], pairs: list[Pair]):
         self.name: str = description["name"]
-        self.classes: tuple[str, ...] = tuple(description["classes"])
-        self.folds: tuple[tuple[int, ...], ...] = tuple(tuple(fold) for fold in description["folds"])
-        self.held_out: tuple[tuple[int, ...], ...] = tuple(
-            tuple(ids) for ids in description.get("held_out", [[] for _ in self.folds])
-        )
-        self.split_note: str | None = description.get("split_note")
-        self.digest: str = description["digest"]
-        self.subset: str | None = description["subset"]
-        self.photos = photos
+        self.classes: tuple[str, ...] = tuple(description["classes"])  # the class with id i is classes[i - 1]
+        # Per fold the ids of its *test* classes, and of those neither trained nor tested: none for PASCAL-5i.
+        self.folds, self.held_out = (tuple(map(tuple, description[role])) for role in ("folds", "held_out"))
+        self.split_note: str | None = description["split_note"]  # on the choice of the splits, for captions
+        self.digest: str = description["digest"]  # SHA-256 over photos, mask pixels, splits and pairs
+        self.subset: str | None = description["subset"]  # a sentence with counts if it is a part of the published one
+        self.photos = photos  # by image id, in order of id
         self._pairs = sorted(pairs)
         self._archives = Archives()
 
@@ -121,44 +92,21 @@ class Index:
             CrnetError: the folder is not a (finished) prepared data set, its files were changed or are of a version
                 without checksums, or its tables contradict each other.
         """
+        folder = Path(folder)
         with reading(folder):
-            index = cls._load(Path(folder))
-            index._check_folds()
+            # dataset.json is written last, so that its presence means that the other two are whole.
+            if not (folder / ABOUT).is_file():
+                raise CrnetError(f"{folder} is no prepared data set (it has no dataset.json): prepare the data first.")
+            description = read_json(folder / ABOUT)
+            if description.pop("seal") != _seal(folder, description):
+                raise ValueError(f"the digest of {IMAGES}, {PAIRS} and {ABOUT} differs")
+            photos = _read_photos(folder)
+            index = cls(description, photos, list(_read_pairs(folder, description["folds"], photos)))
+            for fold, (tested, held_out) in enumerate(zip(index.folds, index.held_out, strict=True)):
+                if both := set(tested) & set(held_out):
+                    what = f"tests {index.class_name(min(both))} and holds it out for choosing settings"
+                    raise CrnetError(f"{index.name}: fold {fold} {what}: a class is one or the other.")
         return index
-
-    @classmethod
-    def _load(cls, folder: Path) -> "Index":
-        # dataset.json is written last, so that its presence means that the other two are whole.
-        if not (folder / ABOUT).is_file():
-            raise CrnetError(f"{folder} is no prepared data set (it has no dataset.json): prepare the data first.")
-        description = read_json(folder / ABOUT)
-        if description.pop("seal") != _seal(folder, description):
-            raise ValueError(f"the digest of {IMAGES}, {PAIRS} and {ABOUT} differs")
-        at = cache(folder.joinpath)  # one path for all photos of an archive: an index is sent to every loader worker
-        photos = {
-            row["image"]: Photo(
-                split=row["split"],
-                path=at(row["path"]),
-                mask=at(row["mask"]),
-                mask_crc32=int(row["mask_crc32"], 16),
-                width=int(row["width"]),
-                height=int(row["height"]),
-                classes=frozenset(int(class_id) for class_id in row["classes"].split()),
-                member=row.get("member"),
-                offset=int(row["offset"]) if "offset" in row else None,
-            )
-            for row in read_csv(folder / IMAGES)
-        }
-        return cls(description, photos, list(_read_pairs(folder, description["folds"], photos)))
-
-    def _check_folds(self) -> None:
-        """Refuse a split by which a class would be tested and, in the same fold, serve to choose settings."""
-        for fold, (tested, held_out) in enumerate(zip(self.folds, self.held_out, strict=True)):
-            if both := set(tested) & set(held_out):
-                raise CrnetError(
-                    f"{self.name}: fold {fold} tests {self.class_name(min(both))} and holds it out for choosing "
-                    "settings: a class is one or the other."
-                )
 
     def class_name(self, class_id: int) -> str:
         return self.classes[class_id - 1]
@@ -194,12 +142,10 @@ class Index:
         """Pairs to train on when ``fold`` is tested: photos of split train, classes of ``base_classes``.
 
         Args:
-            fold: the fold that is tested.
             novel_pixels: what becomes of training photos that also show a class of ``unseen_classes`` (protocol
                 B2): "background" and "void" keep them and differ in ``class_mask``; "drop" leaves the photos out.
 
-        Raises:
-            CrnetError: unknown fold or choice; a pair that training must not see.
+        Raises CrnetError for an unknown fold or choice.
         """
         if novel_pixels not in NOVEL_PIXELS:
             raise CrnetError(f"unknown novel_pixels {novel_pixels!r}: choose from {', '.join(NOVEL_PIXELS)}.")
@@ -207,7 +153,6 @@ class Index:
         if novel_pixels == "drop":
             unseen = set(self.unseen_classes(fold))
             pairs = [pair for pair in pairs if not unseen & self.photos[pair.image].classes]
-        self.check_training_pairs(fold, pairs)
         return pairs
 
     def test_pairs(self, fold: int) -> list[Pair]:
@@ -217,19 +162,18 @@ class Index:
     def check_training_pairs(self, fold: int, pairs: Iterable[Pair]) -> None:
         """Guard against the leak that would void every result.
 
-        Raises:
-            CrnetError: a pair lies in split val, or its class is one that ``fold`` tests or holds out.
+        Raises CrnetError for a pair of split val, or of a class that ``fold`` tests or holds out.
         """
         novel, held_out = set(self.novel_classes(fold)), set(self.held_out[fold])
         for pair in pairs:
             if self.photos[pair.image].split != "train":
-                raise CrnetError(
-                    f"{self.name}: {pair.image} is a test photo (split val) and must not train fold {fold}."
-                )
-            if pair.class_id in novel | held_out:
-                name = self.class_name(pair.class_id)
+                what = f"is a test photo (split val) and must not train fold {fold}"
+            elif pair.class_id in novel | held_out:
                 use = "tests" if pair.class_id in novel else "holds out for choosing settings"
-                raise CrnetError(f"{self.name}: {pair.image} would train fold {fold} on {name}, which that fold {use}.")
+                what = f"would train fold {fold} on {self.class_name(pair.class_id)}, which that fold {use}"
+            else:
+                continue
+            raise CrnetError(f"{self.name}: {pair.image} {what}.")
 
     def size(self, image: str) -> tuple[int, int]:
         """(height, width) of a photo in pixels, without opening it."""
@@ -239,10 +183,8 @@ class Index:
     def read_image(self, image: str) -> np.ndarray:
         """The photo as uint8 RGB, (H, W, 3). Raises CrnetError if the file is broken or changed its size."""
         photo = self._photo(image)
-        if photo.member is None:
-            pixels = read_rgb(photo.path)
-        else:
-            pixels = self._archives.read_rgb(photo.path, photo.member)
+        in_archive = photo.member is not None
+        pixels = self._archives.read_rgb(photo.path, photo.member) if in_archive else read_rgb(photo.path)
         self._check_size(photo, photo.path, pixels)
         return pixels
 
@@ -253,10 +195,13 @@ class Index:
         training photos void (protocol B2). Raises CrnetError like ``read_image``.
         """
         photo = self._photo(image)
-        if photo.offset is None:
-            return binary_mask(self.read_mask(image), class_id, void_classes)
-        packed = read_packed(photo.mask, photo.offset, photo.mask_crc32)
-        return packed.class_mask(photo.height, photo.width, class_id, void_classes)
+        if photo.offset is not None:
+            packed = read_packed(photo.mask, photo.offset, photo.mask_crc32)
+            return packed.class_mask(photo.height, photo.width, class_id, void_classes)
+        lookup = np.zeros(256, np.uint8)
+        lookup[[VOID, *void_classes]] = VOID
+        lookup[class_id] = 1
+        return lookup[self.read_mask(image)]
 
     def read_mask(self, image: str) -> np.ndarray:
         """Class id per pixel, uint8 (H, W): 0 background, 255 void.
@@ -283,12 +228,28 @@ class Index:
         return self.photos[image]
 
     def _check_size(self, photo: Photo, path: Path, pixels: np.ndarray) -> None:
-        if pixels.shape[:2] != (photo.height, photo.width):
-            height, width = pixels.shape[:2]
-            raise CrnetError(
-                f"{path} is {width}x{height} px but was {photo.width}x{photo.height} when {self.name} was "
-                "prepared: prepare the data again."
-            )
+        height, width = pixels.shape[:2]
+        if (height, width) != (photo.height, photo.width):
+            before = f"{photo.width}x{photo.height} when {self.name} was prepared"
+            raise CrnetError(f"{path} is {width}x{height} px but was {before}: prepare the data again.")
+
+
+def _read_photos(folder: Path) -> dict[str, Photo]:
+    at = cache(folder.joinpath)  # one path for all photos of an archive: an index is sent to every loader worker
+    return {
+        row["image"]: Photo(
+            split=row["split"],
+            path=at(row["path"]),
+            mask=at(row["mask"]),
+            mask_crc32=int(row["mask_crc32"], 16),
+            width=int(row["width"]),
+            height=int(row["height"]),
+            classes=frozenset(map(int, row["classes"].split())),
+            member=row.get("member"),
+            offset=int(row["offset"]) if "offset" in row else None,
+        )
+        for row in read_csv(folder / IMAGES)
+    }
 
 
 def _read_pairs(folder: Path, folds: list[list[int]], photos: dict[str, Photo]) -> Iterator[Pair]:
@@ -307,33 +268,36 @@ def _read_pairs(folder: Path, folds: list[list[int]], photos: dict[str, Photo]) 
         yield pair
 
 
+def begin(out: Path) -> None:
+    """Make the folder of a prepared data set; until ``write_tables`` ends, nothing in it passes for whole."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / ABOUT).unlink(missing_ok=True)
+
+
 def write_tables(
-    out: Path, columns: Sequence[str], images: Iterable[tuple], pairs: Iterable[tuple], description: dict[str, Any]
-) -> None:
-    """Write the three files of a prepared data set; ``dataset.json`` comes last and gets the digest of all.
+    out: Path, splits: Splits, columns: Sequence[str], images: Iterable[tuple], pairs: Iterable[tuple], facts: dict
+) -> dict[str, Any]:
+    """Write the three files of a prepared data set; ``dataset.json``, which it returns, comes last, with all's digest.
 
     Args:
         columns, images: of ``images.csv``.
         pairs: rows of ``PAIR_COLUMNS``.
-        description: of ``dataset.json``; its key ``seal`` is added here.
+        facts: what ``dataset.json`` says beside the classes and their roles.
     """
-    write_csv(out / IMAGES, columns, images)
-    write_csv(out / PAIRS, PAIR_COLUMNS, pairs)
+    files.write_csv(out / IMAGES, columns, images)
+    files.write_csv(out / PAIRS, PAIR_COLUMNS, pairs)
+    description = {
+        "classes": list(splits.classes),
+        "folds": [list(ids) for ids in splits.folds],
+        "held_out": [list(ids) for ids in splits.held_out],
+        "split_note": splits.note,
+        **facts,
+    }
     description["seal"] = _seal(out, description)
-    write_json(out / ABOUT, description)
+    files.write_json(out / ABOUT, description)
+    return description
 
 
 def _seal(folder: Path, description: dict[str, Any]) -> str:
-    return sha256_text(canonical([description, *(sha256_file(folder / name) for name in (IMAGES, PAIRS))]))
-
-
-def binary_mask(mask: np.ndarray, class_id: int, void_classes: Iterable[int] = ()) -> np.ndarray:
-    """The mask of one class, uint8, any shape: 1 where it is, 255 at void and ``void_classes``, 0 elsewhere.
-
-    ``mask`` is a map of class ids, see ``Index.class_mask``.
-    """
-    lookup = np.zeros(256, np.uint8)
-    lookup[list(void_classes)] = VOID
-    lookup[VOID] = VOID
-    lookup[class_id] = 1
-    return lookup[mask]
+    tables = [files.sha256_file(folder / name) for name in (IMAGES, PAIRS)]
+    return files.sha256_text(files.canonical([description, *tables]))

@@ -71,7 +71,7 @@ class PackedMasks:
 
     def line(self) -> bytes:
         """As ``read_packed`` reads it."""
-        content = {"masks": {str(c): runs for c, runs in sorted(self.masks.items())}, "void": self.void}
+        content = {"masks": dict(sorted(self.masks.items())), "void": self.void}
         return json.dumps(content, separators=(",", ":")).encode() + b"\n"
 
 
@@ -91,7 +91,6 @@ def read_packed(path: Path, offset: int, crc32: int) -> PackedMasks:
         if zlib.crc32(line) != crc32:
             raise ValueError("the checksum of its line differs")
         content = json.loads(line)
-        masks = {int(class_id): runs for class_id, runs in content["masks"].items()}
-        return PackedMasks(masks, content["void"])
+        return PackedMasks({int(class_id): runs for class_id, runs in content["masks"].items()}, content["void"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CrnetError(f"{path} holds no masks at byte {offset} ({error}): prepare the data again.") from error

@@ -37,8 +37,9 @@ def read_rgb(source: Path | IO[bytes], name: str | None = None) -> np.ndarray:
 
     Raises CrnetError, which calls the image ``name``, if unreadable, too large, or of a depth that is no photo's.
     """
-    with opened(source, name or str(source), "image") as photo:
-        _check_depth(photo, name or str(source))
+    name = name or str(source)
+    with opened(source, name, "image") as photo:
+        _check_depth(photo, name)
         if photo.mode.startswith("I;16"):
             return np.repeat((np.asarray(photo) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
         return np.array(photo.convert("RGB"))
@@ -68,8 +69,7 @@ def check_ids(mask: np.ndarray, class_count: int, name: Path | str) -> np.ndarra
 def read_sbd(path: Path) -> np.ndarray:
     """``GTcls.Segmentation`` of an SBD ``cls/ID.mat``: class id per pixel, uint8 (H, W), without void.
 
-    Raises:
-        CrnetError: the file cannot be read as that.
+    Raises CrnetError if the file cannot be read as that.
     """
     from scipy.io import loadmat
 
@@ -96,7 +96,7 @@ def photo_size(data: bytes, name: Path | str) -> tuple[int, int]:
 
 
 @contextmanager
-def opened(source: Path | IO[bytes], name: str, noun: str, remedy: str = EXTRACT_AGAIN) -> Iterator[Image.Image]:
+def opened(source: Path | IO[bytes], name: str, noun: str) -> Iterator[Image.Image]:
     """A picture whose head was read and whose pixels were not; what goes wrong with either is a Finding."""
     try:
         with Image.open(source) as picture:
@@ -107,6 +107,6 @@ def opened(source: Path | IO[bytes], name: str, noun: str, remedy: str = EXTRACT
     except Image.DecompressionBombError as error:
         raise Finding(name, f"is far too large ({reason(error)})", TOO_LARGE) from error
     except UnidentifiedImageError as error:
-        raise Finding(name, f"is not a readable {noun} (it holds none)", remedy) from error
+        raise Finding(name, f"is not a readable {noun} (it holds none)", EXTRACT_AGAIN) from error
     except UNREADABLE as error:
-        raise Finding(name, f"is not a readable {noun} ({reason(error)})", remedy) from error
+        raise Finding(name, f"is not a readable {noun} ({reason(error)})", EXTRACT_AGAIN) from error

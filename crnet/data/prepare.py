@@ -10,16 +10,12 @@ from crnet.errors import CrnetError
 def prepare(spec: dict, archives: Path, extracted: Path, out: Path) -> None:
     """Extract the archives that the data set names, if any, and let it prepare itself into ``out``.
 
-    Its file declares ``ARCHIVES``, of which those in ``IN_PLACE`` are read where they are and not extracted, and
-    ``prepare(archives, extracted, out, settings)``.
-
     Args:
         spec: ``{"name": ..., settings...}``.
         archives: Folder of the verified archives.
-        extracted: Folder for what they hold, a folder an archive; each is extracted once.
+        extracted: Folder for what they hold, a folder of its name for each archive; each is extracted once.
     """
-    settings = {key: value for key, value in spec.items() if key != "name"}
-    dataset = sets.module(spec["name"])
+    dataset, settings = sets.opened(spec)
     for name in getattr(dataset, "ARCHIVES", ()):
         if name not in OFFICIAL:
             raise CrnetError(f"{spec['name']}: asks for the unknown archive {name!r}; known: {', '.join(OFFICIAL)}.")

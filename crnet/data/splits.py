@@ -8,19 +8,12 @@ from crnet.runtime.files import canonical, sha256_text
 
 @dataclass(frozen=True)
 class Splits:
-    """Classes and their roles, by ids 1 to N in the order of ``classes``.
+    """Classes and their roles, by ids 1 to N in the order of ``classes``."""
 
-    Attributes:
-        classes: class names.
-        folds: per fold the ids of its test classes.
-        held_out: per fold the ids of classes that are neither trained nor tested: settings may be chosen on them.
-        about: what the choice is, for captions, or None where the field has one for all.
-    """
-
-    classes: tuple[str, ...]
-    folds: tuple[tuple[int, ...], ...]
-    held_out: tuple[tuple[int, ...], ...]
-    about: str | None = None
+    classes: tuple[str, ...]  # names
+    folds: tuple[tuple[int, ...], ...]  # per fold the ids of its test classes
+    held_out: tuple[tuple[int, ...], ...]  # per fold the ids neither trained nor tested: settings may be chosen on them
+    about: str | None = None  # what the choice is, for captions, or None where the field has one for all
 
     @property
     def digest(self) -> str:
@@ -31,6 +24,10 @@ class Splits:
     def note(self) -> str | None:
         """``about`` with the beginning of the digest, e.g. for a caption."""
         return f"{self.about}, digest {self.digest[:8]}" if self.about else None
+
+    def fold_of(self) -> dict[int, int]:
+        """Class id -> the fold that tests it; without the classes that none tests."""
+        return {class_id: fold for fold, ids in enumerate(self.folds) for class_id in ids}
 
     def test_names(self) -> dict[int, list[str]]:
         """Fold -> names of its test classes."""

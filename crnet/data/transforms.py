@@ -3,11 +3,9 @@
 import numpy as np
 from PIL import Image
 
-from crnet.data.views import VIEWS as RECOLOURINGS
-from crnet.data.views import recolour
-
 # Views of a photo that a frozen encoder may see once each: kind -> number of views; view 0 is the photo itself.
-VIEWS = {"identity": 1, "flip": 2, "recolour": RECOLOURINGS}
+VIEWS = {"identity": 1, "flip": 2, "recolour": 12}
+_CHANNEL_ORDERS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
 
 
 def squash(image: np.ndarray, size: int) -> np.ndarray:
@@ -25,8 +23,21 @@ def apply_view(kind: str, view: int, image: np.ndarray) -> np.ndarray:
     if not 0 <= view < VIEWS[kind]:
         raise IndexError(f"{kind} has views 0 to {VIEWS[kind] - 1}, not {view}")
     if kind == "recolour":
-        return recolour(image, view)
+        return _recolour(image, view)
     return flip(image) if view else image
+
+
+def _recolour(image: np.ndarray, view: int) -> np.ndarray:
+    """One of twelve recolourings: six channel orders, from view 6 on inverted (255 - value); no rounding occurs.
+
+    A head that learns from fifteen classes of fixed colours memorises them. When support and query of a training
+    episode are recoloured alike, each class counts as twelve, and what is left to learn is to compare. The views are
+    few and exact, so that features of a frozen encoder can still be computed once and cached.
+    """
+    if image.dtype != np.uint8 or image.shape[-1:] != (3,):
+        raise ValueError(f"recolour takes uint8 (..., 3), not {image.dtype} {image.shape}")
+    permuted = np.ascontiguousarray(image[..., _CHANNEL_ORDERS[view % 6]])
+    return permuted if view < 6 else 255 - permuted
 
 
 def apply_view_to_mask(kind: str, view: int, mask: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Training state that survives a kill: written whole, digested, the one before kept. No code is unpickled."""
 
+import glob
 import hashlib
 import io
 import json
@@ -16,6 +17,7 @@ from crnet.errors import CrnetError
 from crnet.runtime.files import atomic_write, canonical, sha256_text
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
+_START_OVER = "move it away to start from the beginning"
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -37,20 +39,6 @@ def save_json(path: Path, value: dict[str, Any]) -> None:
     atomic_write(path, json.dumps({**value, "digest": sha256_text(canonical(value))}), keep=_previous(path))
 
 
-def load_json(path: Path) -> dict[str, Any] | None:
-    """As ``load_state``, for what ``save_json`` wrote."""
-    return _newest(path, _from_json)
-
-
-def _from_json(path: Path, content: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(content)
-        digest = value.pop("digest")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    return value if digest == sha256_text(canonical(value)) else None
-
-
 def load_state(path: Path) -> dict[str, Any] | None:
     """The newest whole state, or None where there is none; a damaged one is named on stderr and passed over.
 
@@ -58,6 +46,11 @@ def load_state(path: Path) -> dict[str, Any] | None:
         CrnetError: a state that cannot be read, or that holds more than tensors and plain types.
     """
     return _newest(path, _unpacked)
+
+
+def load_json(path: Path) -> dict[str, Any] | None:
+    """As ``load_state``, for what ``save_json`` wrote."""
+    return _newest(path, _from_json)
 
 
 def _newest(path: Path, read: Callable[[Path, bytes], dict[str, Any] | None]) -> dict[str, Any] | None:
@@ -69,9 +62,7 @@ def _newest(path: Path, read: Callable[[Path, bytes], dict[str, Any] | None]) ->
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise CrnetError(
-                f"{candidate}: the state cannot be read ({error.strerror}); move it away to start from the beginning."
-            ) from error
+            raise CrnetError(f"{candidate}: the state cannot be read ({error.strerror}); {_START_OVER}.") from error
         state = read(candidate, content)
         if state is not None:
             return state
@@ -89,20 +80,23 @@ def _unpacked(path: Path, content: bytes) -> dict[str, Any] | None:
     try:
         return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise CrnetError(
-            f"{path}: holds more than tensors and plain values, which may be code, so that it is not loaded; move it "
-            "away to start from the beginning."
-        ) from error
+        what = "holds more than tensors and plain values, which may be code, so that it is not loaded"
+        raise CrnetError(f"{path}: {what}; {_START_OVER}.") from error
+
+
+def _from_json(path: Path, content: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(content)
+        digest = value.pop("digest")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return value if digest == sha256_text(canonical(value)) else None
 
 
 def remove_state(path: Path) -> None:
     """Remove the state, the one before it, and what a kill in the middle of a write left of them."""
-    if path.parent.is_dir():
-        for unfinished in path.parent.iterdir():
-            if unfinished.name.startswith(f".{path.name}."):
-                unfinished.unlink(missing_ok=True)
-    for candidate in (path, _previous(path)):
-        candidate.unlink(missing_ok=True)
+    for left in (path, _previous(path), *path.parent.glob(f".{glob.escape(path.name)}.*")):
+        left.unlink(missing_ok=True)
 
 
 def is_finite(value: Any) -> bool:

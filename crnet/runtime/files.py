@@ -71,11 +71,12 @@ def readable(size: float) -> str:
 
 def cannot_write(path: str | os.PathLike, need: int, error: OSError) -> CrnetError:
     """One sentence on a failed write of ``need`` bytes: what, why, and what to do before the same command goes on."""
-    remedy = REMEDIES.get(error.errno, "see to its folder")
-    return CrnetError(
-        f"{path}: {readable(need)} cannot be written ({error.strerror or error}); {remedy}, then start again: what "
-        "was finished before is kept."
-    )
+    then = "then start again: what was finished before is kept"
+    return CrnetError(f"{path}: {readable(need)} cannot be written {_reason(error)}, {then}.")
+
+
+def _reason(error: OSError) -> str:
+    return f"({error.strerror or error}); {REMEDIES.get(error.errno, 'see to its folder')}"
 
 
 def atomic_write(path: str | os.PathLike, content: str | bytes, keep: str | os.PathLike | None = None) -> None:
@@ -91,7 +92,18 @@ def atomic_write(path: str | os.PathLike, content: str | bytes, keep: str | os.P
     """
     path, data = Path(path), content.encode() if isinstance(content, str) else content
     try:
-        _write(path, data, keep)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(path) as (temporary, stream):
+            try:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+                if keep is not None and path.exists():
+                    os.replace(path, keep)
+                os.replace(temporary, path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
     except OSError as error:
         raise cannot_write(path, len(data), error) from error
 
@@ -107,39 +119,16 @@ def require_writable(path: str | os.PathLike) -> None:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(path)
-        with _alone(temporary):
+        with _alone(path) as (temporary, _):
             temporary.unlink()
     except OSError as error:
-        remedy = REMEDIES.get(error.errno, "see to its folder")
-        raise CrnetError(
-            f"{path}: cannot be written ({error.strerror or error}); {remedy}, or give another path."
-        ) from error
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
-
-
-def _write(path: Path, data: bytes, keep: str | os.PathLike | None) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    with _alone(temporary) as stream:
-        try:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-            if keep is not None and path.exists():
-                os.replace(path, keep)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        raise CrnetError(f"{path}: cannot be written {_reason(error)}, or give another path.") from error
 
 
 @contextlib.contextmanager
-def _alone(temporary: Path) -> Iterator[BinaryIO]:
-    """The empty file ``temporary``, for one writer at a time: what a killed one left is used and so cleared away."""
+def _alone(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """``.<name>.partial``, empty, for one writer at a time: what a killed one left is used and so cleared away."""
+    temporary = path.with_name(f".{path.name}.partial")
     while True:
         with open(temporary, "ab") as stream:
             with contextlib.suppress(OSError):  # a file system without locks
@@ -150,7 +139,7 @@ def _alone(temporary: Path) -> Iterator[BinaryIO]:
                 mine = False
             if mine:  # not what another writer has renamed meanwhile
                 stream.truncate(0)
-                yield stream
+                yield temporary, stream
                 return
 
 

@@ -11,17 +11,11 @@ EPISODES_TOGETHER = 32  # predicted in one go: their photos are encoded first
 
 @dataclass(frozen=True)
 class Limits:
-    """As a study's ``limits`` say, 0: as the settings of the run ask.
+    """As a study's ``limits`` say, 0: as the settings of the run ask."""
 
-    Attributes:
-        pairs_at_once: Of a batch of training or finetuning, whose gradients are then added up, and of predictions.
-        photos_at_once: Through the encoder.
-        pool_gib: Encoded test photos that an evaluation keeps for its next episodes, in GiB; the rest is encoded again.
-    """
-
-    pairs_at_once: int = 0
-    photos_at_once: int = 0
-    pool_gib: float = 6.0
+    pairs_at_once: int = 0  # of a batch of training or finetuning, whose gradients are added up, and of predictions
+    photos_at_once: int = 0  # through the encoder
+    pool_gib: float = 6.0  # encoded test photos that an evaluation keeps for its next episodes, others it encodes again
 
     @property
     def pool_bytes(self) -> int:

@@ -1,12 +1,11 @@
 """Out of memory, on a GPU or a CPU: one sentence with what was needed, what there is and what to lower."""
 
 import errno
-import functools
 import os
 import re
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from crnet.errors import CrnetError
@@ -17,26 +16,12 @@ from crnet.runtime.files import readable
 SIGNS = ("out of memory", "not enough memory", "allocate memory", "std::bad_alloc", "STATUS_ALLOC_FAILED")
 
 
-def needs_memory(lower: str) -> Callable:
-    """For a command: running out of memory becomes a CrnetError that says what to ``lower``.
+@contextmanager
+def needs_memory(lower: str) -> Iterator[None]:
+    """Around work or a command: running out of memory becomes a CrnetError that says what to ``lower``.
 
     It marks nothing as failed: the same command goes on from what was saved where there is more memory.
     """
-
-    def decorate(command: Callable) -> Callable:
-        @functools.wraps(command)
-        def run(**options):
-            with explained(lower):
-                command(**options)
-
-        return run
-
-    return decorate
-
-
-@contextmanager
-def explained(lower: str) -> Iterator[None]:
-    """Turns running out of memory into a CrnetError; anything else passes."""
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:

@@ -27,13 +27,14 @@ def record(device: str, threads: int) -> dict[str, Any]:
         device; threads; started (UTC, ISO 8601, whole seconds).
     """
     commit, dirty = checkout(Path(__file__).resolve().parents[1])
+    torch = _torch_on(device)
     return {
         "commit": commit,
         "dirty": dirty,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}".strip(),
         "cpu": cpu_name(),
-        "gpu": _gpu_name(device),
+        "gpu": torch.cuda.get_device_name(device) if torch else "",
         "device": device,
         "threads": threads,
         "started": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -99,11 +100,6 @@ def _torch_on(device: str) -> Any:
     """torch if it is loaded and ``device`` is a GPU that it sees; importing it here would cost seconds."""
     torch = sys.modules.get("torch")
     return torch if torch is not None and str(device).startswith("cuda") and torch.cuda.is_available() else None
-
-
-def _gpu_name(device: str) -> str:
-    torch = _torch_on(device)
-    return torch.cuda.get_device_name(device) if torch else ""
 
 
 def peak_memory_bytes(device: str) -> int:

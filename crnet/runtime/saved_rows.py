@@ -17,31 +17,21 @@ class SavedRows:
 
     Whoever makes the rows appends each when all of it is done: SIGTERM cuts the work anywhere.
 
-    Args:
-        state: Where they are kept, as digested JSON; None keeps nothing.
-        identity: All that the rows depend on; rows that were kept under another identity are passed over.
-        units: What the rows are of, e.g. "episodes", for messages.
-        together: So many rows are made in one go; those of a go that is not whole are made again.
-        before_save: Called before each saving, e.g. to bring to the disk what the rows speak of.
-
-    Attributes:
-        rows: In order; what JSON can hold.
-
     Raises:
         Preempted: At its end, if SIGTERM arrived; the rows are saved.
     """
 
     def __init__(
         self,
-        state: Path | None,
-        identity: Any,
-        units: str,
-        together: int = 1,
-        before_save: Callable[[], None] = lambda: None,
+        state: Path | None,  # where they are kept, as digested JSON; None keeps nothing
+        identity: Any,  # all that the rows depend on; those kept under another identity are passed over
+        units: str,  # what the rows are of, e.g. "episodes", for messages
+        together: int = 1,  # so many rows are made in one go; those of a go that is not whole are made again
+        before_save: Callable[[], None] = lambda: None,  # e.g. brings to the disk what the rows speak of
     ):
         self.state, self.units, self._before_save = state, units, before_save
         self.identity = sha256_text(canonical(identity))
-        self.rows: list[Any] = []
+        self.rows: list[Any] = []  # in order; what JSON can hold
         before = 0.0
         kept = None if state is None else load_json(state)
         if kept is not None and kept["identity"] == self.identity:

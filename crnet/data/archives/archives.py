@@ -1,8 +1,8 @@
 """The archives that data sets and encoders are made from: where they are, their checksums, how they get here.
 
-archive = resolve("benchmark.tgz", overrides)      # overrides: mirrors and checksums from the settings
-path = fetch(archive, Path("work/downloads"))      # verified: placed there by hand, downloaded or resumed
-extract(path, Path("work/sbd"), expect=("benchmark_RELEASE/dataset",))
+archive = resolve("benchmark.tgz", overrides)  # overrides: mirrors and checksums from the settings
+path = fetch(archive, Path("work/downloads"))  # verified: placed there by hand, downloaded or resumed
+extract(path, Path("work/sbd"))
 """
 
 import hashlib
@@ -12,41 +12,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from crnet.data.archives.download import (
-    DownloadFailed,
-    Part,
-    Progress,
-    download,
-    forget_part,
-    open_part,
-    require_space,
-    say,
-)
+from crnet.data.archives import download
+from crnet.data.archives.download import Part, Progress, say
 from crnet.data.archives.extract import unpack
 from crnet.errors import CrnetError
-from crnet.runtime.files import read_json, write_json
+from crnet.runtime.files import read_mapping, write_json
 
 _CHECKSUM = re.compile(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{8,64}")
 
 
 @dataclass(frozen=True)
 class Archive:
-    """One file that can be fetched.
+    """One file that can be fetched. Raises CrnetError if a field is not of its form."""
 
-    Attributes:
-        name: file name, without a folder.
-        url: http://, https:// or file://.
-        checksum: "md5:<32 hex digits>" or "sha256:<8 to 64 hex digits>"; fewer than 64 are the digest's
-            beginning, as the file names of torchvision's weights carry it.
-        size: bytes, or None if not known.
-
-    Raises CrnetError if a field is not of that form.
-    """
-
-    name: str
-    url: str
+    name: str  # file name, without a folder
+    url: str  # http://, https:// or file://
+    # "md5:<32 hex digits>" or "sha256:<8 to 64 hex digits>"; fewer than 64 are the digest's beginning, as the file
+    # names of torchvision's weights carry it
     checksum: str
-    size: int | None = None
+    size: int | None = None  # bytes, or None if not known
 
     def __post_init__(self) -> None:
         if Path(self.name).name != self.name:
@@ -61,54 +45,30 @@ class Archive:
 
 
 OFFICIAL: dict[str, Archive] = {
-    archive.name: archive
-    for archive in (
+    url.rpartition("/")[2]: Archive(url.rpartition("/")[2], url, checksum, size)
+    for url, checksum, size in (
         # MD5s of VOC and SBD: torchvision.datasets.{voc,sbd}.
-        Archive(
-            "VOCtrainval_11-May-2012.tar",
+        (
             "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
             "md5:6cd6e144f989b92b3379bac3b3de84fd",
             1_999_639_040,
         ),
-        Archive(
-            "benchmark.tgz",
+        (
             "http://www.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
             "md5:82b4d87ceb2ed10f6038a1cba92111cb",
             1_419_539_633,
         ),
         # MD5s of COCO: the server's ETags; sizes: tensorflow/datasets, url_checksums/coco.txt.
-        Archive(
-            "train2014.zip",
-            "http://images.cocodataset.org/zips/train2014.zip",
-            "md5:0da8c0bd3d6becc4dcb32757491aca88",
-            13_510_573_713,
-        ),
-        Archive(
-            "val2014.zip",
-            "http://images.cocodataset.org/zips/val2014.zip",
-            "md5:a3d79f5ed8d289b7a7554ce06a5782b3",
-            6_645_013_297,
-        ),
-        Archive(
-            "annotations_trainval2014.zip",
+        ("http://images.cocodataset.org/zips/train2014.zip", "md5:0da8c0bd3d6becc4dcb32757491aca88", 13_510_573_713),
+        ("http://images.cocodataset.org/zips/val2014.zip", "md5:a3d79f5ed8d289b7a7554ce06a5782b3", 6_645_013_297),
+        (
             "http://images.cocodataset.org/annotations/annotations_trainval2014.zip",
             "md5:0a379cfc70b0e71301e0f377548639bd",
             252_872_794,
         ),
-        # torchvision.models: {ResNet50,VGG16}_Weights.IMAGENET1K_V1; the SHA-256 begins with what the name
-        # carries.
-        Archive(
-            "resnet50-0676ba61.pth",
-            "https://download.pytorch.org/models/resnet50-0676ba61.pth",
-            "sha256:0676ba61",
-            102_530_333,
-        ),
-        Archive(
-            "vgg16-397923af.pth",
-            "https://download.pytorch.org/models/vgg16-397923af.pth",
-            "sha256:397923af",
-            553_433_881,
-        ),
+        # torchvision.models: {ResNet50,VGG16}_Weights.IMAGENET1K_V1; the SHA-256 begins with what the name carries.
+        ("https://download.pytorch.org/models/resnet50-0676ba61.pth", "sha256:0676ba61", 102_530_333),
+        ("https://download.pytorch.org/models/vgg16-397923af.pth", "sha256:397923af", 553_433_881),
     )
 }
 
@@ -117,11 +77,10 @@ def resolve(name: str, overrides: Mapping[str, Mapping[str, str]] | None = None)
     """The archive called ``name`` with the settings' mirror and checksum.
 
     Args:
-        overrides: file name -> {"url", "checksum"}, both optional. A url that ends in "/" is a folder that
-            holds the file under its name. With a checksum of its own the official size no longer holds.
+        overrides: file name -> {"url", "checksum"}, both optional. A url that ends in "/" is a folder that holds the
+            file under its name. With a checksum of its own the official size no longer holds.
 
-    Raises CrnetError for an unknown file name or key (listing the known ones) and a malformed url or
-    checksum.
+    Raises CrnetError for an unknown file name or key (listing the known ones) and a malformed url or checksum.
     """
     overrides = overrides or {}
     for unknown in [name, *overrides]:
@@ -143,50 +102,47 @@ def is_verified(archive: Archive, folder: Path) -> bool:
     return _recorded_checksum(folder / archive.name) == archive.checksum
 
 
-def fetch(archive: Archive, folder: Path, retries: int = 5) -> Path:
+def fetch(archive: Archive, folder: Path) -> Path:
     """The verified file in ``folder``: found there, or downloaded.
 
-    The checksum is computed once and remembered in ``<name>.verified`` with the file's size and time. A
-    download grows in ``<name>.part`` and is resumed by a later call; it gets its name only when whole and
-    verified. One with a wrong checksum is removed and fetched once more from zero. A file that was already
-    there is never removed or replaced.
-
-    Args:
-        retries: attempts in a row that may bring no new byte before giving up.
-
-    Returns:
-        folder / archive.name.
+    The checksum is computed once and remembered in ``<name>.verified`` with the file's size and time. A download grows
+    in ``<name>.part`` and is resumed by a later call; it gets its name only when whole and verified. One with a wrong
+    checksum is removed and fetched once more from zero. A file that was already there is never removed or replaced.
 
     Raises:
-        CrnetError: a wrong checksum, no network or no such file on the server (with what to put where), too
-            little disk, or a second process at the same download.
+        CrnetError: a wrong checksum, no network or no such file on the server (with what to put where), too little
+            disk, or a second process at the same download.
     """
     path = folder / archive.name
     if is_verified(archive, folder):
         return path
+    part = Part(path)
     if path.exists():
-        _verify_placed(archive, path)
-        forget_part(path)
+        if not path.is_file():
+            raise CrnetError(f"{path} is not a file: move it away, the file from {archive.url} belongs there.")
+        if (found := _found_checksum(archive, path)) != archive.checksum:
+            raise CrnetError(
+                f"{path} has the checksum {found} instead of {archive.checksum}: put the file from {archive.url} "
+                "there, delete it to have it downloaded, or set its checksum in the settings if it is meant."
+            )
+        part.forget()
     else:
-        with open_part(path) as part:
-            _download_verified(archive, part, path, retries)
-            part.become(path)
+        with part.opened():
+            _download_verified(archive, part, path)
+            part.become_whole()
     _record(path, archive.checksum)
     return path
 
 
-def extract(archive_path: Path, folder: Path, expect: tuple[str, ...] = ()) -> None:
-    """Unpack a fetched archive so that ``folder`` holds all of it or does not exist (`extract.unpack`).
+def extract(archive_path: Path, folder: Path) -> None:
+    """Unpack a fetched archive so that ``folder`` holds all of it or does not exist (``unpack``).
 
-    Returns at once if ``folder`` was unpacked from an archive with the same checksum and the same ``expect``.
-
-    Args:
-        expect: folders or files inside the archive to take, each of which must occur; empty: everything.
+    Returns at once if ``folder`` was unpacked from an archive of this name with the same checksum.
     """
     if not archive_path.is_file():
         raise CrnetError(f"There is no archive {archive_path}: fetch it first.")
     identity = _recorded_checksum(archive_path) or f"sha256:{file_digest(archive_path, 'sha256')}"
-    unpack(archive_path, folder, expect, identity)
+    unpack(archive_path, folder, identity)
 
 
 def file_digest(path: Path, algorithm: str) -> str:
@@ -205,24 +161,14 @@ def _found_checksum(archive: Archive, path: Path) -> str:
     return f"{algorithm}:{file_digest(path, algorithm)[: len(digits)]}"
 
 
-def _verify_placed(archive: Archive, path: Path) -> None:
-    if not path.is_file():
-        raise CrnetError(f"{path} is not a file: move it away, the file from {archive.url} belongs there.")
-    if (found := _found_checksum(archive, path)) != archive.checksum:
-        raise CrnetError(
-            f"{path} has the checksum {found} instead of {archive.checksum}: put the file from {archive.url} "
-            "there, delete it to have it downloaded, or set its checksum in the settings if it is meant."
-        )
-
-
-def _download_verified(archive: Archive, part: Part, path: Path, retries: int) -> None:
+def _download_verified(archive: Archive, part: Part, path: Path) -> None:
     if archive.size is not None:
-        require_space(path.parent, archive.size - part.length, f"Downloading {archive.name}")
+        download.require_space(path.parent, archive.size - part.length, f"Downloading {archive.name}")
     by_hand = f"put the file from {archive.url} ({archive.checksum}) at {path}, or name a mirror in the settings"
     for last in (False, True):
         try:
-            download(archive.url, part, archive.name, archive.size, retries)
-        except DownloadFailed as error:
+            download.complete(part, archive.url, archive.name, archive.size)
+        except download.DownloadFailed as error:
             raise CrnetError(f"Cannot download {archive.name}, {error}: {by_hand}.") from error
         if (found := _found_checksum(archive, part.path)) == archive.checksum:
             return
@@ -238,10 +184,8 @@ def _download_verified(archive: Archive, part: Part, path: Path, retries: int) -
 def _recorded_checksum(path: Path) -> str | None:
     """The checksum that ``path`` was found to have, if it has not changed since."""
     try:
-        record, status = read_json(_sidecar(path)), path.stat()
+        record, status = read_mapping(_sidecar(path)), path.stat()
     except (OSError, ValueError):
-        return None
-    if not isinstance(record, dict):
         return None
     unchanged = (record.get("size"), record.get("mtime_ns")) == (status.st_size, status.st_mtime_ns)
     return record.get("checksum") if unchanged else None

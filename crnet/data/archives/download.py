@@ -1,9 +1,8 @@
 """One file over HTTP(S) or from ``file://``, resumed where it was broken off.
 
-Written on urllib because no kept library both resumes and verifies: pooch 1.9 and ``torch.hub`` verify but
-start every download over, parfive 2.3 verifies but keeps nothing of a broken download, and
-resumable-urlretrieve had its last release in 2018. Whether the bytes are the right ones is for the caller to
-verify (`crnet.data.archives.archives`).
+Written on urllib because no kept library both resumes and verifies: pooch 1.9 and ``torch.hub`` verify but start every
+download over, parfive 2.3 verifies but keeps nothing of a broken download, and resumable-urlretrieve had its last
+release in 2018. Whether the bytes are the right ones is for the caller to verify (`crnet.data.archives.archives`).
 """
 
 import contextlib
@@ -20,14 +19,15 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Self
 
+from crnet.data.findings import reason
 from crnet.errors import CrnetError
 from crnet.runtime.files import read_json, write_json
 
 TIMEOUT_SECONDS = 60.0  # without a single byte from the server
 BACKOFF_SECONDS = 1.0  # before the first retry, doubled for each further one
 LONGEST_WAIT_SECONDS = 60.0
+RETRIES = 5  # attempts in a row that bring no new byte, so that 13 GB arrive over a line that drops every minute
 CHUNK_BYTES = 1 << 18
 WORTH_A_RETRY = {408, 425, 429, 500, 502, 503, 504}
 
@@ -44,7 +44,7 @@ class _Interrupted(Exception):
         self.answered, self.wait = answered, wait
 
 
-class Progress:
+class Progress(contextlib.AbstractContextManager):
     """A bar on a terminal; elsewhere a line on stderr for each tenth (8 MiB or more; 256 without a size)."""
 
     def __init__(self, label: str, total: int | None, done: int = 0):
@@ -55,15 +55,8 @@ class Progress:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(
-                desc=label,
-                total=total,
-                initial=done,
-                unit="B",
-                unit_scale=True,
-                unit_divisor=1024,
-                leave=False,
-            )
+            unit = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+            self._bar = tqdm(desc=label, total=total, initial=done, leave=False, **unit)
 
     def add(self, count: int) -> None:
         self._done += count
@@ -73,9 +66,6 @@ class Progress:
             self._next = (self._done // self._step + 1) * self._step
             whole = f" of {self._total >> 20} MiB, {100 * self._done // self._total} %" if self._total else " MiB"
             say(f"{self._label}: {self._done >> 20}{whole}")
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
@@ -113,16 +103,42 @@ class _Remote:
 
     def may_be(self, other: "_Remote") -> bool:
         """False if any fact that both state differs."""
-        theirs = vars(other)
-        return all(theirs[key] in (None, fact) for key, fact in vars(self).items() if fact is not None)
+        return all(vars(other)[key] in (None, fact) for key, fact in vars(self).items() if fact is not None)
 
 
 class Part:
-    """The growing ``<name>.part`` and its ``<name>.part.json``, locked against a second process."""
+    """The growing ``<name>.part`` of a file and its ``<name>.part.json``; ``opened``, it is for one process alone."""
 
-    def __init__(self, path: Path, stream: BinaryIO):
-        self.path, self._stream = path, stream
-        self._state = _state(path)
+    def __init__(self, target: Path):
+        self._target = target
+        self.path = target.with_name(target.name + ".part")
+        self._state = target.with_name(target.name + ".part.json")
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Within it bytes can be appended. Kept if anything goes wrong and it holds bytes.
+
+        Raises CrnetError if the folder cannot be written or another process is downloading the same file.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            stream = open(self.path, "ab", buffering=0)  # noqa: SIM115, closed by ``with`` below
+        except OSError as error:
+            why = f"{error.strerror}; choose a folder that can be written"
+            raise CrnetError(f"Cannot download to {self.path}: {why}.") from error
+        with stream as self._stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise CrnetError(f"Another process is downloading {self._target}: wait for it to end.") from error
+            except OSError:
+                pass  # a file system without locks: two downloads at once would fail the checksum, never pass it
+            try:
+                yield
+            finally:
+                if self.length == 0:
+                    self.path.unlink(missing_ok=True)
+                    self.discard()
 
     @property
     def length(self) -> int:
@@ -147,79 +163,32 @@ class Part:
             while left:  # an unbuffered write may take a part of it
                 left = left[self._stream.write(left) :]
         except OSError as error:
-            raise CrnetError(f"Cannot write {self.path}: {error.strerror}; {_remedy(error)}.") from error
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            remedy = "make room on that disk" if full else "check that folder"
+            raise CrnetError(f"Cannot write {self.path}: {error.strerror}; {remedy}.") from error
 
     def discard(self) -> None:
         """Throw the bytes away, e.g. because their checksum is wrong."""
         self._stream.truncate(0)
         self._state.unlink(missing_ok=True)
 
-    def become(self, path: Path) -> None:
-        """Give the whole file its name."""
+    def become_whole(self) -> None:
+        """Give the file its name."""
         os.fsync(self._stream.fileno())
-        os.replace(self.path, path)
+        os.replace(self.path, self._target)
         self._state.unlink(missing_ok=True)
 
-
-def _remedy(error: OSError) -> str:
-    return "make room on that disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check that folder"
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(path.name + ".part")
+    def forget(self) -> None:
+        """Remove the state of a part that got its name from a process that was killed right then."""
+        if not self.path.exists():
+            self._state.unlink(missing_ok=True)
 
 
-def _state(part: Path) -> Path:
-    return part.with_name(part.name + ".json")
+def complete(part: Part, url: str, label: str, size: int | None) -> None:
+    """Complete ``part`` from ``url``, which has to offer ``size`` bytes, if that is known.
 
-
-def forget_part(path: Path) -> None:
-    """Remove the state of a part that got its name from a process that was killed right then."""
-    if not _part(path).exists():
-        _state(_part(path)).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def open_part(path: Path) -> Iterator[Part]:
-    """The part of ``path``, for one process at a time. Kept if anything goes wrong and it holds bytes.
-
-    Raises CrnetError if the folder cannot be written or another process is downloading the same file.
-    """
-    name = _part(path)
-    with contextlib.ExitStack() as stack:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stream = stack.enter_context(open(name, "ab", buffering=0))
-        except OSError as error:
-            raise CrnetError(
-                f"Cannot download to {name}: {error.strerror}; choose a folder that can be written."
-            ) from error
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CrnetError(f"Another process is downloading {path}: wait for it to end.") from error
-        except OSError:
-            pass  # a file system without locks: two downloads at once would fail the checksum, never pass it
-        part = Part(name, stream)
-        try:
-            yield part
-        finally:
-            if part.length == 0:
-                name.unlink(missing_ok=True)
-                part.discard()
-
-
-def download(url: str, part: Part, label: str, size: int | None = None, retries: int = 5) -> None:
-    """Complete ``part`` from ``url``.
-
-    A failed attempt is repeated after 1, 2, 4, ... seconds (or what Retry-After asks for). ``retries`` counts
-    the attempts in a row that brought no new byte, so that 13 GB arrive over a line that drops every minute.
-    A machine that reaches no server is told so after one retry.
-
-    Args:
-        url: http://, https:// or file://.
-        size: bytes that the file must have, if known.
-        retries: attempts in a row that may fail to get further.
+    A failed attempt is repeated after 1, 2, 4, ... seconds (or what Retry-After asks for), up to ``RETRIES`` times. A
+    machine that reaches no server is told so after one retry.
 
     Raises:
         DownloadFailed: with the reason; the part stays for the next start.
@@ -234,7 +203,7 @@ def download(url: str, part: Part, label: str, size: int | None = None, retries:
             ever_answered |= interruption.answered
             failures = 1 if part.length > furthest else failures + 1
             furthest = max(furthest, part.length)
-            if failures > (retries if ever_answered else min(retries, 1)):
+            if failures > (RETRIES if ever_answered else 1):
                 raise DownloadFailed(str(interruption)) from interruption
             wait = interruption.wait if interruption.wait is not None else BACKOFF_SECONDS * 2 ** (failures - 1)
             wait = min(wait, LONGEST_WAIT_SECONDS)
@@ -253,14 +222,12 @@ def _attempt(url: str, part: Part, label: str, size: int | None) -> None:
     response = _request(url, part.length, known)
     if response is None:  # 416: no such range in the file that is there now
         part.discard()
-        response = _request(url, 0, None)
-        if response is None:
+        if (response := _request(url, 0, None)) is None:
             raise DownloadFailed("the server refuses even the whole file (416 Range Not Satisfiable)")
     with response:
         offset, remote = _offered(response, url)
         if offset and (offset != part.length or known is None or not known.may_be(remote)):
-            # Another range than asked for, or a server that ignores If-Range joins two versions: fetch it
-            # anew.
+            # Another range than asked for, or a server that ignores If-Range joins two versions: fetch it anew.
             part.discard()
             raise _Interrupted("the file changed on the server or another range came than was asked for")
         if size is not None and remote.size is not None and remote.size != size:
@@ -285,23 +252,19 @@ def _request(url: str, offset: int, known: _Remote | None) -> http.client.HTTPRe
         with error:
             if error.code == 416:
                 return None
-            reason = f"the server answers {error.code} {error.reason}"
+            answer = f"the server answers {error.code} {error.reason}"
             if error.code not in WORTH_A_RETRY:
-                raise DownloadFailed(reason) from error
+                raise DownloadFailed(answer) from error
             asked = error.headers.get("Retry-After", "")
-            raise _Interrupted(reason, wait=float(asked) if asked.isdigit() else None) from error
+            raise _Interrupted(answer, wait=float(asked) if asked.isdigit() else None) from error
     except urllib.error.URLError as error:
         if url.startswith("file:"):
-            raise DownloadFailed(f"no such local file ({_reason(error.reason)})") from error
-        raise _Interrupted(f"no connection ({_reason(error.reason)})", answered=False) from error
+            raise DownloadFailed(f"no such local file ({reason(error.reason)})") from error
+        raise _Interrupted(f"no connection ({reason(error.reason)})", answered=False) from error
     except http.client.InvalidURL as error:
         raise DownloadFailed(f"not a valid url ({error})") from error
     except (OSError, http.client.HTTPException) as error:
-        raise _Interrupted(f"connection lost ({_reason(error)})") from error
-
-
-def _reason(error: object) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise _Interrupted(f"connection lost ({reason(error)})") from error
 
 
 def _offered(response: http.client.HTTPResponse, url: str) -> tuple[int, _Remote]:
@@ -325,7 +288,7 @@ def _receive(response: http.client.HTTPResponse, part: Part, label: str, total: 
             try:
                 data = response.read1(CHUNK_BYTES)  # what is there: a reset loses nothing that came before it
             except (OSError, http.client.HTTPException) as error:
-                raise _Interrupted(f"connection lost ({_reason(error)})") from error
+                raise _Interrupted(f"connection lost ({reason(error)})") from error
             if not data:
                 break
             part.append(data)

@@ -1,7 +1,7 @@
 """Unpack a tar or zip archive that may be hostile or broken, without writing outside one folder.
 
-Python's own tar filters (PEP 706) depend on the interpreter's patch level and zipfile has none; here all
-members are checked by one rule before the first byte is written, and links are refused instead of rewritten.
+Python's own tar filters (PEP 706) depend on the interpreter's patch level and zipfile has none; here all members are
+checked by one rule before the first byte is written, and links are refused instead of rewritten.
 """
 
 import fcntl
@@ -18,29 +18,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from crnet.data.archives.download import Progress, require_space
 from crnet.errors import CrnetError
-from crnet.runtime.files import read_json, write_json
+from crnet.runtime.files import read_mapping, write_json
 
-# Photos unpack to about their archive's size, annotations in JSON to about 5 times; deflate reaches 1032
-# times.
+# Photos unpack to about their archive's size, annotations in JSON to about 5 times; deflate reaches 1032 times.
 LARGEST_RATIO = 100
 ALWAYS_ALLOWED_BYTES = 1 << 30
 BLOCK_BYTES = 4096  # what the smallest file takes on disk, so that millions of empty files count too
 STAMP = ".extracted.json"
 
-_BROKEN = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    gzip.BadGzipFile,
-    zlib.error,
-    LZMAError,
-    struct.error,
-    EOFError,
-    NotImplementedError,  # a zip compression that zipfile does not know
-)
+_BROKEN_TAR = (tarfile.TarError, gzip.BadGzipFile, zlib.error, LZMAError, struct.error, EOFError)
+_BROKEN_ZIP = (zipfile.BadZipFile, NotImplementedError)  # the latter: a compression that zipfile does not know
 
 
 @dataclass(frozen=True)
@@ -52,29 +42,27 @@ class _Member:
     handle: tarfile.TarInfo | zipfile.ZipInfo
 
 
-def unpack(archive: Path, folder: Path, expect: tuple[str, ...], identity: str) -> None:
+def unpack(archive: Path, folder: Path, identity: str) -> None:
     """Unpack ``archive`` so that ``folder`` holds all of it or does not exist.
 
-    Work goes to the sibling ``.<folder>.extracting``, which is renamed when whole; a stop leaves only that
-    sibling, and the next start clears it. A folder that was unpacked from the same archive (``identity``)
-    with the same ``expect`` is left as it is; one from another version of the archive is replaced. A
-    second process waits and takes what the first unpacked.
+    Work goes to the sibling ``.<folder>.extracting``, which is renamed when whole; a stop leaves only that sibling, and
+    the next start clears it. A folder that was unpacked from the same archive (``identity``) is left as it is; one from
+    another version of the archive is replaced. A second process waits and takes what the first unpacked.
 
     Args:
         archive: .tar, compressed tar or .zip, told apart by content.
         folder: made by this call; nothing else may live in it.
-        expect: folders or files inside the archive to take; each must occur. Empty: everything.
         identity: the archive's checksum.
 
     Raises:
-        CrnetError: an unsafe member, more than max(100 x archive, 1 GiB) to unpack, a damaged archive, a
-            missing expected member, too little disk, or a folder that something else made.
+        CrnetError: an unsafe member, more than max(100 x archive, 1 GiB) to unpack, a damaged archive, too
+            little disk, or a folder that something else made.
     """
-    stamp = {"archive": archive.name, "checksum": identity, "expect": sorted(expect)}
+    stamp = {"archive": archive.name, "checksum": identity, "expect": []}  # the last as earlier versions wrote it
     if _stamp(folder) == stamp:
         return
     with _one_at_a_time(folder.absolute().parent):
-        _unpack(archive, folder, expect, stamp)
+        _unpack(archive, folder, stamp)
 
 
 @contextmanager
@@ -93,7 +81,7 @@ def _one_at_a_time(parent: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _unpack(archive: Path, folder: Path, expect: tuple[str, ...], stamp: dict) -> None:
+def _unpack(archive: Path, folder: Path, stamp: dict) -> None:
     found = _stamp(folder)
     if found == stamp:  # by whom this process waited for
         return
@@ -105,7 +93,13 @@ def _unpack(archive: Path, folder: Path, expect: tuple[str, ...], stamp: dict) -
     try:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        _unpack_into(archive, work, expect)
+        with _opened(archive) as source:
+            members = _checked(archive, source)
+            total = sum(member.size for member in members)
+            require_space(work, total, f"Unpacking {archive.name}")
+            with Progress(f"unpacking {archive.name}", total) as progress:
+                for member in members:
+                    _write(archive, source, member, work, progress)
         write_json(work / STAMP, stamp)
         if folder.exists():
             shutil.rmtree(folder)
@@ -118,20 +112,9 @@ def _unpack(archive: Path, folder: Path, expect: tuple[str, ...], stamp: dict) -
 
 def _stamp(folder: Path) -> dict:
     try:
-        stamp = read_json(folder / STAMP)
+        return read_mapping(folder / STAMP)
     except (OSError, ValueError):
         return {}
-    return stamp if isinstance(stamp, dict) else {}
-
-
-def _unpack_into(archive: Path, work: Path, expect: tuple[str, ...]) -> None:
-    with _opened(archive) as source:
-        members = _checked(archive, source, expect)
-        total = sum(member.size for member in members)
-        require_space(work, total, f"Unpacking {archive.name}")
-        with Progress(f"unpacking {archive.name}", total) as progress:
-            for member in members:
-                _write(archive, source, member, work, progress)
 
 
 @contextmanager
@@ -142,35 +125,26 @@ def _opened(archive: Path) -> Iterator[tarfile.TarFile | zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(archive) if is_zip else tarfile.open(archive) as source:
             yield source
-    except _BROKEN as error:
+    except (*_BROKEN_TAR, *_BROKEN_ZIP) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
         raise CrnetError(f"{archive} is damaged or cut short ({reason}): delete it and fetch it again.") from error
 
 
-def _checked(archive: Path, source: tarfile.TarFile | zipfile.ZipFile, expect: tuple[str, ...]) -> list[_Member]:
-    """The selected members, all of them safe; costs a pass over the archive, so a .tgz is read twice."""
+def _checked(archive: Path, source: tarfile.TarFile | zipfile.ZipFile) -> list[_Member]:
+    """The members, all of them safe; costs a pass over the archive, so a .tgz is read twice."""
     limit = max(LARGEST_RATIO * archive.stat().st_size, ALWAYS_ALLOWED_BYTES)
-    selected, missing, unpacked = [], set(expect), 0
+    checked, unpacked = [], 0
     for member in _members(source):
-        # Those that are not selected count as well: to skip one in a compressed tar is to unpack it in
-        # memory.
         unpacked += max(member.size, BLOCK_BYTES)
         if unpacked > limit:
             raise CrnetError(
                 f"{archive} would unpack to more than {limit / 2**30:.1f} GiB ({LARGEST_RATIO} times its "
                 f"size, at least 1 GiB) with its member {member.name!r}: it is no data set, do not use it."
             )
-        wanted = [prefix for prefix in expect if _is_below(member.name, prefix)]
-        if expect and not wanted:
-            continue
-        missing.difference_update(wanted)
-        reason = _unsafe_name(member.name) or member.refused
-        if reason:
+        if reason := _unsafe_name(member.name) or member.refused:
             raise CrnetError(f"{archive} holds the unsafe member {member.name!r} ({reason}): do not use it.")
-        selected.append(member)
-    if missing:
-        raise CrnetError(f"{archive} does not hold {', '.join(sorted(missing))}: it is not what its name says.")
-    return selected
+        checked.append(member)
+    return checked
 
 
 def _members(source: tarfile.TarFile | zipfile.ZipFile) -> Iterator[_Member]:
@@ -184,11 +158,6 @@ def _members(source: tarfile.TarFile | zipfile.ZipFile) -> Iterator[_Member]:
             refused = None if kind in (0, stat.S_IFREG, stat.S_IFDIR) else "a link or a device"
             refused = "encrypted" if entry.flag_bits & 1 else refused
             yield _Member(entry.filename, entry.file_size, entry.is_dir(), refused, entry)
-
-
-def _is_below(name: str, prefix: str) -> bool:
-    path, top = PurePosixPath(name), PurePosixPath(prefix)
-    return path == top or top in path.parents
 
 
 def _unsafe_name(name: str) -> str | None:
@@ -209,8 +178,9 @@ def _write(
         target.mkdir(parents=True, exist_ok=True)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
+    opened = source.extractfile if isinstance(source, tarfile.TarFile) else source.open
     written = 0
-    with _stream(source, member) as content, open(target, "wb") as stream:
+    with opened(member.handle) as content, open(target, "wb") as stream:
         while data := content.read(1 << 20):
             written += len(data)
             if written > member.size:
@@ -219,11 +189,3 @@ def _write(
             progress.add(len(data))
     if written != member.size:
         raise CrnetError(f"{archive} is cut short in {member.name!r}: delete it and fetch it again.")
-
-
-def _stream(source: tarfile.TarFile | zipfile.ZipFile, member: _Member) -> IO[bytes]:
-    if isinstance(source, tarfile.TarFile):
-        content = source.extractfile(member.handle)
-        assert content is not None  # a regular file, checked before
-        return content
-    return source.open(member.handle)

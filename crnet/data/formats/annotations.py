@@ -24,21 +24,13 @@ KEYS = {
 
 @dataclass(frozen=True)
 class Annotations:
-    """One JSON, checked against itself.
+    """One JSON, checked against itself."""
 
-    Attributes:
-        where: the JSON's name in messages.
-        images: the entries of ``images``.
-        classes: class names by sorted category id.
-        class_of: category id -> class id, 1 to N by sorted category id.
-        by_image: image id -> its annotations.
-    """
-
-    where: str
+    where: str  # its name in messages
     images: list[dict]
-    classes: tuple[str, ...]
-    class_of: dict[int, int]
-    by_image: dict[int, list[dict]]
+    classes: tuple[str, ...]  # names by sorted category id
+    class_of: dict[int, int]  # category id -> class id, 1 to N by sorted category id
+    by_image: dict[int, list[dict]]  # image id -> its annotations
 
 
 def read(archive: Path, member: str, report: Report = fail) -> Annotations:

@@ -18,8 +18,8 @@ from crnet.data.findings import Finding, Report, fail, reason
 from crnet.data.formats import annotations
 from crnet.data.formats.annotations import FETCH_AGAIN, Annotations
 from crnet.data.formats.voc import RULE_MORE_THAN
-from crnet.data.index import SPLITS, write_tables
-from crnet.data.packed import BROKEN_ZIP, PackedMasks, decode
+from crnet.data.index import SPLITS, begin, write_tables
+from crnet.data.packed import BROKEN_ZIP, decode
 from crnet.data.pixels import opened, photo_size
 from crnet.data.splits import Splits
 from crnet.errors import CrnetError
@@ -32,114 +32,79 @@ MASKS = "masks.jsonl"
 
 @dataclass(frozen=True)
 class Scan:
-    """What a photo's archive member and annotations told.
+    """What a photo's archive member and annotations told."""
 
-    Attributes:
-        image: file name without its ending.
-        identity: checksum and size of the member, as the archive states them.
-        packed: masks of the classes.
-        pixels: by class id.
-        by_rule: class ids that the small-object rule keeps.
-        crowds: class ids of crowds.
-    """
-
-    image: str
-    split: str
+    image: str  # file name without its ending
     member: str
-    identity: tuple[int, int]
+    identity: tuple[int, int]  # checksum and size of the member, as the archive states them
     width: int
     height: int
-    packed: PackedMasks
+    line: bytes  # masks of the classes
     pixels: dict[int, int]
-    by_rule: frozenset[int]
+    by_rule: list[int]  # classes that the small-object rule keeps
     crowds: frozenset[int]
 
 
 def prepare(
     archives: Path, out: Path, *, name: str, splits: Splits, published: Mapping[str, int] | None, settings: dict
 ) -> dict:
-    """Write ``masks.jsonl``, ``images.csv``, ``pairs.csv`` and, last, ``dataset.json`` into ``out``.
+    """Write ``masks.jsonl``, ``images.csv``, ``pairs.csv`` and, last, ``dataset.json``, which it returns.
 
     Pairs are those of the small-object rule, as for VOC: the class's mask, sampled at every ``rule_grid``-th pixel,
     has more than 2 positives.
 
     Args:
         archives: folder of the three archives; the tables point at it relative to ``out``.
-        out: folder of the prepared data set; made if absent.
-        name: name of the data set.
         splits: its classes, which the JSONs have to have in order of category ids, and their roles.
         published: photos by split in the whole data set, or None if this is it.
         settings: recorded as given; needs ``rule_grid``.
 
-    Returns:
-        What ``dataset.json`` holds.
-
     Raises:
         CrnetError: anything wrong with archives or annotations, one sentence that names the file.
     """
-    # dataset.json is the sign of completion: gone from the start, written last.
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "dataset.json").unlink(missing_ok=True)
-    fold_of = {class_id: fold for fold, ids in enumerate(splits.folds) for class_id in ids}
+    begin(out)
+    fold_of = splits.fold_of()
     digest = hashlib.sha256(canonical(splits.digest).encode())
     root = Path(os.path.relpath(archives, out)).as_posix()
     lines, images, pairs, offset = [], [], [], 0
     for split in SPLITS:
-        for photo in scan_split(archives, split, splits.classes, settings["rule_grid"]):
-            line = photo.packed.line()
-            images.append(_image_row(photo, offset, line, root))
-            pairs += [(photo.image, c, fold_of.get(c, ""), split, photo.pixels[c]) for c in sorted(photo.by_rule)]
-            identity = [photo.image, split, photo.identity, photo.width, photo.height, sorted(photo.by_rule)]
-            digest.update(canonical(identity).encode() + line)
-            lines.append(line)
-            offset += len(line)
+        for photo in _scan_split(archives, split, splits.classes, settings["rule_grid"], fail):
+            images.append(_image_row(photo, split, offset, root))
+            pairs += [(photo.image, c, fold_of.get(c, ""), split, photo.pixels[c]) for c in photo.by_rule]
+            identity = [photo.image, split, photo.identity, photo.width, photo.height, photo.by_rule]
+            digest.update(canonical(identity).encode() + photo.line)
+            lines.append(photo.line)
+            offset += len(photo.line)
     _check_names([row[0] for row in images], archives, fail)
-    description = {
+    atomic_write(out / MASKS, b"".join(lines))
+    facts = {
         "name": name,
         "layout": "coco",
-        "classes": list(splits.classes),
-        "folds": [list(ids) for ids in splits.folds],
-        "held_out": [list(ids) for ids in splits.held_out],
-        "split_note": splits.note,
         "split_digest": splits.digest,
         "pairs_from": "rule",
         "subset": _subset(published, Counter(row[1] for row in images)),
         "counts": _counts(splits, pairs),
         "digest": digest.hexdigest(),
-        "settings": dict(settings),
+        "settings": settings,
     }
-    atomic_write(out / MASKS, b"".join(lines))
-    write_tables(out, COLUMNS, sorted(images), sorted(pairs), description)
-    return description
+    return write_tables(out, splits, COLUMNS, sorted(images), sorted(pairs), facts)
 
 
 def check(archives: Path, report: Report, *, splits: Splits, settings: dict) -> int:
-    """Find all that ``prepare`` would stop at, and photos that are cut short; writes nothing.
+    """Find all that ``prepare`` would stop at, and photos cut short; returns how many were read, and writes nothing.
 
-    Args:
-        report: takes each finding; the others are those of ``prepare``.
-
-    Returns:
-        The number of photos that were read.
-
-    Raises:
-        CrnetError: an archive or a JSON is absent or broken as a whole.
+    Raises CrnetError if an archive or a JSON is absent or broken as a whole.
     """
     names = []
     for split in SPLITS:
-        scans = scan_split(archives, split, splits.classes, settings["rule_grid"], report, decode_photos=True)
+        scans = _scan_split(archives, split, splits.classes, settings["rule_grid"], report, decode_photos=True)
         names += [photo.image for photo in scans]
     _check_names(names, archives, report)
     return len(names)
 
 
-def scan_split(
-    archives: Path,
-    split: str,
-    classes: tuple[str, ...],
-    grid: int,
-    report: Report = fail,
-    decode_photos: bool = False,
+def _scan_split(
+    archives: Path, split: str, classes: tuple[str, ...], grid: int, report: Report, decode_photos: bool = False
 ) -> Iterator[Scan]:
     """All photos of a split ("train" or "val") by file name.
 
@@ -174,7 +139,7 @@ def scan_split(
             try:
                 member = members[image["file_name"]]
                 _check_photo(source, archive, member, image, found, decode_photos)
-                photo = _scan(member, split, image, found, grid, report)
+                photo = _scan(member, image, found, grid, report)
             except CrnetError as error:
                 report(error)
                 continue
@@ -207,25 +172,23 @@ def _check_photo(
     except BROKEN_ZIP as error:
         raise Finding(where, f"is no readable image ({reason(error)})", FETCH_AGAIN) from error
     if size != (image["width"], image["height"]):
-        stated = f"{image['width']}x{image['height']}"
-        what = f"is {size[0]}x{size[1]} px but {found.where} says {stated}"
+        what = f"is {size[0]}x{size[1]} px but {found.where} says {image['width']}x{image['height']}"
         raise Finding(where, what, "they have to agree, fetch the archives again")
 
 
-def _scan(member: zipfile.ZipInfo, split: str, image: dict, found: Annotations, grid: int, report: Report) -> Scan:
+def _scan(member: zipfile.ZipInfo, image: dict, found: Annotations, grid: int, report: Report) -> Scan:
     height, width = image["height"], image["width"]
     packed, crowds = annotations.masks_of(found, image, report)
-    decoded = {class_id: decode(runs, height, width) for class_id, runs in packed.masks.items()}
+    masks = {class_id: decode(runs, height, width) for class_id, runs in packed.masks.items()}
     return Scan(
         image=PurePosixPath(image["file_name"]).stem,
-        split=split,
         member=member.filename,
         identity=(member.CRC, member.file_size),
         width=width,
         height=height,
-        packed=packed,
-        pixels={class_id: int(mask.sum()) for class_id, mask in decoded.items()},
-        by_rule=frozenset(c for c, mask in decoded.items() if mask[1::grid, 1::grid].sum() > RULE_MORE_THAN),
+        line=packed.line(),
+        pixels={class_id: int(mask.sum()) for class_id, mask in masks.items()},
+        by_rule=[c for c, mask in masks.items() if mask[1::grid, 1::grid].sum() > RULE_MORE_THAN],
         crowds=crowds,
     )
 
@@ -258,18 +221,8 @@ def _counts(splits: Splits, pairs: list[tuple]) -> dict[str, list[int]]:
     }
 
 
-def _image_row(photo: Scan, offset: int, line: bytes, root: str) -> tuple:
+def _image_row(photo: Scan, split: str, offset: int, root: str) -> tuple:
+    archive, checksum = f"{root}/{split}2014.zip", f"{zlib.crc32(photo.line):08x}"
     classes = " ".join(map(str, sorted({*photo.pixels, *photo.crowds})))
-    archive = f"{root}/{photo.split}2014.zip"
-    return (
-        photo.image,
-        photo.split,
-        archive,
-        photo.member,
-        MASKS,
-        offset,
-        f"{zlib.crc32(line):08x}",
-        photo.width,
-        photo.height,
-        classes,
-    )
+    place = photo.image, split, archive, photo.member, MASKS, offset, checksum
+    return *place, photo.width, photo.height, classes

@@ -8,7 +8,7 @@ import hashlib
 import io
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from crnet.data.findings import Finding, Report, fail, reason
-from crnet.data.index import SPLITS, write_tables
+from crnet.data.index import SPLITS, begin, write_tables
 from crnet.data.pixels import EXTRACT_AGAIN, check_ids, photo_size, read_ids, read_sbd
+from crnet.data.splits import Splits
 from crnet.errors import CrnetError
 from crnet.runtime.files import atomic_write, canonical, sha256_text
 
@@ -26,6 +27,27 @@ from crnet.runtime.files import atomic_write, canonical, sha256_text
 RULE_GRID = 32
 RULE_MORE_THAN = 2
 COLUMNS = ("image", "split", "path", "mask", "mask_crc32", "width", "height", "classes")
+
+Listed = tuple[str, str, int]  # a pair as lists have it: split, image, class id
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is made of the photos. Raises CrnetError for folds or pairs that are not as said here."""
+
+    name: str  # of the data set
+    splits: Splits  # each class is tested in exactly one fold
+    settings: dict  # recorded as given; ``rule_grid`` is the step of the rule's grid in pixels (default 32)
+    pairs: str | Sequence[Listed] = "rule"  # the small-object rule, or a list of them, kept if at hand
+    published: Sequence[Listed] | None = None  # to which ``pairs`` by rule are compared
+    subset_ids: Sequence[str] | None = None  # restrict to these image ids; None for all
+
+    def __post_init__(self) -> None:
+        count, ids = len(self.splits.classes), [class_id for fold in self.splits.folds for class_id in fold]
+        if sorted(ids) != list(range(1, count + 1)):
+            raise CrnetError(f"folds have to hold each class id 1 to {count} exactly once, not {ids}.")
+        if isinstance(self.pairs, str) and self.pairs != "rule":
+            raise CrnetError(f'unknown choice of pairs {self.pairs!r}: "rule", or a list of (split, image, class id).')
 
 
 @dataclass(frozen=True)
@@ -52,138 +74,75 @@ class Scan:
     mask_sha256: str
 
 
-def prepare(
-    voc_root: Path,
-    sbd_root: Path | None,
-    out: Path,
-    *,
-    name: str,
-    classes: tuple[str, ...],
-    folds: tuple[tuple[int, ...], ...],
-    pairs: str | Sequence[tuple[str, str, int]],
-    subset_ids: Sequence[str] | None,
-    settings: dict,
-    published: Sequence[tuple[str, str, int]] | None = None,
-) -> dict:
-    """Write ``images.csv``, ``pairs.csv``, SBD's masks as PNG and, last, ``dataset.json`` into ``out``.
+def prepare(voc_root: Path, sbd_root: Path | None, out: Path, choice: Choice) -> dict:
+    """Write ``images.csv``, ``pairs.csv``, SBD's masks as PNG and, last, ``dataset.json``, which it returns.
 
     VOC's own mask wins where both have one, and photos of VOC val are the test split and never train.
     Photos and VOC masks are not copied: the tables point at them relative to ``out``.
 
-    Args:
-        voc_root: folder in the layout of VOC.
-        sbd_root: folder in the layout of SBD, or None.
-        out: folder of the prepared data set; made if absent.
-        name: name of the data set.
-        classes: class names in the order of their ids 1 to N.
-        folds: per fold the ids of its test classes; each id in exactly one fold.
-        pairs: "rule" for the small-object rule, or a list of (split, image, class id), kept if at hand.
-        subset_ids: restrict to these image ids; None for all.
-        settings: recorded as given; ``rule_grid`` is the step of the rule's grid in pixels (default 32).
-        published: the list to which ``pairs`` by rule are compared; ``pairs`` itself where that is a list.
-
-    Returns:
-        What ``dataset.json`` holds.
-
     Raises:
         CrnetError: anything wrong with the files, one sentence that names the file.
     """
-    fold_of = _fold_of(classes, folds)
-    if pairs != "rule":
-        if isinstance(pairs, str):
-            raise CrnetError(f'unknown choice of pairs {pairs!r}: "rule", or a list of (split, image, class id).')
-        published = pairs
-    # dataset.json is the sign of completion: gone from the start, written last.
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "dataset.json").unlink(missing_ok=True)
-
-    scans, found = _scan_all(voc_root, sbd_root, out, name, len(classes), subset_ids, settings, fail)
+    begin(out)
+    scans, found = _scan_all(voc_root, sbd_root, out, choice, fail)
     by_rule = {(s.source.split, s.source.image, class_id) for s in scans for class_id in s.by_rule}
+    published = choice.published if choice.pairs == "rule" else choice.pairs
     listed = _at_hand(scans, published)
-    kept = by_rule if pairs == "rule" else listed
-    rows = _pair_rows(scans, kept, fold_of)
-
-    description = {
-        "name": name,
-        "classes": list(classes),
-        "folds": [list(fold) for fold in folds],
-        "held_out": [[] for _ in folds],
-        "split_note": None,
-        "pairs_from": "rule" if pairs == "rule" else "published",
+    kept = by_rule if choice.pairs == "rule" else listed
+    rows = _pair_rows(scans, kept, choice)
+    facts = {
+        "name": choice.name,
+        "pairs_from": "rule" if choice.pairs == "rule" else "published",
         "subset": _subset(published, listed, len(scans), found),
-        "counts": {
-            split: [sum(row[2] == fold and row[3] == split for row in rows) for fold in range(len(folds))]
-            for split in SPLITS
-        },
+        "counts": _by_fold(kept, choice.splits),
         "digest": _digest(scans, rows),
-        "settings": dict(settings),
+        "settings": choice.settings,
     }
     if published is not None:
-        description["rule_check"] = compare_with_rule(listed, by_rule, folds)
-    write_tables(out, COLUMNS, [_image_row(s, out) for s in scans], rows, description)
-    return description
+        facts["rule_check"] = _compare_with_rule(listed, by_rule, choice.splits)
+    return write_tables(out, choice.splits, COLUMNS, [_image_row(s, out) for s in scans], rows, facts)
 
 
-def check(
-    voc_root: Path,
-    sbd_root: Path | None,
-    report: Report,
-    *,
-    name: str,
-    classes: tuple[str, ...],
-    folds: tuple[tuple[int, ...], ...],
-    pairs: str | Sequence[tuple[str, str, int]],
-    subset_ids: Sequence[str] | None,
-    settings: dict,
-    published: Sequence[tuple[str, str, int]] | None = None,
-) -> int:
-    """Find all that ``prepare`` would stop at, and write nothing.
+def check(voc_root: Path, sbd_root: Path | None, choice: Choice, report: Report) -> int:
+    """Find all that ``prepare`` would stop at, write nothing, and return how many photos were read.
 
-    Args:
-        report: takes each finding; the others are those of ``prepare``.
-
-    Returns:
-        The number of photos that were read.
-
-    Raises:
-        CrnetError: a list of photos is absent, so that nothing can be read.
+    Raises CrnetError if a list of photos is absent, so that nothing can be read.
     """
-    scans, _ = _scan_all(voc_root, sbd_root, None, name, len(classes), subset_ids, settings, report)
-    if pairs != "rule":
-        _pair_rows(scans, _at_hand(scans, published), _fold_of(classes, folds), report)
+    scans, _ = _scan_all(voc_root, sbd_root, None, choice, report)
+    if choice.pairs != "rule":
+        _pair_rows(scans, _at_hand(scans, choice.pairs), choice, report)
     return len(scans)
 
 
 def _scan_all(
-    voc_root: Path,
-    sbd_root: Path | None,
-    out: Path | None,
-    name: str,
-    class_count: int,
-    subset_ids: Sequence[str] | None,
-    settings: dict,
-    report: Report,
+    voc_root: Path, sbd_root: Path | None, out: Path | None, choice: Choice, report: Report
 ) -> tuple[list[Scan], int]:
     """Scans of all photos that were asked for, and how many there are of whatever subset."""
-    sources = find_photos(voc_root, sbd_root, report)
+    from tqdm import tqdm
+
+    sources = _find_photos(voc_root, sbd_root, report)
     found = len(sources)
-    if subset_ids is not None:
-        sources = _restrict(sources, subset_ids, voc_root, report)
-    grid, scans = settings.get("rule_grid", RULE_GRID), []
-    for source in _progress(sources, f"reading {name}"):
+    if choice.subset_ids is not None:
+        wanted = set(choice.subset_ids)
+        if absent := wanted - {source.image for source in sources}:
+            what = f"names {len(absent)} photos that {voc_root} lacks, among them {min(absent)}"
+            report(Finding("the subset", what, "correct the list of its ids"))
+        sources = [source for source in sources if source.image in wanted]
+    grid, scans = choice.settings.get("rule_grid", RULE_GRID), []
+    for source in tqdm(sources, desc=f"reading {choice.name}", unit="photo", mininterval=1):
         try:
-            scans.append(scan(source, out, class_count, grid))
+            scans.append(scan(source, out, len(choice.splits.classes), grid))
         except CrnetError as error:
             report(error)
     return scans, found
 
 
-def _at_hand(scans: list[Scan], published: Sequence[tuple[str, str, int]] | None) -> set[tuple[str, str, int]]:
+def _at_hand(scans: list[Scan], published: Sequence[Listed] | None) -> set[Listed]:
     images = {s.source.image for s in scans}
     return {pair for pair in published or () if pair[1] in images}
 
 
-def find_photos(voc_root: Path, sbd_root: Path | None, report: Report = fail) -> list[Source]:
+def _find_photos(voc_root: Path, sbd_root: Path | None, report: Report) -> list[Source]:
     """Every photo that the lists of VOC and SBD name, sorted by id, with its split and files.
 
     Raises:
@@ -223,7 +182,10 @@ def scan(source: Source, out: Path | None, class_count: int, grid: int) -> Scan:
     Raises:
         CrnetError: photo or mask unreadable, of different size, or the mask holds an id that is no class.
     """
-    photo = _bytes(source.path)
+    try:
+        photo = source.path.read_bytes()
+    except OSError as error:
+        raise Finding(source.path, f"cannot be read ({reason(error)})", EXTRACT_AGAIN) from error
     width, height = photo_size(photo, source.path)
     from_sbd = source.mask.suffix == ".mat"
     mask = read_sbd(source.mask) if from_sbd else read_ids(source.mask)
@@ -254,56 +216,28 @@ def scan(source: Source, out: Path | None, class_count: int, grid: int) -> Scan:
     )
 
 
-def compare_with_rule(
-    published: Iterable[tuple[str, str, int]],
-    by_rule: Iterable[tuple[str, str, int]],
-    folds: tuple[tuple[int, ...], ...],
-) -> dict[str, list[dict[str, int]]]:
-    """Per split and fold how many (split, image, class) the list has, the rule keeps, and either has alone.
+def _by_fold(pairs: set[Listed], splits: Splits) -> dict[str, list[int]]:
+    """Per split the number of pairs of each fold's test classes."""
+    return {s: [sum(pair[0] == s and pair[2] in fold for pair in pairs) for fold in splits.folds] for s in SPLITS}
 
-    Only pairs of photos at hand should be given. Over the 12,031 masks of VOC + SBD each has at most 17 pairs
-    a fold that the other lacks (protocol H).
+
+def _compare_with_rule(listed: set[Listed], by_rule: set[Listed], splits: Splits) -> dict[str, list[dict[str, int]]]:
+    """Per split and fold how many pairs of photos at hand the list has, the rule keeps, and either has alone.
+
+    Over the 12,031 masks of VOC + SBD each has at most 17 pairs a fold that the other lacks (protocol H).
     """
-    published, by_rule = set(published), set(by_rule)
-
-    def count(pairs: set[tuple[str, str, int]], split: str, fold: tuple[int, ...]) -> int:
-        return sum(pair[0] == split and pair[2] in fold for pair in pairs)
-
-    return {
-        split: [
-            {
-                "published": count(published, split, fold),
-                "by_rule": count(by_rule, split, fold),
-                "missing": count(published - by_rule, split, fold),
-                "extra": count(by_rule - published, split, fold),
-            }
-            for fold in folds
-        ]
-        for split in SPLITS
-    }
-
-
-def _fold_of(classes: tuple[str, ...], folds: tuple[tuple[int, ...], ...]) -> dict[int, int]:
-    ids = [class_id for fold in folds for class_id in fold]
-    if sorted(ids) != list(range(1, len(classes) + 1)):
-        raise CrnetError(f"folds have to hold each class id 1 to {len(classes)} exactly once, not {ids}.")
-    return {class_id: fold for fold, members in enumerate(folds) for class_id in members}
+    pairs = {"published": listed, "by_rule": by_rule, "missing": listed - by_rule, "extra": by_rule - listed}
+    counts = {kind: _by_fold(each, splits) for kind, each in pairs.items()}
+    folds = range(len(splits.folds))
+    return {s: [{kind: counts[kind][s][fold] for kind in pairs} for fold in folds] for s in SPLITS}
 
 
 def _read_list(path: Path) -> set[str]:
-    if not path.is_file():
-        raise Finding(f"the list {path}", "is absent", EXTRACT_AGAIN)
     try:
         return set(path.read_text().split())
     except (OSError, UnicodeDecodeError) as error:
-        raise Finding(f"the list {path}", f"cannot be read ({reason(error)})", EXTRACT_AGAIN) from error
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Finding(path, f"cannot be read ({reason(error)})", EXTRACT_AGAIN) from error
+        what = f"cannot be read ({reason(error)})" if path.is_file() else "is absent"
+        raise Finding(f"the list {path}", what, EXTRACT_AGAIN) from error
 
 
 def _first_file(candidates: list[Path], what: str) -> Path:
@@ -313,25 +247,9 @@ def _first_file(candidates: list[Path], what: str) -> Path:
     raise Finding(" or ".join(map(str, candidates)), f"is absent, but {what}", EXTRACT_AGAIN)
 
 
-def _restrict(sources: list[Source], subset_ids: Sequence[str], voc_root: Path, report: Report) -> list[Source]:
-    wanted = set(subset_ids)
-    absent = wanted - {source.image for source in sources}
-    if absent:
-        what = f"names {len(absent)} photos that {voc_root} lacks, among them {min(absent)}"
-        report(Finding("the subset", what, "correct the list of its ids"))
-    return [source for source in sources if source.image in wanted]
-
-
-def _progress(sources: list[Source], text: str) -> Iterable[Source]:
-    from tqdm import tqdm
-
-    return tqdm(sources, desc=text, unit="photo", mininterval=1)
-
-
-def _pair_rows(
-    scans: list[Scan], kept: set[tuple[str, str, int]], fold_of: dict[int, int], report: Report = fail
-) -> list[tuple]:
+def _pair_rows(scans: list[Scan], kept: set[Listed], choice: Choice, report: Report = fail) -> list[tuple]:
     """Rows of ``pairs.csv``; each pair has to agree with the split and the mask of its photo."""
+    fold_of = choice.splits.fold_of()
     by_image = {s.source.image: s for s in scans}
     rows = []
     for split, image, class_id in sorted(kept, key=lambda pair: pair[1:]):
@@ -347,18 +265,17 @@ def _pair_rows(
     return rows
 
 
-def _subset(published: Sequence | None, listed: set, photos: int, found: int) -> str | None:
+def _subset(published: Sequence[Listed] | None, listed: set[Listed], photos: int, found: int) -> str | None:
     """The sentence that says of what the data set is a part, or None if it is whole."""
-    if published is not None:
-        if len(listed) == len(published):
-            return None
-        at_hand = len({image for _, image, _ in listed})
-        named = len({image for _, image, _ in published})
-        return (
-            f"a subset: {at_hand:,} of {named:,} photos and {len(listed):,} of {len(published):,} pairs "
-            "of the published lists"
-        )
-    return None if photos == found else f"a subset: {photos:,} of {found:,} photos"
+    if published is None:
+        return None if photos == found else f"a subset: {photos:,} of {found:,} photos"
+    if len(listed) == len(published):
+        return None
+    at_hand, named = (len({image for _, image, _ in pairs}) for pairs in (listed, published))
+    return (
+        f"a subset: {at_hand:,} of {named:,} photos and {len(listed):,} of {len(published):,} pairs "
+        "of the published lists"
+    )
 
 
 def _digest(scans: list[Scan], rows: list[tuple]) -> str:
@@ -368,18 +285,7 @@ def _digest(scans: list[Scan], rows: list[tuple]) -> str:
 
 
 def _image_row(photo: Scan, out: Path) -> tuple:
-    def relative(path: Path) -> str:
-        return Path(os.path.relpath(path, out)).as_posix()
-
     source = photo.source
-    classes = " ".join(map(str, photo.pixels))
-    return (
-        source.image,
-        source.split,
-        relative(source.path),
-        relative(photo.mask),
-        f"{zlib.crc32(photo.mask.read_bytes()):08x}",
-        photo.width,
-        photo.height,
-        classes,
-    )
+    path, mask = (Path(os.path.relpath(file, out)).as_posix() for file in (source.path, photo.mask))
+    checksum, classes = f"{zlib.crc32(photo.mask.read_bytes()):08x}", " ".join(map(str, photo.pixels))
+    return source.image, source.split, path, mask, checksum, photo.width, photo.height, classes

@@ -4,6 +4,14 @@ import importlib
 from types import ModuleType
 
 
-def module(name: str) -> ModuleType:
-    """The file of the data set called ``name``, which was checked when the study was read."""
-    return importlib.import_module(f"crnet.data.sets.{name.replace('-', '_')}")
+def opened(spec: dict) -> tuple[ModuleType, dict]:
+    """The file of the data set ``{"name": ..., settings...}``, and its settings with those that are not given.
+
+    A file declares ``SETTINGS``, ``splits(settings)`` and ``prepare(archives, extracted, out, settings)``, whose
+    arguments are those of ``crnet.data.prepare``; with archives also ``ARCHIVES``, of which those in ``IN_PLACE`` are
+    read where they are and not extracted, and ``check(archives, extracted, settings, report)``, which reports all that
+    ``prepare`` would stop at.
+    """
+    given = {key: value for key, value in spec.items() if key != "name"}
+    file = importlib.import_module(f"crnet.data.sets.{spec['name'].replace('-', '_')}")
+    return file, {**file.SETTINGS, **given}

@@ -35,19 +35,9 @@ def splits(settings: dict) -> Splits:
 
 
 def prepare(archives: Path, extracted: Path, out: Path, settings: dict) -> dict:
-    """Prepare COCO 2014 from its archives; see ``coco.prepare``.
-
-    Args:
-        archives: folder of the three archives, which have to stay there: photos are read out of them.
-        extracted: unused, nothing is unpacked.
-        out: folder of the prepared data set.
-        settings: overrides of ``SETTINGS``.
-    """
-    settings = {**SETTINGS, **settings}
+    """The archives have to stay where they are, photos are read out of them; see ``coco.prepare``."""
     return coco.prepare(archives, out, name="coco2014", splits=splits(settings), published=PUBLISHED, settings=settings)
 
 
 def check(archives: Path, extracted: Path, settings: dict, report: Report) -> int:
-    """Report all that ``prepare`` would stop at, and photos cut short; see ``coco.check``."""
-    settings = {**SETTINGS, **settings}
     return coco.check(archives, report, splits=splits(settings), settings=settings)

@@ -1,7 +1,6 @@
 """PASCAL-5i: VOC 2012 and SBD in four folds of five classes (Shaban et al. 2017; Table 1 of the paper)."""
 
 from pathlib import Path
-from typing import Any
 
 from crnet.data.findings import Finding, Report
 from crnet.data.formats import voc
@@ -51,23 +50,12 @@ def splits(settings: dict) -> Splits:
 
 
 def prepare(archives: Path, extracted: Path, out: Path, settings: dict) -> dict:
-    """Prepare PASCAL-5i from the folder into which both archives were extracted; see ``voc.prepare``.
-
-    Args:
-        archives: unused, the archives were extracted.
-        extracted: folder that holds what was extracted from each archive, in a folder of the archive's name.
-        out: folder of the prepared data set.
-        settings: overrides of ``SETTINGS``.
-
-    Raises:
-        CrnetError: a folder is absent, or anything that ``voc.prepare`` finds.
-    """
-    return voc.prepare(*_roots(extracted), out, **_arguments(settings))
+    """From the two extracted archives; see ``voc.prepare``."""
+    return voc.prepare(*_roots(extracted), out, _choice(settings))
 
 
 def check(archives: Path, extracted: Path, settings: dict, report: Report) -> int:
-    """Report all that ``prepare`` would stop at; see ``voc.check``."""
-    return voc.check(*_roots(extracted), report, **_arguments(settings))
+    return voc.check(*_roots(extracted), _choice(settings), report)
 
 
 def _roots(extracted: Path) -> list[Path]:
@@ -87,18 +75,18 @@ def roots_in(extracted: Path) -> list[Path]:
     ]
 
 
-def _arguments(settings: dict) -> dict[str, Any]:
-    settings = {**SETTINGS, **settings}
-    published = published_pairs()
-    return {
-        "name": "pascal5i",
-        "classes": CLASSES,
-        "folds": FOLDS,
-        "pairs": published if settings["pairs"] == "published" else settings["pairs"],
-        "subset_ids": _subset_ids(settings["subset"]),
-        "settings": settings,
-        "published": published,
-    }
+def _choice(settings: dict) -> voc.Choice:
+    published, subset = published_pairs(), settings["subset"]
+    if subset and not Path(subset).is_file():
+        raise CrnetError(f"the list of image ids {subset}, setting subset, is absent.")
+    return voc.Choice(
+        name="pascal5i",
+        splits=splits(settings),
+        settings=settings,
+        pairs=published if settings["pairs"] == "published" else settings["pairs"],
+        published=published,
+        subset_ids=Path(subset).read_text().split() if subset else None,
+    )
 
 
 def published_pairs(path: Path = PAIRS_FILE) -> list[tuple[str, str, int]]:
@@ -114,15 +102,6 @@ def published_pairs(path: Path = PAIRS_FILE) -> list[tuple[str, str, int]]:
         for fold, (count, digest) in enumerate(folds):
             names = sorted(f"{image}__{c:02d}\n" for s, image, c in pairs if s == split and c in FOLDS[fold])
             if len(names) != count or not sha256_text("".join(names)).startswith(digest):
-                raise CrnetError(
-                    f"{path} is not the published list of {split} fold {fold}: restore it from the project."
-                )
+                what = f"is not the published list of {split} fold {fold}"
+                raise CrnetError(f"{path} {what}: restore it from the project.")
     return pairs
-
-
-def _subset_ids(path: str) -> list[str] | None:
-    if not path:
-        return None
-    if not Path(path).is_file():
-        raise CrnetError(f"the list of image ids {path}, setting subset, is absent.")
-    return Path(path).read_text().split()

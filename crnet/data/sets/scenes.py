@@ -34,19 +34,12 @@ class Look:
 
 @dataclass
 class Scene:
-    """A canvas and what was painted on it.
+    """A canvas and what was painted on it."""
 
-    Attributes:
-        image: uint8 (H, W, 3).
-        instances: uint8 (H, W): 0 background, k the k-th painted object where it is visible.
-        labels: label of each instance, ``labels[0]`` = 0 for the background.
-        areas: pixels of each instance inside the canvas before others covered it.
-    """
-
-    image: np.ndarray
-    instances: np.ndarray
-    labels: list[int]
-    areas: list[int]
+    image: np.ndarray  # uint8 (H, W, 3)
+    instances: np.ndarray  # uint8 (H, W): 0 background, k the k-th painted object where it is visible
+    labels: list[int]  # of each instance, ``labels[0]`` = 0 for the background
+    areas: list[int]  # pixels of each instance inside the canvas before others covered it
 
     def mask(self) -> np.ndarray:
         """Label of every pixel, uint8 (H, W)."""
@@ -96,12 +89,6 @@ SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "bar": lambda u, v: (abs(u) <= 960) & (abs(v) <= 330),
     "arrow": _polygon((-1000, -220), (60, -220), (60, -700), (1000, 0), (60, 700), (60, 220), (-1000, 220)),
 }  # fmt: skip
-
-
-def _unit_area(shape: str) -> int:
-    """Area of a shape in 1/1000 of its squared radius, counted on a lattice."""
-    v, u = np.mgrid[-UNIT : UNIT + 1 : 16, -UNIT : UNIT + 1 : 16].astype(np.int32)
-    return int(SHAPES[shape](u, v).sum()) * 1000 // 64**2
 
 
 # Textures: share of the second colour in 1/256, int32, from texture coordinates (s, t) in 1/16 pixel, the period
@@ -158,7 +145,9 @@ TEXTURES: dict[str, Callable[[_Place], np.ndarray]] = {
     **{name: (lambda at, rule=rule: rule(at) * np.int32(256)) for name, rule in _SWITCHED.items()},
     "shaded": lambda at: np.clip((at.u + 800) * 256 // 1600, 0, 256),
 }
-_AREAS = {shape: _unit_area(shape) for shape in SHAPES}
+# Area of a shape in 1/1000 of its squared radius, counted on a lattice.
+_V, _U = np.mgrid[-UNIT : UNIT + 1 : 16, -UNIT : UNIT + 1 : 16].astype(np.int32)
+_AREAS = {name: int(inside(_U, _V).sum()) * 1000 // 64**2 for name, inside in SHAPES.items()}
 
 
 def jitter(rng: np.random.Generator, colour: str, spread: int) -> np.ndarray:
@@ -219,24 +208,14 @@ def _texture(
 
 
 def paint(
-    scene: Scene,
-    rng: np.random.Generator,
-    look: Look,
-    label: int,
-    area: int,
-    *,
-    spread: int = 30,
-    visible: int = 55,
-    tries: int = 6,
+    scene: Scene, rng: np.random.Generator, look: Look, label: int, area: int, *, visible: int = 55, tries: int = 6
 ) -> bool:
     """Paint one object at a random place, turned, mirrored and stretched at random; it may overhang the border.
 
     Args:
         scene: changed in place.
-        look: shape, texture, colours.
         label: 0 for clutter, else the class.
         area: of the whole object, in 1/1000 of the canvas.
-        spread: how far colours stray, see ``jitter``.
         visible: least share in percent of this object inside the canvas, and of each labelled object before it
             that stays uncovered.
         tries: places that are tried.
@@ -260,7 +239,7 @@ def paint(
     else:
         return False
     share = _texture(rng, look.texture, look.shape, across, along, radius)
-    first, second = (jitter(rng, colour, spread) for colour in look.colours)
+    first, second = (jitter(rng, colour, 30) for colour in look.colours)
     grain = rng.integers(-10, 11, (*size, 1), np.int32)
     colours = np.clip(_blend(first, second, share) + grain, 0, 255).astype(np.uint8)
     scene.image[rows, columns][inside] = colours[inside]
@@ -284,10 +263,7 @@ def void_border(scene: Scene) -> np.ndarray:
     """The mask with 255 on both sides of every visible outline of a labelled object, two pixels wide in all."""
     mask = scene.mask()
     void = np.zeros(mask.shape, bool)
-    for first, second in (
-        ((slice(None, -1), slice(None)), (slice(1, None), slice(None))),
-        ((slice(None), slice(None, -1)), (slice(None), slice(1, None))),
-    ):
+    for first, second in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
         outline = (scene.instances[first] != scene.instances[second]) & ((mask[first] | mask[second]) > 0)
         void[first] |= outline
         void[second] |= outline

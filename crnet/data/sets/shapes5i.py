@@ -52,13 +52,12 @@ CLASSES = tuple(_LOOKS)
 FOLDS = tuple(tuple(range(5 * fold + 1, 5 * fold + 6)) for fold in range(4))
 
 CLASS_LOOKS = tuple(Look(*reversed(name.split("-")), colours) for name, colours in _LOOKS.items())
-_TAKEN = {(look.shape, look.texture) for look in CLASS_LOOKS}
 _COLOURS = tuple(PALETTE)
 
 
 def _free_looks() -> tuple[Look, ...]:
     """Two looks for each pairing that no class has, with colours spread evenly over the palette."""
-    free = [(shape, texture) for shape in SHAPES for texture in TEXTURES if (shape, texture) not in _TAKEN]
+    free = [(shape, texture) for shape in SHAPES for texture in TEXTURES if f"{texture}-{shape}" not in _LOOKS]
     looks = []
     for number, (shape, texture) in enumerate(free + free):
         first = number * 5 % 12
@@ -71,6 +70,7 @@ PRETRAINING_LOOKS = _free_looks()
 
 # Area of a whole object in 1/1000 of the image: evenly spread on a logarithmic scale from 5 % to 60 %.
 _AREAS = (50, 61, 74, 90, 110, 134, 163, 199, 242, 295, 359, 438, 533, 600)
+OTHERS = (0, 0, 1, 1, 1, 2, 2, 3)  # class objects beside the leading one
 
 
 def draw_area(rng: np.random.Generator, low: int, high: int) -> int:
@@ -78,24 +78,36 @@ def draw_area(rng: np.random.Generator, low: int, high: int) -> int:
     return fitting[rng.integers(len(fitting))]
 
 
-def add_clutter(scene: Scene, rng: np.random.Generator, count: int) -> None:
-    for _ in range(count):
-        look = PRETRAINING_LOOKS[rng.integers(len(PRETRAINING_LOOKS))]
-        paint(scene, rng, look, 0, draw_area(rng, 50, 134))
+def draw_sides(rng: np.random.Generator, size: int) -> tuple[int, int]:
+    """Height and width of a scene: ``size``, give or take an eighth."""
+    height, width = (size + int(rng.integers(-(size // 8), size // 8 + 1)) for _ in range(2))
+    return height, width
+
+
+def add_clutter(scene: Scene, rng: np.random.Generator, looks: tuple[Look, ...]) -> None:
+    """Up to two objects of no class."""
+    for _ in range(int(rng.integers(0, 3))):
+        paint(scene, rng, looks[rng.integers(len(looks))], 0, draw_area(rng, 50, 134))
+
+
+def add_objects(
+    scene: Scene, rng: np.random.Generator, looks: tuple[Look, ...], labels: list[int], least: int, tries: int = 6
+) -> None:
+    """Paint an object for each of 1 to 4 class ids, in any order; the first one is large, no other below ``least``."""
+    high = (600, 438, 295, 242)[len(labels) - 1]
+    for position in rng.permutation(len(labels)):
+        label = labels[position]
+        area = draw_area(rng, 163 if position == 0 else least, high)
+        paint(scene, rng, looks[label - 1], label, area, tries=tries)
 
 
 def scene(rng: np.random.Generator, leading: int, height: int, width: int) -> Scene:
     """A scene led by an object of class ``leading`` (1 to 20), with up to three more class objects, and clutter."""
     canvas = background(rng, height, width)
-    add_clutter(canvas, rng, int(rng.integers(0, 3)))
-    others = (0, 0, 1, 1, 1, 2, 2, 3)[rng.integers(8)]
-    labels = [leading] + [int(label) for label in rng.integers(1, len(CLASSES) + 1, others)]
-    high = (600, 438, 295, 242)[others]
-    for position in rng.permutation(len(labels)):
-        label = labels[position]
-        low = 163 if position == 0 else 50
-        paint(canvas, rng, CLASS_LOOKS[label - 1], label, draw_area(rng, low, high))
-    add_clutter(canvas, rng, int(rng.integers(0, 3)))
+    add_clutter(canvas, rng, PRETRAINING_LOOKS)
+    labels = [leading, *map(int, rng.integers(1, len(CLASSES) + 1, OTHERS[rng.integers(8)]))]
+    add_objects(canvas, rng, CLASS_LOOKS, labels, least=50)
+    add_clutter(canvas, rng, PRETRAINING_LOOKS)
     return canvas
 
 
@@ -105,26 +117,9 @@ def splits(settings: dict) -> Splits:
 
 
 def prepare(archives: Path, extracted: Path, out: Path, settings: dict) -> dict:
-    """Generate the scenes into ``out`` and prepare them as any data in VOC's layout; see ``voc.prepare``.
-
-    Args:
-        archives, extracted: unused, the data set needs no archive.
-        out: folder of the prepared data set.
-        settings: overrides of ``SETTINGS``.
-    """
-    settings = {**SETTINGS, **settings}
+    """Generate the scenes into ``out`` and prepare them as any data in VOC's layout, without archives."""
     write_voc(out, settings)
-    return voc.prepare(
-        out / "VOCdevkit" / "VOC2012",
-        None,
-        out,
-        name="shapes5i",
-        classes=CLASSES,
-        folds=FOLDS,
-        pairs="rule",
-        subset_ids=None,
-        settings=settings,
-    )
+    return voc.prepare(out / "VOCdevkit" / "VOC2012", None, out, voc.Choice("shapes5i", splits(settings), settings))
 
 
 def write_voc(root: Path, settings: dict) -> str:
@@ -133,37 +128,30 @@ def write_voc(root: Path, settings: dict) -> str:
     Writes ``VOCdevkit/VOC2012/`` with ``JPEGImages/*.jpg``, ``SegmentationClass/*.png`` (palette PNG: class ids, 255
     void) and ``ImageSets/Segmentation/{train,val,trainval}.txt``; what lies there already is replaced file by file.
 
-    Args:
-        root: folder, made if absent.
-        settings: all of ``SETTINGS``.
-
     Returns:
         sha256 over ids, sizes, images and masks in order, before JPEG: the same on every machine.
     """
-    base = Path(root) / "VOCdevkit" / "VOC2012"
+    base = root / "VOCdevkit" / "VOC2012"
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (base / folder).mkdir(parents=True, exist_ok=True)
-    digest, names = hashlib.sha256(), {}
+    digest, names, palette = hashlib.sha256(), {}, voc_palette()
     for split in ("train", "val"):
         names[split] = []
         for index in range(settings[f"images_{split}"]):
             name = f"{split}_{index:06d}"
-            image, mask = _example(settings["seed"], split, index, settings["size"])
-            digest.update(f"{name} {image.shape}\n".encode() + image.tobytes() + mask.tobytes())
-            Image.fromarray(image).save(base / "JPEGImages" / f"{name}.jpg", quality=92)
-            _save_mask(base / "SegmentationClass" / f"{name}.png", mask)
+            rng = np.random.default_rng(derive("shapes5i", settings["seed"], split, index))
+            canvas = scene(rng, index % len(CLASSES) + 1, *draw_sides(rng, settings["size"]))
+            mask = void_border(canvas)
+            digest.update(f"{name} {canvas.image.shape}\n".encode() + canvas.image.tobytes() + mask.tobytes())
+            Image.fromarray(canvas.image).save(base / "JPEGImages" / f"{name}.jpg", quality=92)
+            picture = Image.fromarray(mask, mode="P")
+            picture.putpalette(palette)
+            picture.save(base / "SegmentationClass" / f"{name}.png")
             names[split].append(name)
     names["trainval"] = names["train"] + names["val"]
     for split, listed in names.items():
         atomic_write(base / "ImageSets/Segmentation" / f"{split}.txt", "".join(f"{name}\n" for name in listed))
     return digest.hexdigest()
-
-
-def _example(seed: int, split: str, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(derive("shapes5i", seed, split, index))
-    height, width = (size + int(rng.integers(-(size // 8), size // 8 + 1)) for _ in range(2))
-    canvas = scene(rng, index % len(CLASSES) + 1, height, width)
-    return canvas.image, void_border(canvas)
 
 
 def voc_palette() -> list[int]:
@@ -175,19 +163,8 @@ def voc_palette() -> list[int]:
     ]
 
 
-def _save_mask(path: Path, mask: np.ndarray) -> None:
-    picture = Image.fromarray(mask, mode="P")
-    picture.putpalette(voc_palette())
-    picture.save(path)
-
-
 def pretraining_batch(rng: np.random.Generator, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Scenes of ``PRETRAINING_LOOKS``, which are in no fold.
-
-    Args:
-        rng: the only source of chance.
-        count: images.
-        size: side in pixels.
 
     Returns:
         images uint8 (count, size, size, 3) and masks uint8 (count, size, size) with 0 for background and 1 to

@@ -18,8 +18,8 @@ from PIL import Image
 
 from crnet.data.formats import coco
 from crnet.data.formats.polygons import polygons
-from crnet.data.sets.scenes import Look, Scene, background, paint
-from crnet.data.sets.shapes5i import CLASS_LOOKS, PRETRAINING_LOOKS, draw_area
+from crnet.data.sets.scenes import Scene, background, paint
+from crnet.data.sets.shapes5i import CLASS_LOOKS, OTHERS, PRETRAINING_LOOKS, add_clutter, add_objects, draw_sides
 from crnet.data.splits import Splits, of_eighty
 from crnet.runtime.files import atomic_write
 from crnet.runtime.seeding import derive
@@ -53,18 +53,10 @@ def splits(settings: dict) -> Splits:
 
 
 def prepare(archives: Path, extracted: Path, out: Path, settings: dict) -> dict:
-    """Generate the archives into ``out/archives`` and prepare them as COCO's; see ``crnet.data.formats.coco.prepare``.
-
-    Args:
-        archives, extracted: unused, the data set needs no archive from elsewhere.
-        out: folder of the prepared data set.
-        settings: overrides of ``SETTINGS``.
-    """
-    settings = {**SETTINGS, **settings}
-    write_coco(out / "archives", settings)
-    return coco.prepare(
-        out / "archives", out, name="shapes80", splits=splits(settings), published=None, settings=settings
-    )
+    """Generate the archives into ``out/archives`` and prepare them as COCO's."""
+    made = out / "archives"
+    write_coco(made, settings)
+    return coco.prepare(made, out, name="shapes80", splits=splits(settings), published=None, settings=settings)
 
 
 def write_coco(root: Path, settings: dict) -> None:
@@ -73,19 +65,22 @@ def write_coco(root: Path, settings: dict) -> None:
     The same settings give the same bytes on one machine, and the same annotations and photos before JPEG on all.
     """
     jsons = {}
+    categories = [{"id": _category(label), "name": name} for label, name in enumerate(CLASSES, start=1)]
     for number, split in enumerate(("train", "val")):
         photos, images, annotations = {}, [], []
         for index in range(settings[f"images_{split}"]):
             scene, crowd = make_scene(settings["seed"], split, index, settings["size"])
             image_id = 500_000 * number + index + 1
             name = f"COCO_{split}2014_{image_id:012d}.jpg"
-            photos[f"{split}2014/{name}"] = _jpeg(scene.image)
+            jpeg = io.BytesIO()
+            Image.fromarray(scene.image).save(jpeg, "JPEG", quality=92)
+            photos[f"{split}2014/{name}"] = jpeg.getvalue()
             height, width = scene.instances.shape
             images.append({"id": image_id, "file_name": name, "height": height, "width": width})
             annotations += _annotations(scene, crowd, image_id)
         for offset, annotation in enumerate(annotations):
             annotation["id"] = 1_000_000 * number + offset + 1
-        content = {"images": images, "annotations": annotations, "categories": _categories()}
+        content = {"images": images, "annotations": annotations, "categories": categories}
         jsons[f"annotations/instances_{split}2014.json"] = json.dumps(content, separators=(",", ":")).encode()
         _write_zip(root / f"{split}2014.zip", photos)
     _write_zip(root / coco.ANNOTATIONS, jsons)
@@ -94,18 +89,12 @@ def write_coco(root: Path, settings: dict) -> None:
 def make_scene(seed: int, split: str, index: int, size: int) -> tuple[Scene, frozenset[int]]:
     """A scene with class ids as labels, and the instances that make up its crowd, if it has one."""
     rng = np.random.default_rng(derive("shapes80", seed, split, index))
-    height, width = (size + int(rng.integers(-(size // 8), size // 8 + 1)) for _ in range(2))
-    canvas = background(rng, height, width)
-    _add_clutter(canvas, rng)
+    canvas = background(rng, *draw_sides(rng, size))
+    add_clutter(canvas, rng, _CLUTTER)
     crowd = _add_crowd(canvas, rng, _other(rng, split)) if index % 6 == 5 else frozenset()
-    others = (0, 0, 1, 1, 1, 2, 2, 3)[rng.integers(8)]
-    labels = [_leading(split, index)] + [_other(rng, split) for _ in range(others)]
-    high = (600, 438, 295, 242)[others]
-    for position in rng.permutation(len(labels)):
-        label = labels[position]
-        area = draw_area(rng, 163 if position == 0 else 90, high)
-        paint(canvas, rng, _LOOKS[label - 1], label, area, tries=20)  # beside a crowd few places are free
-    _add_clutter(canvas, rng)
+    labels = [_leading(split, index), *(_other(rng, split) for _ in range(OTHERS[rng.integers(8)]))]
+    add_objects(canvas, rng, _LOOKS, labels, least=90, tries=20)  # beside a crowd few places are free
+    add_clutter(canvas, rng, _CLUTTER)
     return canvas, crowd
 
 
@@ -126,22 +115,18 @@ def _other(rng: np.random.Generator, split: str) -> int:
     return int(rng.integers(low, high + 1))
 
 
-def _add_clutter(canvas: Scene, rng: np.random.Generator) -> None:
-    for _ in range(int(rng.integers(0, 3))):
-        paint(canvas, rng, _CLUTTER[rng.integers(len(_CLUTTER))], 0, draw_area(rng, 50, 134))
-
-
 def _add_crowd(canvas: Scene, rng: np.random.Generator, label: int) -> frozenset[int]:
     """Four to seven small objects of one class; returns their instance numbers."""
     first = len(canvas.labels)
-    look: Look = _LOOKS[label - 1]
     for _ in range(int(rng.integers(4, 8))):
-        paint(canvas, rng, look, label, int(rng.integers(12, 25)))
+        paint(canvas, rng, _LOOKS[label - 1], label, int(rng.integers(12, 25)))
     return frozenset(range(first, len(canvas.labels)))
 
 
 def _annotations(scene: Scene, crowd: frozenset[int], image_id: int) -> list[dict]:
     """What is visible of each labelled object as polygons, and the crowd as uncompressed run lengths."""
+    from scipy.ndimage import binary_dilation
+
     found = []
     for instance, label in enumerate(scene.labels):
         mask = scene.instances == instance
@@ -149,22 +134,21 @@ def _annotations(scene: Scene, crowd: frozenset[int], image_id: int) -> list[dic
             found.append(_annotation(mask, polygons(mask), 0, label, image_id))
     if crowd:
         region = np.isin(scene.instances, list(crowd))
-        region = _grown(_grown(region))  # as roughly as people draw it
+        region = binary_dilation(region, iterations=2)  # as roughly as people draw it
         label = scene.labels[min(crowd)]
         found.append(_annotation(region, {"size": list(region.shape), "counts": _runs(region)}, 1, label, image_id))
     return found
 
 
 def _annotation(mask: np.ndarray, segmentation: list | dict, crowd: int, label: int, image_id: int) -> dict:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    top, left = int(rows[0]), int(columns[0])
+    rows, columns = np.nonzero(mask)
     return {
         "image_id": image_id,
         "category_id": _category(label),
         "iscrowd": crowd,
         "segmentation": segmentation,
         "area": int(mask.sum()),
-        "bbox": [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1],
+        "bbox": [int(columns.min()), int(rows.min()), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1],
     }
 
 
@@ -173,31 +157,11 @@ def _category(label: int) -> int:
     return label + (label - 1) // 8
 
 
-def _categories() -> list[dict]:
-    return [{"id": _category(label), "name": name} for label, name in enumerate(CLASSES, start=1)]
-
-
-def _grown(region: np.ndarray) -> np.ndarray:
-    """With the pixels above, below and beside."""
-    grown = region.copy()
-    grown[1:] |= region[:-1]
-    grown[:-1] |= region[1:]
-    grown[:, 1:] |= region[:, :-1]
-    grown[:, :-1] |= region[:, 1:]
-    return grown
-
-
 def _runs(mask: np.ndarray) -> list[int]:
     """Lengths of runs of 0 and 1 in turn, column by column, starting with 0."""
     flat = mask.ravel(order="F").astype(np.int8)
     changes = np.flatnonzero(np.diff(flat, prepend=np.int8(0)))
     return np.diff(changes, prepend=0, append=flat.size).tolist()
-
-
-def _jpeg(image: np.ndarray) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(image).save(content, "JPEG", quality=92)
-    return content.getvalue()
 
 
 def _write_zip(path: Path, members: dict[str, bytes]) -> None:
