@@ -103,19 +103,14 @@ def row_label(row: dict[str, Any]) -> str:
     return f"{row['label']} ({', '.join(texts)})" if texts else row["label"]
 
 
-def groups(job: dict[str, Any]) -> list[tuple[str, list[dict]]]:
-    """Rows below their headings: what is quoted, what was run, controls. Without quotes, run rows have none."""
-    controls = [row for row in job["rows"] if row["control"]]
-    reported = [row for row in job["rows"] if row.get("reported")]
+def groups(job: dict[str, Any], quoted: bool) -> list[tuple[str, list[dict]]]:
+    """Rows below their headings: what the paper quotes, if wanted, what was run, controls. Without quotes, run rows
+    have none."""
+    reported = [row for row in job["rows"] if row.get("reported")] if quoted else []
     run = [row for row in job["rows"] if not row["control"] and not row.get("reported")]
+    controls = [row for row in job["rows"] if row["control"]]
     named = [(REPORTED.capitalize(), reported), ("Run here" if reported else "", run), ("Controls", controls)]
     return [(heading, rows) for heading, rows in named if rows]
-
-
-def detail_groups(job: dict[str, Any]) -> list[tuple[str, list[dict]]]:
-    """As ``groups``, without quoted rows: they have no folds."""
-    kept = [(heading, [row for row in rows if not row.get("reported")]) for heading, rows in groups(job)]
-    return [("" if heading == "Run here" else heading, rows) for heading, rows in kept if rows]
 
 
 def select(cells: Sequence[Cell], row: dict, shots: int, metric: str, void: str) -> list[Cell]:

@@ -1,6 +1,6 @@
 """A table as GitHub shows it: the paper's grid, notes on it, every grid by fold, and how to read them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from crnet.metrics.bootstrap import Bootstrap
@@ -9,7 +9,6 @@ from crnet.report.tables.captions import own_notes, reading
 from crnet.report.tables.cells import VOIDS, Cell
 
 ORIENTATION = "**The data differ from the paper's; its values are for orientation only.**"
-_SPACE = "\N{NO-BREAK SPACE}"
 
 
 def render_markdown(job: dict[str, Any], cells: Sequence[Cell], bootstrap: Bootstrap) -> str:
@@ -44,19 +43,16 @@ def grid(lines: Sequence[Sequence[str]], aligns: Sequence[str]) -> str:
 
 def _compact_grid(job: dict, cells: Sequence[Cell]) -> str:
     columns = layout.compact_columns(job, cells)
-    head, aligns = [], []
-    for column in columns:
-        head += [column.title, "paper"] if column.quoted else [column.title]
-        aligns += ["r", "r"] if column.quoted else ["r"]
+    head = [title for c in columns for title in ([c.title, "paper"] if c.quoted else [c.title])]
 
     def numbers(row: dict) -> list[str]:
         texts = []
         for column in columns:
             mean = layout.select(cells, row, column.shots, column.metric, VOIDS[0])[-1]
-            texts += [_mean_text(mean)] + ([layout.number(mean.paper)] if column.quoted else [])
+            texts += [_text(mean, bold=True)] + ([layout.number(mean.paper)] if column.quoted else [])
         return texts
 
-    return _grouped(job, layout.groups(job), head, aligns, numbers)
+    return _grouped(job, layout.groups(job, quoted=True), head, numbers)
 
 
 def _detail_grid(job: dict, cells: Sequence[Cell], shots: int, metric: str, void: str) -> str:
@@ -73,12 +69,12 @@ def _detail_grid(job: dict, cells: Sequence[Cell], shots: int, metric: str, void
         *parts, mean = layout.select(cells, row, shots, metric, void)
         deviation = [layout.number(mean.seed_sd)] if spread else []
         paper = [layout.number(mean.paper), layout.number(mean.difference, "+")] if quoted else []
-        return [*(_fold_text(cell) for cell in parts if folds), _mean_text(mean), *deviation, *paper]
+        return [*(_text(cell) for cell in parts if folds), _text(mean, bold=True), *deviation, *paper]
 
-    return _grouped(job, layout.detail_groups(job), head, ["r"] * len(head), numbers)
+    return _grouped(job, layout.groups(job, quoted=False), head, numbers)
 
 
-def _grouped(job: dict, groups: list, head: list[str], aligns: list[str], numbers: Any) -> str:
+def _grouped(job: dict, groups: list, head: list[str], numbers: Callable[[dict], list[str]]) -> str:
     """A grid with a line for every group's heading, and labels and switches before the numbers."""
     switches = layout.switch_names(job)
     lines = [["", *switches, *head]]
@@ -88,17 +84,12 @@ def _grouped(job: dict, groups: list, head: list[str], aligns: list[str], number
         for row in rows:
             label = f"*{row['label']}*" if row["control"] else row["label"]
             lines.append([label, *(layout.setting(row, name) for name in switches), *numbers(row)])
-    return grid(lines, ["l"] + ["c"] * len(switches) + aligns)
+    return grid(lines, ["l"] + ["c"] * len(switches) + ["r"] * len(head))
 
 
-def _mean_text(cell: Cell) -> str:
-    return layout.short_note(cell) if cell.value is None else f"**{cell.value:.1f}** {bounds(cell.low, cell.high)}"
-
-
-def _fold_text(cell: Cell) -> str:
-    return layout.short_note(cell) if cell.value is None else f"{cell.value:.1f} {bounds(cell.low, cell.high)}"
-
-
-def bounds(low: float, high: float) -> str:
-    """An interval that moves below its value whole in a narrow window."""
-    return f"[{layout.number(low)},{_SPACE}{layout.number(high)}]"
+def _text(cell: Cell, bold: bool = False) -> str:
+    if cell.value is None:
+        return layout.short_note(cell)
+    value = f"**{cell.value:.1f}**" if bold else f"{cell.value:.1f}"
+    # the no-break space: in a narrow window the interval moves below its value whole
+    return f"{value} [{layout.number(cell.low)},\N{NO-BREAK SPACE}{layout.number(cell.high)}]"

@@ -5,55 +5,59 @@ from typing import Any
 
 from crnet.metrics.bootstrap import Bootstrap
 from crnet.report.tables import layout
-from crnet.report.tables.captions import caption
+from crnet.report.tables.captions import own_notes, reading
 from crnet.report.tables.cells import VOIDS, Cell
 
-_TEX = {
-    **{
-        "\\": r"\textbackslash{}",
-        "{": r"\{",
-        "}": r"\}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-    },
-    **{character: f"\\{character}" for character in "%&#_$"},
-    **{"–": "--", "—": "---", "×": r"$\times$", "±": r"$\pm$", "≥": r"$\ge$", "≤": r"$\le$", "−": "$-$"},
-    **{layout.TICK: r"$\surd$", "\N{NO-BREAK SPACE}": "~", "<": "$<$", ">": "$>$"},
-}
+_TEX = str.maketrans(
+    {
+        **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+        **{character: f"\\{character}" for character in "{}%&#_$"},
+        **{"–": "--", "—": "---", "×": r"$\times$", "±": r"$\pm$", "≥": r"$\ge$", "≤": r"$\le$", "−": "$-$"},
+        **{layout.TICK: r"$\surd$", "\N{NO-BREAK SPACE}": "~", "<": "$<$", ">": "$>$"},
+    }
+)
 Line = tuple[list[str], list[str]]  # values, and what stands below them
 
 
 def escape_tex(text: str) -> str:
     """Text that LaTeX prints as it stands."""
-    return "".join(_TEX.get(character, character) for character in text)
+    return text.translate(_TEX)
 
 
 def render_tex(job: dict[str, Any], cells: Sequence[Cell], bootstrap: Bootstrap) -> str:
     """The paper's grid with the whole caption, then for every number of shots the grids by fold."""
     label = f"tab:{job['study']}-{job['table']}"
-    text = " ".join([f"{job['title']}.", f"{layout.compact_title(job)}.", *caption(job, cells, bootstrap)])
-    lines = ["% needs \\usepackage{booktabs}", *_environment(_compact(job, cells), escape_tex(text), label)]
+    caption = [*own_notes(job, cells), *reading(job, bootstrap)]
+    text = " ".join([f"{job['title']}.", f"{layout.compact_title(job)}.", *caption])
+    lines = ["% needs \\usepackage{booktabs}", *_environment(*_compact(job, cells), escape_tex(text), label)]
     for shots in dict.fromkeys(block[1] for block in layout.blocks(job)):
         title = escape_tex(f"{job['title']}: {layout.DETAILS.lower()}, {shots}-shot.")
         text = f"{title} See Table~\\ref{{{label}}}."
-        lines += ["", *_environment(_details(job, cells, shots), text, f"{label}-{shots}-shot")]
+        lines += ["", *_environment(*_details(job, cells, shots), text, f"{label}-{shots}-shot")]
     return "\n".join(lines) + "\n"
 
 
-def _environment(tabular: list[str], text: str, label: str) -> list[str]:
+def _environment(names: list[str], body: list[str], text: str, label: str) -> list[str]:
+    """A table of the columns ``names``, which follow the one of the rows' labels."""
     return [
         "\\begin{table}",
         "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}",
-        *tabular,
+        f"\\begin{{tabular}}{{l{'c' * len(names)}}}",
+        "\\toprule",
+        " & ".join(["", *map(escape_tex, names)]) + r" \\",
+        *body,
+        "\\bottomrule",
+        "\\end{tabular}",
         f"\\caption{{{text}}}",
         f"\\label{{{label}}}",
         "\\end{table}",
     ]
 
 
-def _compact(job: dict, cells: Sequence[Cell]) -> list[str]:
+def _compact(job: dict, cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
     columns = layout.compact_columns(job, cells)
-    head = [title for c in columns for title in ([c.title, "Paper"] if c.quoted else [c.title])]
+    titles = [title for c in columns for title in ([c.title, "Paper"] if c.quoted else [c.title])]
+    names = [*layout.switch_names(job), *titles]
 
     def numbers(row: dict) -> Line:
         values, below = [], []
@@ -63,15 +67,13 @@ def _compact(job: dict, cells: Sequence[Cell]) -> list[str]:
             below += [_bounds(mean)] + ([""] if column.quoted else [])
         return values, below
 
-    width = 1 + len(layout.switch_names(job)) + len(head)
-    return [*_open(job, head), "\\midrule", *_body(job, layout.groups(job), width, numbers), *_close()]
+    return names, ["\\midrule", *_body(job, layout.groups(job, quoted=True), 1 + len(names), numbers)]
 
 
-def _details(job: dict, cells: Sequence[Cell], shots: int) -> list[str]:
+def _details(job: dict, cells: Sequence[Cell], shots: int) -> tuple[list[str], list[str]]:
     folds = layout.fold_columns(job)
-    head = [*map(str, folds), layout.mean_name(job), "Paper", "Diff."]
-    width = 1 + len(layout.switch_names(job)) + len(head)
-    lines = _open(job, head)
+    names = [*layout.switch_names(job), *map(str, folds), layout.mean_name(job), "Paper", "Diff."]
+    lines, width = [], 1 + len(names)
     for title, of_shots, metric, void in layout.blocks(job):
         if of_shots != shots:
             continue
@@ -84,21 +86,8 @@ def _details(job: dict, cells: Sequence[Cell], shots: int) -> list[str]:
             return values, [*(_bounds(cell) for cell in [*parts, mean]), "", ""]
 
         lines += ["\\midrule", _across(width, title), "\\midrule"]
-        lines += _body(job, layout.detail_groups(job), width, numbers)
-    return [*lines, *_close()]
-
-
-def _open(job: dict, head: Sequence[str]) -> list[str]:
-    names = [*layout.switch_names(job), *head]
-    return [
-        f"\\begin{{tabular}}{{l{'c' * len(names)}}}",
-        "\\toprule",
-        " & ".join(["", *map(escape_tex, names)]) + r" \\",
-    ]
-
-
-def _close() -> list[str]:
-    return ["\\bottomrule", "\\end{tabular}"]
+        lines += _body(job, layout.groups(job, quoted=False), width, numbers)
+    return names, lines
 
 
 def _across(width: int, text: str) -> str:
