@@ -13,13 +13,8 @@ def render_finetuning(lines: Sequence[Mapping[str, str]]) -> list[str]:
     A loss that hardly falls means too few steps; one near zero whose queries do not gain means overfitting.
     """
     tuned = {line.get("train_run", ""): line for line in lines if line["kind"] == "tune"}
-    evaluated = [
-        line
-        for line in lines
-        if line.get("support_loss_before")
-        and not line["run"].endswith(SECOND_READING)
-        and line.get("train_run") in tuned
-    ]
+    finetuned = [line for line in lines if line.get("support_loss_before") and line.get("train_run") in tuned]
+    evaluated = [line for line in finetuned if not line["run"].endswith(SECOND_READING)]
     if not evaluated:
         return []
     rows = [

@@ -108,17 +108,17 @@ def evaluations(cells: Iterable[Mapping[str, Any]]) -> list[tuple[int, dict[str,
     return [(fold, read_mapping(file)) for file, fold in files.items() if file.is_file()]
 
 
-def data_sentences(reports: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What evaluations say of their data: that it is a subset, and of its split."""
+def data_sentences(reports: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What evaluations say of their data: that it is a subset, and their note on its split as it stands."""
     subsets, splits = (sorted({report.get(key) or "" for report in reports} - {""}) for key in ("subset", "split_note"))
-    return [*(f"The data are {subset}." for subset in subsets), *(f"{split.rstrip('.')}." for split in splits)]
+    return [*(f"The data are {subset}." for subset in subsets), *splits]
 
 
 def _data_sentences(job: dict) -> list[str]:
     """As above, and which classes have too few photos."""
     found = evaluations(cell for row in job["rows"] for cell in row["cells"])
     left_out = {(fold, name): size for fold, about in found for name, size in about.get("left_out", {}).items()}
-    sentences = data_sentences([about for _, about in found])
+    sentences = [f"{text.rstrip('.')}." for text in data_sentences([about for _, about in found])]
     if left_out:
         named = ", ".join(f"{name} ({size}) of fold {fold}" for (fold, name), size in sorted(left_out.items()))
         sentences.append(f"Classes left out because they have too few test photos (their number): {named}.")
