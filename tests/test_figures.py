@@ -11,7 +11,8 @@ from crnet.errors import CrnetError
 from crnet.report.figures import COLOURS, plot_losses, plot_table
 from crnet.report.k_shot import STRATEGIES, plot_k_shot
 from crnet.report.sheet import draw_sheet, overlay
-from crnet.report.tables.render import HEADER, VOIDS
+from crnet.report.tables.cells import VOIDS
+from crnet.report.tables.render import HEADER
 from crnet.runtime.files import read_csv, write_csv
 
 FOLDS = (0, 1)

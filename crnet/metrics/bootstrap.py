@@ -70,14 +70,6 @@ class FoldCounts:
     counts: np.ndarray
     episodes: str
 
-    def __post_init__(self) -> None:
-        expected = (len(self.seeds), len(self.classes), len(QUERY_COLUMNS))
-        if self.counts.shape != expected or self.queries.shape != self.classes.shape or 0 in expected:
-            raise CrnetError(
-                f"Counts of fold {self.fold} have shape {self.counts.shape}, but its seeds, episodes and "
-                f"columns make {expected}, none of which may be 0."
-            )
-
     @cached_property
     def photos(self) -> int:
         """Number of query photos, of each class for itself: what is drawn from."""
@@ -89,11 +81,7 @@ class FoldCounts:
 
 
 def read_fold(fold: int, files: Mapping[int, str | os.PathLike]) -> FoldCounts:
-    """Read the ``counts.csv`` of every training seed of one row on one fold.
-
-    Args:
-        fold: index of the fold.
-        files: path of the counts for each training seed.
+    """Read the ``counts.csv`` of every training seed, by seed, of one row on one fold.
 
     Raises:
         CrnetError: no seed, an empty file or one without the columns, or seeds scored on different episodes.
@@ -147,9 +135,7 @@ def seed_deviation(row: Sequence[FoldCounts], metric: str, void: str) -> float |
 class Bootstrap:
     """One plan of resampling, shared by all rows of a table; draws and scores are kept, so reuse the object.
 
-    Args:
-        resamples: how many.
-        level: mass of the interval, e.g. 0.95.
+    ``level``: mass of the interval, e.g. 0.95.
     """
 
     def __init__(self, resamples: int = RESAMPLES, level: float = LEVEL) -> None:
@@ -177,7 +163,11 @@ class Bootstrap:
     def replicates(self, row: Sequence[FoldCounts], metric: str, void: str) -> np.ndarray:
         """(resamples,) scores in [0, 1]; the same position means the same resample in every row."""
         _check_folds(row)
-        folds = [(self._fold_scores(part)[metric, void] * self._seed_weights(part)).sum(1) for part in row]
+        folds = []
+        for part in row:
+            rng = np.random.default_rng(derive("bootstrap", "seeds", part.fold, *part.seeds))
+            weights = _draw(rng, self.resamples, len(part.seeds)) / len(part.seeds)
+            folds.append((self._fold_scores(part)[metric, void] * weights).sum(1))
         return np.mean(folds, axis=0)
 
     def _summary(self, value: float, replicates: np.ndarray) -> Interval:
@@ -219,11 +209,6 @@ class Bootstrap:
                     weights[start : start + count, members] = _draw(rng, count, len(first))[:, photo]
             self._weights[key] = weights
         return self._weights[key]
-
-    def _seed_weights(self, part: FoldCounts) -> np.ndarray:
-        """(resamples, S), each row sums to 1."""
-        rng = np.random.default_rng(derive("bootstrap", "seeds", part.fold, *part.seeds))
-        return _draw(rng, self.resamples, len(part.seeds)) / len(part.seeds)
 
 
 def _draw(rng: np.random.Generator, resamples: int, size: int) -> np.ndarray:

@@ -22,7 +22,7 @@ quotes are *not testable*; both are listed, never left out.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,8 @@ class Judged:
 
     claim: Mapping[str, Any]
     verdict: str
-    difference: Mapping[str, Interval]
-    verdicts: Mapping[str, str]
+    difference: Mapping[str, Interval] = field(default_factory=dict)
+    verdicts: Mapping[str, str] = field(default_factory=dict)
     folds: tuple[int, ...] = ()
     seeds: int | None = None
     episodes: int | None = None
@@ -79,12 +79,7 @@ class Judged:
 
 
 def render_claims(job: dict[str, Any], out_prefix: Path, bootstrap: Bootstrap | None = None) -> None:
-    """Write ``<out_prefix>.csv`` and ``.md``.
-
-    Args:
-        job: ``crnet.config.claims.claims_job``.
-        out_prefix: path without suffix, e.g. ``results/demo/claims``.
-        bootstrap: the plan of resampling; the default is 2000 resamples at 95 %.
+    """Write ``<out_prefix>.csv`` and ``.md`` from ``crnet.config.claims.claims_job``; by default with 2000 resamples.
 
     Raises:
         CrnetError: counts that cannot be read, or cells of one claim that were scored on different episodes.
@@ -124,10 +119,10 @@ def _judge(
     sides = [claim["first"], claim["second"]]
     quoted = [rows[side] for side in sides if job["places"][side]["reported"]]
     if quoted:
-        return Judged(claim, NOT_TESTABLE, {}, {}, why=str(quoted[0]))
+        return Judged(claim, NOT_TESTABLE, why=str(quoted[0]))
     gaps = dict.fromkeys(_gap(side, rows[side]) for side in sides if isinstance(rows[side], str))
     if gaps:
-        return Judged(claim, NOT_RUN, {}, {}, why="; ".join(gaps))
+        return Judged(claim, NOT_RUN, why="; ".join(gaps))
     first, second = (rows[side] for side in sides)
     found: dict[str, Interval] = {}
     for void in VOIDS:
@@ -181,20 +176,17 @@ def _csv_row(result: Judged) -> list[Any]:
 
 def render_markdown(job: Mapping[str, Any], results: Sequence[Judged], bootstrap: Bootstrap) -> str:
     """What the data are, the count of verdicts, one line a claim, and how the verdicts were reached."""
-    parts = ["# The paper's claims", *_banner(job), summary(results)]
+    parts = ["# The paper's claims"]
+    if job["generated"]:
+        parts.append("**A test of the suite, not of the paper: data are generated.**")
+    elif job["orientation_only"]:
+        parts.append(
+            "**The data differ from the paper's: verdicts are about these data, its sizes are for orientation.**"
+        )
+    parts.append(summary(results))
     if any(result.seeds == 1 for result in results):
         parts.append(ONE_SEED)
-    parts.append(_grid(results))
-    parts += caption(job, results, bootstrap)
-    return "\n\n".join(parts) + "\n"
-
-
-def _banner(job: Mapping[str, Any]) -> list[str]:
-    if job["generated"]:
-        return ["**A test of the suite, not of the paper: data are generated.**"]
-    if job["orientation_only"]:
-        return ["**The data differ from the paper's: verdicts are about these data, its sizes are for orientation.**"]
-    return []
+    return "\n\n".join([*parts, _grid(results), *caption(job, results, bootstrap)]) + "\n"
 
 
 def summary(results: Sequence[Judged]) -> str:
@@ -270,7 +262,7 @@ def caption(job: Mapping[str, Any], results: Sequence[Judged], bootstrap: Bootst
         f"rounding and each for itself, at {level}, without a correction for their number. Whether the paper's size "
         "lies inside the interval is asked apart from the direction; the paper gives its sizes without an interval."
     )
-    found = evaluations(cell for place in job["places"].values() for cell in place["cells"])
+    found = evaluations(cell for row in job["places"].values() for cell in row["cells"])
     paragraphs = [
         " ".join([job["caption"], *data_sentences([about for _, about in found]), *_encoder_sentence(job)]),
         estimator,

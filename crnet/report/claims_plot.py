@@ -29,10 +29,7 @@ ROW, LABEL = 0.30, 50  # inches a line; characters of a claim before it is broke
 def plot_claims(job: dict[str, Any], claims_csv: Path, out_prefix: Path) -> None:
     """One line a claim that was tested, in groups by table; the others are counted below.
 
-    Args:
-        job: ``crnet.config.claims.claims_job``.
-        claims_csv: what ``claims.render_claims`` wrote.
-        out_prefix: path without suffix.
+    ``claims_csv`` is what ``render_claims`` wrote of the same job, ``out_prefix`` a path without suffix.
 
     Raises:
         CrnetError: the CSV holds other claims than the job.

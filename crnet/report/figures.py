@@ -74,10 +74,7 @@ def plot_table(job: dict[str, Any], table_csv: Path, out_prefix: Path) -> None:
     Rows with several numbers of shots have a line for each, below one another. Such a plot shows the first
     metric only: the others are in the table, and a plot of two screens is looked at by nobody.
 
-    Args:
-        job: the table job.
-        table_csv: the long CSV that ``tables.render_table`` wrote.
-        out_prefix: path without suffix.
+    ``table_csv`` is what ``render_table`` wrote of the same job, ``out_prefix`` a path without suffix.
 
     Raises:
         CrnetError: the CSV belongs to another table.
@@ -226,10 +223,8 @@ def _table_legend(job: dict, lines: Sequence[dict[str, str]]) -> list[Line2D | P
 def plot_losses(training_csv: Path, out_prefix: Path) -> None:
     """Loss and base-class mIoU of every run: panels per variant, a colour per fold, a dash per seed.
 
-    Args:
-        training_csv: long CSV with the columns run, variant, fold, seed, step, loss and base_miou (in [0, 1],
-            empty where it was not measured); others are not read.
-        out_prefix: path without suffix.
+    Of ``training_csv`` the columns run, variant, fold, seed, step, loss and base_miou (in [0, 1], empty where it was
+    not measured) are read; ``out_prefix`` is a path without suffix.
 
     Raises:
         CrnetError: no line, a missing column, or a base_miou outside [0, 1].

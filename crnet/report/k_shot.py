@@ -28,10 +28,8 @@ Point = tuple[float, float, float, float]  # place on the axis of shots, value, 
 def plot_k_shot(job: dict[str, Any], table_csv: Path, out_prefix: Path) -> None:
     """mIoU over shots with intervals: a panel for each model, a line for each strategy, the paper's values.
 
-    Args:
-        job: the job of Table 4: its rows are named ``<model>-<strategy>``, its shots are the x axis.
-        table_csv: the long CSV that ``tables.render_table`` wrote.
-        out_prefix: path without suffix, e.g. ``results/demo/figures/k-shot``.
+    ``job`` is Table 4's, with rows named ``<model>-<strategy>`` and its shots as x axis, ``table_csv`` what
+    ``render_table`` wrote of it, ``out_prefix`` a path without suffix.
 
     Raises:
         CrnetError: the table has no row of a known model and strategy.

@@ -59,8 +59,7 @@ def failures(plan: Plan, layout: Layout) -> dict[str, str]:
     """Why a training failed, by its name; not of those that finished later. Where the work is gone, the index knows."""
     index = Path(layout.results) / INDEX[0]
     rows = read_csv(index) if index.is_file() else []
-    failed = {row["run"]: row["failed"] for row in rows if row.get("status") == "failed"}
-    failed = {name: why for name, why in failed.items() if name in plan.trainings}
+    failed = {r["run"]: r["failed"] for r in rows if r.get("status") == "failed" and r["run"] in plan.trainings}
     for name in plan.trainings:
         folder = Path(layout.training(name))
         if (folder / "train.json").is_file():

@@ -48,18 +48,12 @@ def collect(
     runs_csv: Path,
     training_csv: Path,
 ) -> None:
-    """Write the two index files of a study.
+    """Write the two index files of a study from every report, and the ``log.csv`` beside a ``train.json`` if there is.
 
     ``runs_csv``: one row a run, in the order of ``KINDS``; the same columns in every row, empty where they
     do not apply. Settings are named by their path (``train.lr``), values other than text are JSON. A failed
     run stays, with its reason. ``training_csv``: every row of every log, preceded by the run, method,
     variant, fold and seed it belongs to.
-
-    Args:
-        train_jsons: Every ``train.json`` of the study.
-        log_csvs: The ``log.csv`` beside each of them, where there is one.
-        choice_jsons: Every ``choice.json`` of finetuning's trials.
-        evaluation_jsons: Every ``evaluation.json``; the counts are read from the ``counts.csv`` beside it.
 
     Raises:
         CrnetError: A run is given twice, a log has no ``train.json`` beside it, or a file is not what it

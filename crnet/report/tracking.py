@@ -95,7 +95,10 @@ def sync(results: Path, uri: str) -> bool:
     if not (rows := _lines(runs_csv, RUN_COLUMNS)):
         raise CrnetError(f"{runs_csv}: names no run; {RESTORE}.")
     curves: dict[str, list[dict[str, str]]] = {}
-    for line in _curve_lines(training_csv):
+    if not training_csv.is_file():
+        remedy = "put it back from a copy, or let the workflow make it again"
+        print(f"warning: {training_csv} is absent, so the runs are shown without curves; {remedy}.", file=sys.stderr)
+    for line in _lines(training_csv, ("run", "epoch", "seconds")) if training_csv.is_file() else []:
         curves.setdefault(line["run"], []).append(line)
     for row in rows:
         try:
@@ -105,10 +108,9 @@ def sync(results: Path, uri: str) -> bool:
         by_dataset.setdefault(row["dataset.name"], []).append(record)
     try:
         path = _sqlite_path(uri)
-        if path:
-            _ensure_store(path)
         with _lock(path) if path else nullcontext():
             if path:
+                _ensure_store(path)
                 _check_writable(uri, path)
             client = _mlflow().MlflowClient(tracking_uri=uri)
             for dataset, records in by_dataset.items():
@@ -124,14 +126,6 @@ def _lines(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     if rows and (missing := [name for name in columns if name not in rows[0]]):
         raise CrnetError(f"{path}: has no column {missing[0]!r}; {RESTORE}.")
     return rows
-
-
-def _curve_lines(training_csv: Path) -> list[dict[str, str]]:
-    if training_csv.is_file():
-        return _lines(training_csv, ("run", "epoch", "seconds"))
-    remedy = "put it back from a copy, or let the workflow make it again"
-    print(f"warning: {training_csv} is absent, so the runs are shown without curves; {remedy}.", file=sys.stderr)
-    return []
 
 
 @dataclass(frozen=True)
@@ -347,18 +341,13 @@ def _is_store(path: Path) -> bool:
 
 
 def _ensure_store(path: Path) -> None:
-    """Make an SQLite store if there is none.
+    """Make an SQLite store if there is none; the caller holds its lock.
 
     Several processes opening a *new* SQLite store at once leave it unusable (MLflow 3.17.2, 8 of 8), so it is made
-    under a lock and under another name, and then appears whole.
+    under the lock and under another name, and then appears whole.
     """
-    if not _is_store(path):
-        with _lock(path):
-            if not _is_store(path):
-                _create(path)
-
-
-def _create(path: Path) -> None:
+    if _is_store(path):
+        return
     unfinished = path.with_name(f"{path.name}.unfinished")
     unfinished.unlink(missing_ok=True)  # of a process that was killed; the lock says it is not another's
     _mlflow().MlflowClient(tracking_uri=f"sqlite:///{unfinished.resolve()}").search_experiments(max_results=1)

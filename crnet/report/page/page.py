@@ -33,12 +33,7 @@ class TablePart:
 
 
 def write_page(job: Mapping[str, Any], results: Path) -> None:
-    """Write ``<results>/README.md``.
-
-    Args:
-        job: ``study``, ``title``, ``caption``, ``orientation_only``, ``tables`` (a list of ``name`` and
-            ``title``), ``command``, the one that makes the study, and ``sheet``, whether it draws an episode sheet.
-        results: the study's folder, e.g. ``results/demo``.
+    """Write the page of ``crnet.config.study.page_job`` into the study's folder, e.g. ``results/demo``.
 
     Raises:
         CrnetError: the folder does not exist, or a file in it is not what it should be.
@@ -74,8 +69,8 @@ def slug(title: str) -> str:
 
 def _number(name: str) -> str:
     """ "2" of "table2"; "" if the name is another."""
-    found = re.fullmatch(r"table(\d+)", name)
-    return found[1] if found else ""
+    number = name.removeprefix("table")
+    return number if number.isdigit() else ""
 
 
 def _heading(table: Mapping[str, str]) -> str:
@@ -186,9 +181,8 @@ def _links(results: Path, name: str) -> str:
 
 def _figure(job: Mapping[str, Any], results: Path, name: str, alternative: str) -> list[str]:
     file = f"figures/{name}.png"
-    if not (results / file).is_file():
-        return _missing(job, "The plot", results, file)
-    return [f"![{alternative}]({file})"]
+    there = (results / file).is_file()
+    return [f"![{alternative}]({file})"] if there else _missing(job, "The plot", results, file)
 
 
 def _curve(job: Mapping[str, Any], results: Path) -> list[str]:
@@ -228,11 +222,12 @@ def _losses(job: Mapping[str, Any], results: Path) -> list[str]:
 
 
 def _again(job: Mapping[str, Any], results: Path) -> list[str]:
+    texts = ["Only what is not there, or whose settings changed, is run. This page is written by the same command."]
     known = {
         "runs.csv": "every run with all its settings",
         "training.csv": "every training's log",
         "claims.csv": "claims for programs",
     }
-    files = [f"[{file}]({file}): {what}" for file, what in known.items() if (results / file).is_file()]
-    text = "Only what is not there, or whose settings changed, is run. This page is written by the same command."
-    return [f"```\n{job['command']}\n```", text, *([f"Beside this page: {'; '.join(files)}."] if files else [])]
+    if files := [f"[{file}]({file}): {what}" for file, what in known.items() if (results / file).is_file()]:
+        texts.append(f"Beside this page: {'; '.join(files)}.")
+    return [f"```\n{job['command']}\n```", *texts]

@@ -129,12 +129,10 @@ def _absent_sentences(job: dict, cells: Sequence[Cell]) -> str:
     """Why cells hold no value; each reason once, rows that share it together."""
     labels = {row["id"]: row_label(row) for row in job["rows"]}
     shown = shown_shots(job)
-    gaps: dict[str, list[str]] = {}
+    gaps: dict[str, dict[str, None]] = {}
     for cell in cells:
         if cell.fold == "mean" and cell.note and cell.shots in shown:
-            name = f"{labels[cell.row]} {cell.shots}-shot"
-            names = gaps.setdefault(cell.note, [])
-            names += [name] if name not in names else []
+            gaps.setdefault(cell.note, {})[f"{labels[cell.row]} {cell.shots}-shot"] = None
     sentences = []
     reasons = [note for note in gaps if note.startswith(NOT_AVAILABLE)]
     for note, names in gaps.items():

@@ -1,7 +1,6 @@
 """What the Markdown and the LaTeX of a table share: which columns and rows it has, and how a number reads."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from crnet.report.tables.cells import METRIC_NAMES, NOT_AVAILABLE, REPORTED, VOID_NAMES, VOIDS, Cell, short_gap
@@ -13,14 +12,8 @@ SEED_SD = "SD of seeds"
 READING = "How to read the numbers"
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of the compact grid: one metric at one number of shots. ``quoted``: the paper gives values."""
-
-    title: str
-    shots: int
-    metric: str
-    quoted: bool
+# What a row has in the columns of a grid: cells with their intervals, and numbers without.
+Entries = Callable[[dict[str, Any]], list[Cell | str]]
 
 
 def shown_shots(job: dict[str, Any]) -> list[int]:
@@ -33,15 +26,21 @@ def _run_shots(job: dict[str, Any]) -> list[int]:
     return [shots for shots in job["shots"] if shots in run]
 
 
-def compact_columns(job: dict[str, Any], cells: Sequence[Cell]) -> list[Column]:
-    """Columns in the paper's style: shots where there are several, else metrics."""
+def compact(job: dict[str, Any], cells: Sequence[Cell], paper: str) -> tuple[list[str], Entries]:
+    """Columns in the paper's style: shots where there are several, else metrics; beside them ``paper``'s, if any."""
     shots, metrics = shown_shots(job), job["metrics"]
     if len(shots) > 1:
-        keys = [(f"{k}-shot", k, metrics[0]) for k in shots]
+        columns = {(k, metrics[0]): f"{k}-shot" for k in shots}
     else:
-        keys = [(METRIC_NAMES[metric], shots[0], metric) for metric in metrics]
+        columns = {(shots[0], metric): METRIC_NAMES[metric] for metric in metrics}
     quoted = {(cell.shots, cell.metric) for cell in cells if cell.paper is not None}
-    return [Column(title, k, metric, (k, metric) in quoted) for title, k, metric in keys]
+    titles = [title for key, name in columns.items() for title in ([name, paper] if key in quoted else [name])]
+
+    def entries(row: dict[str, Any]) -> list[Cell | str]:
+        means = {key: select(cells, row, *key, VOIDS[0])[-1] for key in columns}
+        return [e for key, mean in means.items() for e in ([mean, number(mean.paper)] if key in quoted else [mean])]
+
+    return titles, entries
 
 
 def compact_title(job: dict[str, Any]) -> str:
@@ -91,10 +90,10 @@ def switch_names(job: dict[str, Any]) -> list[str]:
 
 def setting(row: dict[str, Any], name: str) -> str:
     """How a switch of a row reads: a tick, nothing, or the text that it is."""
-    value = dict(row.get("switches", {})).get(name)
+    value = dict(row.get("switches", {})).get(name, "")
     if isinstance(value, bool):
         return TICK if value else ""
-    return "" if value is None else str(value)
+    return str(value)
 
 
 def row_label(row: dict[str, Any]) -> str:

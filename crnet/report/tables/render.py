@@ -18,16 +18,10 @@ HEADER = (  # the table's name, then attributes of a cell
     *("table", "row", "label", "shots", "fold", "metric", "void", "value", "low", "high"),
     *("seeds", "seed_sd", "episodes", "photos", "paper", "difference", "note"),
 )
-CSV_DECIMALS = 2
 
 
 def render_table(job: dict[str, Any], out_prefix: Path, bootstrap: Bootstrap | None = None) -> None:
-    """Write ``<out_prefix>.csv``, ``.md`` and ``.tex``.
-
-    Args:
-        job: the table job; see the module's docstring and ``configs/tables``.
-        out_prefix: path without suffix, e.g. ``results/demo/tables/table2``.
-        bootstrap: the plan of resampling; the default is 2000 resamples at 95 %.
+    """Write ``<out_prefix>.csv``, ``.md`` and ``.tex``; by default with 2000 resamples.
 
     Raises:
         CrnetError: counts that cannot be read, or rows scored on different episodes.
@@ -43,5 +37,5 @@ def render_table(job: dict[str, Any], out_prefix: Path, bootstrap: Bootstrap | N
 def plain(value: Any) -> Any:
     """How a value stands in a CSV: a float with two decimals, None as an empty cell."""
     if isinstance(value, float):
-        return f"{round(value, CSV_DECIMALS) + 0.0:.{CSV_DECIMALS}f}"  # + 0.0: no "-0.00"
+        return f"{round(value, 2) + 0.0:.2f}"  # + 0.0: no "-0.00"
     return "" if value is None else value
