@@ -13,29 +13,27 @@ from crnet.runtime.files import read_csv, write_csv, write_json
 
 LOG = ("epoch", "step", "loss", "query", "support", "lr", "images_per_second", "peak_memory_bytes")
 ORIGIN = {
-    "commit": "c0ffee",
-    "dirty": False,
-    "device": "cpu",
-    "threads": 1,
-    "dataset_digest": "d1",
-    "encoder_digest": "e1",
+    **{"commit": "c0ffee", "dirty": False, "device": "cpu", "threads": 1, "dataset_digest": "d1"},
+    **{"encoder_digest": "e1", "versions": {"python": "3.11.9", "torch": "2.11.0"}},
+    **{"seconds": 12.5, "peak_memory_bytes": 1000},
 }
-ORIGIN |= {"versions": {"python": "3.11.9", "torch": "2.11.0"}, "seconds": 12.5, "peak_memory_bytes": 1000}
 
 
 def training_spec(fold: int = 0, method: str = "crnet", **model) -> dict:
     spec = {"method": method, "dataset": {"name": "shapes5i", "size": 128}, "fold": fold, "seed": 0}
     spec["encoder"] = {"name": "small", "layers": ["layer2", "layer3"]}
-    return spec | {
-        "model": {"condition": True, "cross_reference": True, **model},
-        "train": {"lr": 0.0025, "rev": 1},
-    }
+    spec["model"] = {"condition": True, "cross_reference": True, **model}
+    return spec | {"train": {"lr": 0.0025, "rev": 1}}
 
 
 def control_spec(method: str) -> dict:
     spec = training_spec(method=method) | {"model": {}}
     del spec["train"]
     return spec
+
+
+def write_counts(path: Path, *rows: list, more: tuple[str, ...] = ()) -> None:
+    write_csv(path, ("episode_seed", "episode", "class", "query", *QUERY_COLUMNS, *more), rows)
 
 
 def write_training(folder: Path, run: str, spec: dict, log: bool = True, **more) -> None:
@@ -48,25 +46,17 @@ def write_training(folder: Path, run: str, spec: dict, log: bool = True, **more)
 def write_evaluation(folder: Path, run: str, spec: dict, scales: tuple[float, ...] = (1.0,)) -> None:
     place = folder / "evaluate" / run
     spec = {"train": spec, "evaluate": {"shots": 1, "scales": list(scales)}, "episodes": {"count": 2}}
-    report = {
-        "run": run,
-        "spec": spec,
-        **ORIGIN,
-        "episodes_per_second": 3.5,
-        "left_out": {"potted plant 1.5": 1},
-    }
-    write_json(place / "evaluation.json", report)
-    header = ("episode_seed", "episode", "class", "query", *QUERY_COLUMNS)
+    measured = {"episodes_per_second": 3.5, "left_out": {"potted plant 1.5": 1}}
+    write_json(place / "evaluation.json", {"run": run, "spec": spec, **ORIGIN, **measured})
     first = [0, 0, 1, "a", *(10, 20, 60, 80), *(10, 40, 60, 100)]
     second = [0, 1, 2, "b", *(30, 30, 20, 20), *(30, 30, 40, 50)]
-    write_csv(place / "counts.csv", header, [first, second])
+    write_counts(place / "counts.csv", first, second)
 
 
-def index(folder: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    jsons, logs = sorted(folder.glob("train/*/train.json")), sorted(folder.glob("train/*/log.csv"))
-    evaluations = sorted(folder.glob("evaluate/*/evaluation.json"))
-    choices = sorted(folder.glob("finetune/*/choice.json"))
-    collect(jsons, logs, choices, evaluations, folder / "runs.csv", folder / "training.csv")
+def index(folder: Path, reverse: bool = False) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    patterns = ("train/*/train.json", "train/*/log.csv", "finetune/*/choice.json", "evaluate/*/evaluation.json")
+    found = [sorted(folder.glob(pattern), reverse=reverse) for pattern in patterns]
+    collect(*found, folder / "runs.csv", folder / "training.csv")
     return read_csv(folder / "runs.csv"), read_csv(folder / "training.csv")
 
 
@@ -78,12 +68,7 @@ def test_rows_hold_settings_scores_and_origin(tmp_path: Path) -> None:
     runs = {row["run"]: row for row in rows}
     train, evaluation, control = runs["a"], runs["a-1shot"], runs["p-1shot"]
 
-    assert (train["kind"], train["status"], train["shots"], train["miou_ignore"]) == (
-        "train",
-        "finished",
-        "",
-        "",
-    )
+    assert (train["kind"], train["status"], train["shots"], train["miou_ignore"]) == ("train", "finished", "", "")
     assert (train["train.lr"], train["model.condition"], train["evaluate.scales"]) == ("0.0025", "true", "")
     assert train["images_per_second"] == "80.0"
     assert train["versions.torch"] == "2.11.0"
@@ -113,16 +98,9 @@ def test_order_of_reports_changes_no_byte(tmp_path: Path) -> None:
         write_evaluation(tmp_path, f"run-{fold}-1shot", training_spec(fold))
     index(tmp_path)
     first = [(tmp_path / name).read_bytes() for name in ("runs.csv", "training.csv")]
-    trains, logs = (sorted(tmp_path.glob(f"train/*/{name}"), reverse=True) for name in ("train.json", "log.csv"))
-    evaluations = sorted(tmp_path.glob("evaluate/*/evaluation.json"), reverse=True)
-    collect(trains, logs, [], evaluations, tmp_path / "runs.csv", tmp_path / "training.csv")
+    rows, _ = index(tmp_path, reverse=True)
     assert [(tmp_path / name).read_bytes() for name in ("runs.csv", "training.csv")] == first
-    assert [row["run"] for row in read_csv(tmp_path / "runs.csv")] == [
-        "run-0",
-        "run-1",
-        "run-0-1shot",
-        "run-1-1shot",
-    ]
+    assert [row["run"] for row in rows] == ["run-0", "run-1", "run-0-1shot", "run-1-1shot"]
 
 
 def test_a_failed_run_stays_with_its_reason(tmp_path: Path) -> None:
@@ -151,32 +129,13 @@ def test_training_logs_are_joined_with_their_runs(tmp_path: Path) -> None:
 
 
 def test_variants_name_what_differs() -> None:
+    shared = {"encoder.size": 3, "evaluate.scales": [1.0]}
+    full = {"method": "crnet", "model.a": True, "model.b": True, "train.size": 1, **shared}
     rows = [
-        {
-            "method": "crnet",
-            "model.a": True,
-            "model.b": True,
-            "train.size": 1,
-            "encoder.size": 3,
-            "evaluate.scales": [1.0],
-        },
-        {
-            "method": "crnet",
-            "model.a": False,
-            "model.b": False,
-            "train.size": 1,
-            "encoder.size": 3,
-            "evaluate.scales": [1.0],
-        },
-        {
-            "method": "crnet",
-            "model.a": True,
-            "model.b": True,
-            "train.size": 2,
-            "encoder.size": 4,
-            "evaluate.scales": [0.5],
-        },
-        {"method": "prototype", "encoder.size": 3, "evaluate.scales": [1.0]},
+        full,
+        full | {"model.a": False, "model.b": False},
+        full | {"train.size": 2, "encoder.size": 4, "evaluate.scales": [0.5]},
+        {"method": "prototype", **shared},
     ]
     assert variants(rows) == [
         "crnet, encoder.size=3, scales=[1.0], train.size=1",
@@ -238,10 +197,9 @@ def test_trials_are_runs_and_a_finetuned_evaluation_is_two_rows(tmp_path: Path) 
     finetuned = tuning | {"episodes": {"count": 1}, "evaluate": {"shots": 5, "strategy": "finetune"}}
     write_json(folder / "evaluation.json", {"run": "a-5shot", "spec": finetuned, **ORIGIN, **choice})
     losses = ("support_loss_before", "support_loss_after")
-    header = ("episode_seed", "episode", "class", "query", *QUERY_COLUMNS, *losses)
     for name, hit in (("counts", 10), ("counts-fusion", 20)):
-        counts = [0, 0, 1, "a", *(hit, 20, 60, 80), *(hit, 40, 60, 100), 0.8, 0.2]
-        write_csv(folder / f"{name}.csv", header, [counts])
+        row = [0, 0, 1, "a", *(hit, 20, 60, 80), *(hit, 40, 60, 100), 0.8, 0.2]
+        write_counts(folder / f"{name}.csv", row, more=losses)
     rows = {row["run"]: row for row in index(tmp_path)[0]}
     assert [row["kind"] for row in rows.values()] == ["train", "tune", "evaluate", "evaluate"]
     assert (rows["t"]["choice.lr"], rows["t"]["choice.steps"], rows["t"]["miou_ignore"]) == ("0.2", "10", "51.5")

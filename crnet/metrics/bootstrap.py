@@ -11,12 +11,7 @@ others. Where every episode has a photo of its own the two are the same. Support
 and are not drawn: the interval is a lower bound of what other test photos would do.
 
 Draws depend only on the fold, its episodes and its seeds, never on the row. Two rows on the same episodes
-therefore see the same resamples, and the interval of their difference is a paired one:
-
-    bootstrap = Bootstrap()
-    row = [read_fold(0, {0: "run-a/counts.csv", 1: "run-b/counts.csv"}), read_fold(1, ...)]
-    bootstrap.interval(row, "miou", "background")                 # value, low, high in [0, 1]
-    bootstrap.difference(row, other_row, "miou", "background")    # row minus other_row
+therefore see the same resamples, and the interval of their difference is a paired one.
 
 With one seed the interval covers photos only; with two or three it still understates the variation between
 seeds (by (S - 1) / S in variance). That is the estimator, and captions name it.
@@ -52,23 +47,14 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class FoldCounts:
-    """What one row achieved on one fold.
-
-    Attributes:
-        fold: index of the fold.
-        seeds: the S training seeds, ascending.
-        classes: int (E,), class id of each episode.
-        queries: int (E,), the same number for the same query photo.
-        counts: int64 (S, E, 8), the columns ``metrics.QUERY_COLUMNS``.
-        episodes: digest of the episodes' identity and order; equal digests may be compared in pairs.
-    """
+    """What one row achieved on one fold."""
 
     fold: int
-    seeds: tuple[int, ...]
-    classes: np.ndarray
-    queries: np.ndarray
-    counts: np.ndarray
-    episodes: str
+    seeds: tuple[int, ...]  # the S training seeds, ascending
+    classes: np.ndarray  # int (E,), class id of each episode
+    queries: np.ndarray  # int (E,), the same number for the same query photo
+    counts: np.ndarray  # int64 (S, E, 8), the columns ``iou.QUERY_COLUMNS``
+    episodes: str  # digest of the episodes' identity and order; equal digests may be compared in pairs
 
     @cached_property
     def photos(self) -> int:

@@ -48,26 +48,17 @@ ONE_SEED = "One training seed: the intervals cover the choice of photos, not tra
 
 @dataclass(frozen=True)
 class Judged:
-    """One claim with what was measured, in points.
+    """One claim with what was measured, in points."""
 
-    Attributes:
-        claim: its entry in the job.
-        verdict: one of ``VERDICTS``, under the headline's void convention.
-        difference: the interval of first minus second by void convention; empty where there is none.
-        verdicts: verdict by void convention; empty where nothing was measured.
-        folds, seeds, episodes, photos: what it was measured on, seeds per fold, the others over all folds.
-        why: why nothing was measured.
-    """
-
-    claim: Mapping[str, Any]
-    verdict: str
-    difference: Mapping[str, Interval] = field(default_factory=dict)
-    verdicts: Mapping[str, str] = field(default_factory=dict)
+    claim: Mapping[str, Any]  # its entry in the job
+    verdict: str  # one of ``VERDICTS``, under the headline's void convention
+    difference: Mapping[str, Interval] = field(default_factory=dict)  # first minus second by void convention
+    verdicts: Mapping[str, str] = field(default_factory=dict)  # by void convention; empty where nothing was measured
     folds: tuple[int, ...] = ()
-    seeds: int | None = None
-    episodes: int | None = None
+    seeds: int | None = None  # per fold
+    episodes: int | None = None  # over all folds, as the photos
     photos: int | None = None
-    why: str = ""
+    why: str = ""  # why nothing was measured
 
     @property
     def paper_inside(self) -> str:
@@ -88,9 +79,6 @@ def render_claims(job: dict[str, Any], out_prefix: Path, bootstrap: Bootstrap | 
     results = judge_all(job, bootstrap)
     write_csv(f"{out_prefix}.csv", HEADER, (_csv_row(result) for result in results))
     atomic_write(f"{out_prefix}.md", render_markdown(job, results, bootstrap))
-
-
-# ---------------------------------------------------------------- verdicts
 
 
 def verdict(interval: Interval, direction: str, bound: float) -> str:
@@ -120,9 +108,11 @@ def _judge(
     quoted = [rows[side] for side in sides if job["places"][side]["reported"]]
     if quoted:
         return Judged(claim, NOT_TESTABLE, why=str(quoted[0]))
-    gaps = dict.fromkeys(_gap(side, rows[side]) for side in sides if isinstance(rows[side], str))
+    reasons = {side: rows[side] for side in sides if isinstance(rows[side], str)}
+    # a reason of the study's own names its cell already
+    gaps = [f"{s.replace('/', ', ')}: {why}" if why.startswith("missing") else why for s, why in reasons.items()]
     if gaps:
-        return Judged(claim, NOT_RUN, why="; ".join(gaps))
+        return Judged(claim, NOT_RUN, why="; ".join(dict.fromkeys(gaps)))
     first, second = (rows[side] for side in sides)
     found: dict[str, Interval] = {}
     for void in VOIDS:
@@ -150,13 +140,6 @@ def _judge(
     )
 
 
-def _gap(side: str, reason: str) -> str:
-    return f"{side.replace('/', ', ')}: {reason}" if reason.startswith("missing") else reason
-
-
-# ---------------------------------------------------------------- CSV
-
-
 def _csv_row(result: Judged) -> list[Any]:
     claim = result.claim
     here, there = (result.difference.get(void, (None, None, None)) for void in VOIDS)
@@ -169,9 +152,6 @@ def _csv_row(result: Judged) -> list[Any]:
         "; ".join(filter(None, [result.why, claim["note"]])),
     ]
     return [plain(value) for value in values]
-
-
-# ---------------------------------------------------------------- Markdown
 
 
 def render_markdown(job: Mapping[str, Any], results: Sequence[Judged], bootstrap: Bootstrap) -> str:

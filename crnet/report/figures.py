@@ -65,9 +65,6 @@ def paper_handle(job: dict[str, Any], **style: Any) -> Line2D:
     return Line2D([], [], ls="", marker="D", label=label, **style)
 
 
-# ---------------------------------------------------------------- a table with its intervals
-
-
 def plot_table(job: dict[str, Any], table_csv: Path, out_prefix: Path) -> None:
     """Every row of a table: mean with interval, folds, the controls as floors, the paper's value.
 
@@ -215,9 +212,6 @@ def _table_legend(job: dict, lines: Sequence[dict[str, str]]) -> list[Line2D | P
     folds = [Line2D([], [], marker=_marker(fold), label=f"fold {fold}", **style) for fold in fold_columns(job)]
     empty = Line2D([], [], ls="", label=" ")
     return [handle for pair in zip_longest(meanings, folds, fillvalue=empty) for handle in pair]
-
-
-# ---------------------------------------------------------------- training
 
 
 def plot_losses(training_csv: Path, out_prefix: Path) -> None:

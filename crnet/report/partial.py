@@ -64,16 +64,11 @@ def failures(plan: Plan, layout: Layout) -> dict[str, str]:
         folder = Path(layout.training(name))
         if (folder / "train.json").is_file():
             failed.pop(name, None)
-        elif (folder / FAILED).is_file():
-            failed[name] = _reason(folder / FAILED)
+        elif (report := folder / FAILED).is_file():
+            if "failed" not in (about := read_mapping(report)):
+                raise CrnetError(f"{report}: does not say why the training failed; delete it and train again.")
+            failed[name] = str(about["failed"])
     return failed
-
-
-def _reason(path: Path) -> str:
-    try:
-        return str(read_mapping(path)["failed"])
-    except KeyError as error:
-        raise CrnetError(f"{path}: does not say why the training failed; delete it and train again.") from error
 
 
 def mark(job: dict, plan: Plan, layout: Layout, failed: dict[str, str]) -> dict:

@@ -65,6 +65,7 @@ TAGS = {
     "episodes_digest": "digest.episodes",
     "versions.torch": "version.torch",
 }
+Point = tuple[str, float, float, int]  # metric, value, seconds since the start, step
 KEY, CONTENT, PARENT = "crnet.key", "crnet.content", "mlflow.parentRunId"
 
 
@@ -111,7 +112,9 @@ def sync(results: Path, uri: str) -> bool:
         with _lock(path) if path else nullcontext():
             if path:
                 _ensure_store(path)
-                _check_writable(uri, path)
+                # an sqlite3.Error at once, or after BUSY_SECONDS, where MLflow would retry for minutes
+                with _connect(path, "ro" if "mode=ro" in uri else "rw") as connection:
+                    connection.execute("DELETE FROM runs WHERE 0")  # asks for the right to write; is not committed
             client = _mlflow().MlflowClient(tracking_uri=uri)
             for dataset, records in by_dataset.items():
                 _Experiment(client, f"{study} · {dataset}").bring_to(records)
@@ -130,25 +133,18 @@ def _lines(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class Record:
-    """One run as MLflow shall show it.
-
-    Attributes:
-        params: Every setting of the study, "-" where it does not apply, so that all runs have the same.
-        points: (metric, value, seconds since the start, step).
-        started: Unix time in seconds, None if unknown.
-        group: What its parent run shares with it; None for a parent.
-    """
+    """One run as MLflow shall show it."""
 
     key: str
     name: str
-    params: dict[str, str]
+    params: dict[str, str]  # every setting of the study, "-" where it does not apply, so that all runs have the same
     tags: dict[str, str]
-    points: list[tuple[str, float, float, int]] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
     status: str = "FINISHED"
-    started: float | None = None
+    started: float | None = None  # Unix time in seconds, None if unknown
     seconds: float = 0.0
     dataset: tuple[str, str] | None = None
-    group: "Record | None" = None
+    group: "Record | None" = None  # what its parent run shares with it; None for a parent
 
     def content(self) -> str:
         """Digest of what cannot change in a logged run; settings that only other runs have are not."""
@@ -177,7 +173,7 @@ def _record(row: dict[str, str], curve: list[dict[str, str]], study: str) -> Rec
     )
 
 
-def _curve(lines: list[dict[str, str]]) -> Iterator[tuple[str, float, float, int]]:
+def _curve(lines: list[dict[str, str]]) -> Iterator[Point]:
     about = {"run", "method", "variant", "fold", "seed", "epoch", "step", "seconds"}
     for line in lines:
         epoch = int(line["epoch"])
@@ -352,12 +348,6 @@ def _ensure_store(path: Path) -> None:
     unfinished.unlink(missing_ok=True)  # of a process that was killed; the lock says it is not another's
     _mlflow().MlflowClient(tracking_uri=f"sqlite:///{unfinished.resolve()}").search_experiments(max_results=1)
     os.replace(unfinished, path)
-
-
-def _check_writable(uri: str, path: Path) -> None:
-    """Raise sqlite3.Error at once, or after ``BUSY_SECONDS``, where MLflow would retry for minutes."""
-    with _connect(path, "ro" if "mode=ro" in uri else "rw") as connection:
-        connection.execute("DELETE FROM runs WHERE 0")  # writes nothing, but asks for the right to; never committed
 
 
 def _warn(uri: str, results: Path, error: Exception) -> None:

@@ -16,24 +16,15 @@ CPU, GPU = "CPU-core-hours", "GPU-hours"
 
 @dataclass(frozen=True)
 class Cost:
-    """Runs of one kind, or of one variant of a kind, on one sort of device.
+    """Runs of one kind, or of one variant of a kind, on one sort of device."""
 
-    Attributes:
-        name: of the kind or the variant, with its shots.
-        unit: ``CPU`` or ``GPU``.
-        runs, failed: how many there are, and how many of them failed.
-        hours: their sum; on a CPU seconds times threads.
-        seconds: of each run that recorded them, ascending.
-        peak_bytes: the greatest peak memory of a run; None if none was recorded.
-    """
-
-    name: str
-    unit: str
+    name: str  # of the kind or the variant, with its shots
+    unit: str  # ``CPU`` or ``GPU``
     runs: int
-    failed: int
-    hours: float
-    seconds: tuple[float, ...]
-    peak_bytes: int | None
+    failed: int  # of these runs
+    hours: float  # their sum; on a CPU seconds times threads
+    seconds: tuple[float, ...]  # of each run that recorded them, ascending
+    peak_bytes: int | None  # the greatest peak memory of a run; None if none was recorded
 
 
 def costs(lines: Sequence[Mapping[str, str]]) -> tuple[list[Cost], dict[str, list[Cost]]]:
@@ -84,11 +75,7 @@ def _cost(name: str, unit: str, lines: Sequence[Mapping[str, str]]) -> Cost:
 
 
 def render_cost(lines: Sequence[Mapping[str, str]]) -> list[str]:
-    """Markdown paragraphs: the sum by kind, every variant in a fold-out, what is counted.
-
-    Raises:
-        CrnetError: as ``costs``.
-    """
+    """Markdown paragraphs: the sum by kind, every variant in a fold-out, what is counted; raises as ``costs``."""
     kinds, variants = costs(lines)
     totals = {unit: sum(cost.hours for cost in kinds if cost.unit == unit) for unit in (CPU, GPU)}
     spent = " and ".join(f"{_hours(hours)} {unit}" for unit, hours in totals.items() if hours)

@@ -90,9 +90,6 @@ def _how(job: Mapping[str, Any], results: Path, file: str) -> str:
     return f"`{command}` makes it."
 
 
-# ---------------------------------------------------------------- claims
-
-
 def _claims(job: Mapping[str, Any], results: Path) -> list[str]:
     """The summary and the grid of ``claims.md``, and the plot; how verdicts are reached is a click away."""
     path = results / "claims.md"
@@ -102,9 +99,6 @@ def _claims(job: Mapping[str, Any], results: Path) -> list[str]:
     grids = [i for i, text in enumerate(paragraphs, 1) if text.startswith("|")]
     figure = _figure(job, results, "claims", "All claims, ours against the paper's")
     return [*paragraphs[: grids[-1] if grids else None], *figure, "[How the verdicts are reached](claims.md)."]
-
-
-# ---------------------------------------------------------------- tables
 
 
 def _paragraphs(path: Path) -> list[str]:
@@ -174,9 +168,6 @@ def _links(results: Path, name: str) -> str:
     files = {"CSV": f"tables/{name}.csv", "LaTeX": f"tables/{name}.tex"}
     links = [f"[{word}]({file})" for word, file in files.items() if (results / file).is_file()]
     return f"In full: {', '.join([f'[each fold, both void conventions](tables/{name}.md)', *links])}."
-
-
-# ---------------------------------------------------------------- figures
 
 
 def _figure(job: Mapping[str, Any], results: Path, name: str, alternative: str) -> list[str]:

@@ -13,10 +13,12 @@ from crnet.runtime.files import read_mapping
 def own_notes(job: dict[str, Any], cells: Sequence[Cell]) -> list[str]:
     """Paragraphs on this table: its source, folds and sizes, encoders and data, what is absent, the table's notes."""
     quoted = any(cell.paper is not None for cell in cells)
+    encoders = [f"{role}: {text}" for role, text in job.get("encoders", {}).items()]
+    about = [f"Encoder{'' if len(encoders) == 1 else 's'}: {'; '.join(encoders)}."] if encoders else []
     paragraphs = [
         f"Paper: {job['source']}." if quoted else f"Not a table of the paper; see {job['source']}.",
         " ".join(filter(None, [_folds_sentence(job), _sizes(job, cells)])),
-        " ".join([*_encoder_sentence(job), *_data_sentences(job)]),
+        " ".join([*about, *_data_sentences(job)]),
         _absent_sentences(job, cells),
         *job.get("notes", []),
     ]
@@ -93,13 +95,6 @@ def span(values: set[int]) -> str:
 
 def training_seeds(values: set[int]) -> str:
     return f"{span(values)} training seed{'' if values == {1} else 's'}"
-
-
-def _encoder_sentence(job: dict) -> list[str]:
-    encoders = job.get("encoders", {})
-    if not encoders:
-        return []
-    return [f"Encoder{'' if len(encoders) == 1 else 's'}: {'; '.join(f'{k}: {v}' for k, v in encoders.items())}."]
 
 
 def evaluations(cells: Iterable[Mapping[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
