@@ -60,8 +60,7 @@ def test_width_matches_the_standard_error_and_adds_seeds() -> None:
 
     apart = np.concatenate([values - 0.1, values + 0.1])  # half of the resamples draw one seed twice
     low, high = Bootstrap().interval([make_fold(apart, classes=1)], "miou", "ignore")[1:]
-    assert low < 0.41
-    assert high > 0.59
+    assert low < 0.41 and high > 0.59
 
 
 def test_episodes_of_one_photo_are_drawn_together() -> None:

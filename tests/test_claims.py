@@ -71,9 +71,6 @@ def drawn(job: dict, folder: Path) -> str:
     return texts(folder / "out/claims.svg")
 
 
-# ---------------------------------------------------------------- verdicts
-
-
 @pytest.mark.parametrize(
     ("low", "high", "direction", "bound", "expected"),
     [
@@ -129,8 +126,7 @@ def test_an_interval_that_holds_the_margin_is_undecided(tmp_path):
     quality = {"low/1": 40, "low/5": 41}
     job = make_job(tmp_path, [entry("s", "low/5", "low/1", direction="not-more")], noise=0.1, quality=quality)
     line = lines_of(job, tmp_path)[0]["s"]
-    assert float(line["low"]) < 1 < float(line["high"])
-    assert line["verdict"] == "undecided"
+    assert float(line["low"]) < 1 < float(line["high"]) and line["verdict"] == "undecided"
 
 
 def test_differences_are_paired_over_episodes(tmp_path):
@@ -152,8 +148,9 @@ def test_seeds_are_paired_where_equal(tmp_path):
     for key, percent in (("high/1", 55), ("low/1", 40)):
         for cell in job["places"][key]["cells"]:
             write(cell["counts"], cell["fold"], percent + 10 * cell["seed"])
-    line = lines_of(job, tmp_path)[0]["helps"]
-    assert line["seeds"] == "2"
+    lines, page = lines_of(job, tmp_path)
+    line = lines["helps"]
+    assert line["seeds"] == "2" and "2 training seeds" in page and ONE_SEED not in page
     assert float(line["high"]) - float(line["low"]) < 1
     job["places"]["low/1"]["cells"] = [cell for cell in job["places"]["low/1"]["cells"] if cell["seed"] == 0]
     assert "resampled apart" in lines_of(job, tmp_path)[0]["helps"]["note"]
@@ -179,9 +176,6 @@ def test_other_episodes_stop(tmp_path):
         judge_all(job, BOOTSTRAP)
 
 
-# ---------------------------------------------------------------- files
-
-
 def test_files_have_the_agreed_columns_and_equal_bytes(tmp_path):
     job = make_job(tmp_path, [claim for claim, _, _ in KINDS])
     files = []
@@ -199,14 +193,19 @@ def test_files_have_the_agreed_columns_and_equal_bytes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("generated", "words"), [(True, "A test of the suite, not of the paper"), (False, "data differ from the paper's")]
+    ("generated", "orientation_only", "first"),
+    [
+        (True, True, "**A test of the suite, not of the paper: "),
+        (False, True, "**The data differ from the paper's: "),
+        (False, False, "Of 1 claim, 1 is supported"),
+    ],
 )
-def test_page_says_first_what_the_data_are(tmp_path, generated, words):
-    job = make_job(tmp_path, [KINDS[0][0]]) | {"generated": generated}
-    page = lines_of(job, tmp_path)[1]
-    first = page.split("\n\n")[1]
-    assert first.startswith("**") and words in first
-    assert page.split("\n\n")[3] == ONE_SEED
+def test_page_says_first_what_the_data_are(tmp_path, generated, orientation_only, first):
+    about = {"generated": generated, "orientation_only": orientation_only}
+    page = lines_of(make_job(tmp_path, [KINDS[0][0]]) | about, tmp_path)[1]
+    paragraphs = page.split("\n\n")
+    assert paragraphs[1].startswith(first)
+    assert paragraphs[3 if orientation_only else 2] == ONE_SEED
     assert "Generated scenes." in page and "folds 0, 1 of 4" in page
 
 
@@ -215,13 +214,6 @@ def test_page_says_what_the_evaluations_say_of_their_data(tmp_path):
     write_json(tmp_path / "evaluation.json", {"subset": "728 photos of PASCAL", "split_note": "The split is ours."})
     page = lines_of(job, tmp_path)[1]
     assert "The data are 728 photos of PASCAL. The split is ours. Encoders: small (layer3)" in page
-
-
-def test_page_of_the_papers_own_data_has_no_banner(tmp_path):
-    job = make_job(tmp_path, [KINDS[0][0]], seeds=(0, 1)) | {"generated": False, "orientation_only": False}
-    page = lines_of(job, tmp_path)[1]
-    assert page.split("\n\n")[1].startswith("Of 1 claim, 1 is supported")
-    assert "2 training seeds" in page and ONE_SEED not in page
 
 
 def test_page_names_verdicts_that_hang_on_void_pixels(tmp_path):
@@ -260,9 +252,6 @@ def test_plot_refuses_other_claims(tmp_path):
     lines_of(job, tmp_path)
     with pytest.raises(CrnetError, match="render the claims first"):
         drawn({**job, "claims": [KINDS[1][0]]}, tmp_path)
-
-
-# ---------------------------------------------------------------- claims as data
 
 
 def write_claims(folder: Path, content: dict) -> Path:

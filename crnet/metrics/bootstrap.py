@@ -31,7 +31,7 @@ from crnet.runtime.files import canonical, read_csv, sha256_text
 from crnet.runtime.seeding import derive
 
 RESAMPLES = 2000
-LEVEL = 0.95
+LEVEL = 0.95  # mass of an interval
 # Resamples that are turned into floats at a time: 256 x 5000 episodes x 8 bytes = 10 MB.
 _CHUNK = 256
 _EPISODE_COLUMNS = ("episode_seed", "episode", "class", "query")
@@ -119,10 +119,7 @@ def seed_deviation(row: Sequence[FoldCounts], metric: str, void: str) -> float |
 
 
 class Bootstrap:
-    """One plan of resampling, shared by all rows of a table; draws and scores are kept, so reuse the object.
-
-    ``level``: mass of the interval, e.g. 0.95.
-    """
+    """One plan of resampling, shared by all rows of a table; draws and scores are kept, so reuse the object."""
 
     def __init__(self, resamples: int = RESAMPLES, level: float = LEVEL) -> None:
         if resamples < 1 or not 0 < level < 1:

@@ -75,8 +75,7 @@ def miou(intersection: np.ndarray, union: np.ndarray) -> np.ndarray:
     """Mean over classes of the class-accumulated foreground IoU (not the mean of episodes' IoU).
 
     Args:
-        intersection: (..., classes), summed over the episodes of each class.
-        union: the same shape.
+        intersection, union: (..., classes), summed over the episodes of each class.
 
     Returns:
         (...) in [0, 1]. A class with union 0 was neither present nor predicted: it is left out of the mean

@@ -97,7 +97,7 @@ def plot_table(job: dict[str, Any], table_csv: Path, out_prefix: Path) -> None:
                 chosen = [line for line in lines if (line["metric"], line["void"]) == (metric, void)]
                 _table_panel(axes, marks, chosen)
                 axes.set_title(f"{METRIC_NAMES[metric]}, {VOID_NAMES[void]}", loc="left")
-            axes_row[0].set_yticks([y for y, *_ in marks], [_mark_label(*mark, shown) for mark in marks])
+            axes_row[0].set_yticks([y for y, *_ in marks], [_mark_label(row, shots, shown) for _, row, shots in marks])
             axes_row[0].set_ylim(last + 0.5, -0.5)
         for axes in grid[-1]:
             axes.set_xlabel(f"percent{scope(job)}")
@@ -137,7 +137,7 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     return max(0, min(values) - margin), min(100, max(values) + margin)
 
 
-def _mark_label(_: float, row: dict, shots: int, shown: Sequence[int]) -> str:
+def _mark_label(row: dict, shots: int, shown: Sequence[int]) -> str:
     if len(shown) == 1:
         return row_label(row)
     return f"{row_label(row)}   {shots}-shot" if shots == shown[0] else f"{shots}-shot"
@@ -196,14 +196,12 @@ def _explain(axes: Axes, y: float, mean: dict[str, str]) -> None:
 
 def _table_legend(job: dict, lines: Sequence[dict[str, str]]) -> list[Line2D | Patch]:
     """What the marks mean; a legend of two lines, filled column by column, shows meanings above folds."""
-
-    def interval(colour: str, label: str) -> Line2D:
-        return Line2D([], [], color=colour, lw=1.8, marker="o", ms=4.5, label=label)
-
-    one = len(job["folds"]) == 1
-    meanings: list[Line2D | Patch] = [interval(BLUE, f"{'value' if one else 'mean over folds'}, 95 % interval")]
+    interval = {"lw": 1.8, "marker": "o", "ms": 4.5}
+    name = "value" if len(job["folds"]) == 1 else "mean over folds"
+    meanings: list[Line2D | Patch] = [Line2D([], [], color=BLUE, label=f"{name}, 95 % interval", **interval)]
     if any(row["control"] for row in job["rows"]):
-        meanings += [interval(GREY, "control"), Patch(color=SHADE, label="not above the best control")]
+        meanings.append(Line2D([], [], color=GREY, label="control", **interval))
+        meanings.append(Patch(color=SHADE, label="not above the best control"))
     if any(line["paper"] for line in lines):
         meanings.append(paper_handle(job, mfc="none", **PAPER))
     if not fold_columns(job):

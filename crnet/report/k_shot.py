@@ -22,8 +22,6 @@ STRATEGIES = {
 METRIC, VOID = "miou", VOIDS[0]
 _DODGE = 0.07  # between strategies, so that their intervals stand side by side
 
-Point = tuple[float, float, float, float]  # place on the axis of shots, value, low, high
-
 
 def plot_k_shot(job: dict[str, Any], table_csv: Path, out_prefix: Path) -> None:
     """mIoU over shots with intervals: a panel for each model, a line for each strategy, the paper's values.
@@ -88,8 +86,8 @@ def _panel(axes: Axes, model: str, lines: Sequence[dict[str, str]], shots: Seque
         axes.text(0.5, 0.5, "no value", transform=axes.transAxes, ha="center", color=GREY)
 
 
-def _points(lines: Sequence[dict[str, str]], row: str, shots: Sequence[str], dodge: float) -> list[Point]:
-    """The row's values from few shots to many, those that there are."""
+def _points(lines: Sequence[dict[str, str]], row: str, shots: Sequence[str], dodge: float) -> list[tuple[float, ...]]:
+    """The row's place on the axis of shots, value, low and high from few shots to many, those that there are."""
     own = {line["shots"]: line for line in lines if line["row"] == row and line["value"]}
     return [
         (place + dodge, *(float(own[count][key]) for key in ("value", "low", "high")))

@@ -78,11 +78,8 @@ def sync(results: Path, uri: str) -> bool:
     """Bring the store to the state of a study's two index files; a second call finds nothing to do.
 
     A run whose content changed is replaced, one that an earlier call left unfinished is completed. Runs that
-    the files no longer name stay, as history.
-
-    Args:
-        results: The study's folder, ``results/<study>``; its name is the study's.
-        uri: Of the store, as by :func:`store_uri`; an SQLite file is made if it is missing.
+    the files no longer name stay, as history. The folder ``results/<study>`` has the study's name; ``uri`` is as by
+    :func:`store_uri`, and an SQLite file is made if it is missing.
 
     Returns:
         Whether the store holds all runs; if not, a sentence on stderr has said why and how to rebuild it.
@@ -324,25 +321,17 @@ def _connect(path: Path, mode: str) -> closing[sqlite3.Connection]:
     return closing(sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode={mode}", uri=True, timeout=BUSY_SECONDS))
 
 
-def _is_store(path: Path) -> bool:
-    """Whether ``path`` is a finished store; raises if it is something else, which must not be overwritten."""
-    if not path.exists() or path.stat().st_size == 0:
-        return False
-    query = "SELECT count(*) FROM sqlite_master WHERE name IN ('alembic_version', 'runs')"
-    with _connect(path, "ro") as connection:
-        found = connection.execute(query).fetchone()[0]
-    if found != 2:
-        raise RuntimeError("the file is a database of something else")
-    return True
-
-
 def _ensure_store(path: Path) -> None:
-    """Make an SQLite store if there is none; the caller holds its lock.
+    """Make an SQLite store if there is none; the caller holds its lock. Another file than a store is left alone.
 
     Several processes opening a *new* SQLite store at once leave it unusable (MLflow 3.17.2, 8 of 8), so it is made
     under the lock and under another name, and then appears whole.
     """
-    if _is_store(path):
+    if path.exists() and path.stat().st_size:
+        query = "SELECT count(*) FROM sqlite_master WHERE name IN ('alembic_version', 'runs')"
+        with _connect(path, "ro") as connection:
+            if connection.execute(query).fetchone()[0] != 2:
+                raise RuntimeError("the file is a database of something else")
         return
     unfinished = path.with_name(f"{path.name}.unfinished")
     unfinished.unlink(missing_ok=True)  # of a process that was killed; the lock says it is not another's

@@ -1,9 +1,9 @@
 """What a study cost: core- or GPU-hours, time a run and peak memory, from its ``runs.csv``."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from operator import mul
 from statistics import median
+from typing import NamedTuple
 
 from crnet.errors import CrnetError
 from crnet.report.runs import SECOND_READING
@@ -14,8 +14,7 @@ COLUMNS = ("run", "kind", "method", "variant", "shots", "status", "seconds", "pe
 CPU, GPU = "CPU-core-hours", "GPU-hours"
 
 
-@dataclass(frozen=True)
-class Cost:
+class Cost(NamedTuple):
     """Runs of one kind, or of one variant of a kind, on one sort of device."""
 
     name: str  # of the kind or the variant, with its shots

@@ -6,9 +6,8 @@ once. What is missing is said in its place, with how to make it.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from crnet.errors import CrnetError
 from crnet.report.page.cost import render_cost
@@ -22,8 +21,7 @@ PAGE = "README.md"
 CURVE_TABLE = "table4"  # whose rows the k-shot curve shows
 
 
-@dataclass(frozen=True)
-class TablePart:
+class TablePart(NamedTuple):
     """What the page takes from ``tables/<name>.md``: the compact grid and its paragraphs."""
 
     heading: str

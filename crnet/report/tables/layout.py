@@ -11,7 +11,6 @@ DETAILS = "Details by fold"
 SEED_SD = "SD of seeds"
 READING = "How to read the numbers"
 
-
 # What a row has in the columns of a grid: cells with their intervals, and numbers without.
 Entries = Callable[[dict[str, Any]], list[Cell | str]]
 
@@ -37,8 +36,11 @@ def compact(job: dict[str, Any], cells: Sequence[Cell], paper: str) -> tuple[lis
     titles = [title for key, name in columns.items() for title in ([name, paper] if key in quoted else [name])]
 
     def entries(row: dict[str, Any]) -> list[Cell | str]:
-        means = {key: select(cells, row, *key, VOIDS[0])[-1] for key in columns}
-        return [e for key, mean in means.items() for e in ([mean, number(mean.paper)] if key in quoted else [mean])]
+        line = []
+        for key in columns:
+            mean = select(cells, row, *key, VOIDS[0])[-1]
+            line += [mean, number(mean.paper)] if key in quoted else [mean]
+        return line
 
     return titles, entries
 
