@@ -115,12 +115,11 @@ def test_markdown_for_readers(job: dict, tmp_path: Path) -> None:
     mean = lines["condition", "mean", "miou", "background"]
     low, value, high = (float(mean[key]) for key in ("low", "value", "high"))
     compact, details = text.split("## Details by fold")
-    row = markdown_row(compact, "Condition only")
-    assert row[:3] == ["Condition only", "✓", ""]
-    assert row[3:5] == [f"**{value:.1f}** [{low:.1f}, {high:.1f}]", "36.3"]
-    assert len(row) == 1 + 2 + 3  # mIoU with the paper's value, FB-IoU without
+    ours = f"**{value:.1f}** [{low:.1f}, {high:.1f}]"
+    *row, fbiou = markdown_row(compact, "Condition only")
+    assert row == ["Condition only", "✓", "", ours, "36.3"] and fbiou  # FB-IoU has no value of the paper
     row = markdown_row(details, "Condition only")
-    assert row[-4:-1] == [f"**{value:.1f}** [{low:.1f}, {high:.1f}]", f"{float(mean['seed_sd']):.1f}", "36.3"]
+    assert row[-4:-1] == [ours, f"{float(mean['seed_sd']):.1f}", "36.3"]
     assert len(row) == 1 + 2 + 4 + 4
     assert "SD of seeds" in details and "SD of seeds" not in compact
     assert [line for line in text.splitlines() if line.startswith("##")] == [
@@ -192,14 +191,13 @@ def test_several_shots_are_the_columns(job: dict, tmp_path: Path) -> None:
     assert markdown_row(compact, "paper") == ["", "Model", "1-shot", "paper", "5-shot", "paper"]
     assert markdown_row(compact, "CANet") == ["CANet", "ResNet-50", "—", "—", "—", "57.1"]
     assert markdown_row(compact, "Condition only")[1] == "stripped"
-    assert markdown_row(compact, "Both")[2:4] == ["N/A", "—"]
-    assert markdown_row(compact, "Both")[5] == "57.5"
+    row = markdown_row(compact, "Both")
+    assert (row[2:4], row[5]) == (["N/A", "—"], "57.5")
     assert compact.count("needs two supports") == 1  # the reason is said once
     assert "N/A: needs two supports. Not part of this study: 10-shot." in compact
     headings = [line.split("|")[1].strip() for line in compact.splitlines() if line.startswith("| *")]
     assert headings == ["*Reported, not run here*", "*Run here*", "*Controls*", "*All foreground*"]
-    assert "CANet" not in details  # no folds to show
-    assert "10-shot" not in details  # nothing was to be run
+    assert "CANet" not in details and "10-shot" not in details  # no folds to show; nothing was to be run
     quoted = lines["canet", "5", "mean", "miou", "ignore"]
     assert (quoted["note"], quoted["paper"]) == ("reported, not run here", "57.10")
     assert lines["both", "1", "0", "miou", "ignore"]["note"] == "N/A: needs two supports"
@@ -221,9 +219,7 @@ def test_two_metrics_at_one_shot_are_the_columns(job: dict, tmp_path: Path) -> N
         ((0, 1, 2, 3), "Mean", "The mean is over folds 0, 1, 2 and 3."),
     ],
 )
-def test_fewer_folds_than_the_data_set_has(
-    job: dict, tmp_path: Path, folds: tuple[int, ...], heading: str, sentence: str
-) -> None:
+def test_fewer_folds_than_the_data_set_has(job, tmp_path, folds, heading, sentence) -> None:
     for row in job["rows"]:
         row["cells"] = [cell for cell in row["cells"] if cell["fold"] in folds]
     _, text, tex = render(job | {"folds": list(folds), "dataset_folds": 4}, tmp_path)
