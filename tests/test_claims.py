@@ -106,7 +106,7 @@ KINDS = [
 ]
 
 
-def test_every_kind_of_claim_gets_its_verdict(tmp_path):
+def test_every_kind_of_claim_gets_its_verdict_in_table_page_and_plot(tmp_path):
     job = make_job(tmp_path, [claim for claim, _, _ in KINDS])
     lines, page = lines_of(job, tmp_path)
     for claim, expected, inside in KINDS:
@@ -120,6 +120,10 @@ def test_every_kind_of_claim_gets_its_verdict(tmp_path):
     assert (lines["much"]["paper"], lines["much"]["bound"]) == ("", "10.00")
     assert lines["best"]["estimate"] == "" and "quoted" in lines["best"]["note"]
     assert "Of 9 claims, 4 are supported, 3 contradicted and 1 undecided; 1 cannot be tested." in page
+    said = drawn(job, tmp_path)
+    for words in ("supported", "contradicted", "undecided", "Claim saturates", "Table 2", "paper (other data)"):
+        assert words in said, words
+    assert ONE_SEED in said and "Claim best" not in said and "Not shown, of 9 claims: 1 not testable." in said
 
 
 def test_an_interval_that_holds_the_margin_is_undecided(tmp_path):
@@ -225,19 +229,6 @@ def test_page_names_verdicts_that_hang_on_void_pixels(tmp_path):
     lines, page = lines_of(job, tmp_path)
     assert (lines["helps"]["verdict"], lines["helps"]["verdict_ignore"]) == ("supported", "undecided")
     assert "these verdicts differ: Claim helps: undecided" in page
-
-
-def test_plot_says_verdicts_in_words_and_counts_what_it_leaves_out(tmp_path):
-    job = make_job(tmp_path, [claim for claim, _, _ in KINDS])
-    lines_of(job, tmp_path)
-    said = drawn(job, tmp_path)
-    for words in (
-        *("supported", "contradicted", "undecided"),
-        *("Claim saturates", "Table 2", "paper (other data)", ONE_SEED),
-    ):
-        assert words in said, words
-    assert "Claim best" not in said
-    assert "Not shown, of 9 claims: 1 not testable." in said
 
 
 def test_plot_without_any_tested_claim(tmp_path):

@@ -115,17 +115,9 @@ def make_k_shot(path: Path) -> dict:
 
 def test_k_shot_curve_is_reproducible_and_names_its_lines(tmp_path: Path) -> None:
     words = drawn_twice(plot_k_shot, make_k_shot(tmp_path / "table4.csv"), tmp_path / "table4.csv")
-    for expected in (
-        "Fusion",
-        "Finetune + fusion",
-        "1-shot",
-        "10-shot",
-        "Full model",
-        "paper",
-        "fold 1",
-        "Prototype (control)",
-    ):
+    for expected in ("Fusion", "Finetune + fusion", "1-shot", "10-shot", "Full model", "paper", "fold 1"):
         assert expected in words
+    assert "Prototype (control)" in words
 
 
 def test_k_shot_strategies_differ_in_colour_marker_and_dash() -> None:
