@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from crnet.errors import CrnetError
-from crnet.metrics.bootstrap import read_fold
 from crnet.metrics.iou import QUERY_COLUMNS
 from crnet.report.runs import collect, variants
 from crnet.runtime.files import read_csv, write_csv, write_json
@@ -83,7 +82,6 @@ def test_rows_hold_settings_scores_and_origin(tmp_path: Path) -> None:
     assert float(evaluation["fbiou_ignore"]) == pytest.approx(80.0)
     assert float(evaluation["miou_background"]) == pytest.approx(62.5)
     assert float(evaluation["fbiou_background"]) == pytest.approx(100 * (40 / 70 + 100 / 150) / 2, abs=1e-3)
-    assert read_fold(0, {0: tmp_path / "evaluate/a-1shot/counts.csv"}).counts.shape == (1, 2, 8)
 
 
 def test_order_of_reports_changes_no_byte(tmp_path: Path) -> None:
@@ -143,9 +141,6 @@ def test_faulty_reports_are_refused_by_name(tmp_path: Path) -> None:
     write_json(copy, json.loads(report.read_text()))
     with pytest.raises(CrnetError, match="run 'a' is reported twice"):
         collect([report, copy], [], [], [], *outputs)
-    write_json(copy, {"run": "b"})
-    with pytest.raises(CrnetError, match=r"copy/train.json: is not the report of a run .*spec"):
-        collect([copy], [], [], [], *outputs)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +149,7 @@ def test_faulty_reports_are_refused_by_name(tmp_path: Path) -> None:
         (lambda report: [], "it holds a list"),
         (lambda report: "text", "it holds a str"),
         (lambda report: report | {"spec": []}, "TypeError"),
+        (lambda report: {"run": "b"}, "spec"),
         (lambda report: report | {"spec": {"train": training_spec()}}, "evaluate"),
     ],
 )
