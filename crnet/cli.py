@@ -156,7 +156,7 @@ def track(results: Path) -> None:
 
     if not (results / "runs.csv").is_file():
         raise CrnetError(f"{results}: has no runs.csv; give the results folder of a study, e.g. results/demo.")
-    sync(results, results / "runs.csv", results / "training.csv", store_uri(Path.cwd()))
+    sync(results, store_uri(Path.cwd()))
 
 
 @cli.command()

@@ -1,6 +1,7 @@
 """Intervals on synthetic counts: right in simulation, paired on shared episodes, the same on every call."""
 
 import time
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -39,14 +40,16 @@ def test_estimate_is_mean_over_folds_of_mean_over_seeds() -> None:
     assert estimate(row, "miou", "ignore") == pytest.approx((0.3 + 0.9) / 2)
 
 
+def coverage(folds: Iterable[FoldCounts]) -> float:
+    """How often the interval holds the mean, which is 0.5."""
+    intervals = [Bootstrap(400).interval([fold], "miou", "ignore") for fold in folds]
+    return float(np.mean([interval.low <= 0.5 <= interval.high for interval in intervals]))
+
+
 def test_coverage_over_episodes() -> None:
     rng = np.random.default_rng(0)
-    bootstrap_hits = 0
-    for trial in range(200):
-        fold = make_fold(quality(rng, 1, 150), episodes=str(trial))
-        interval = Bootstrap(400).interval([fold], "miou", "ignore")
-        bootstrap_hits += interval.low <= 0.5 <= interval.high
-    assert 0.90 <= bootstrap_hits / 200 <= 0.99
+    folds = (make_fold(quality(rng, 1, 150), episodes=str(trial)) for trial in range(200))
+    assert 0.90 <= coverage(folds) <= 0.99
 
 
 def test_width_matches_the_standard_error_and_adds_seeds() -> None:
@@ -57,8 +60,7 @@ def test_width_matches_the_standard_error_and_adds_seeds() -> None:
 
     apart = np.concatenate([values - 0.1, values + 0.1])  # half of the resamples draw one seed twice
     low, high = Bootstrap().interval([make_fold(apart, classes=1)], "miou", "ignore")[1:]
-    assert low < 0.41
-    assert high > 0.59
+    assert low < 0.41 and high > 0.59
 
 
 def test_episodes_of_one_photo_are_drawn_together() -> None:
@@ -74,15 +76,13 @@ def test_episodes_of_one_photo_are_drawn_together() -> None:
 
 def test_coverage_over_photos() -> None:
     rng = np.random.default_rng(8)
-    hits = 0
+    photo = np.repeat(np.arange(60), 5)  # twelve photos a class, five episodes each
+    folds = []
     for trial in range(200):
-        photo = np.repeat(np.arange(60), 5)  # twelve photos a class, five episodes each
         values = rng.normal(0.5, 0.15, (60, 1)) + rng.normal(0, 0.05, (60, 5))
         counts = make_counts(np.clip(values.reshape(1, -1), 0, 1))
-        fold = FoldCounts(0, (0,), photo % 5 + 1, photo, counts, str(trial))
-        interval = Bootstrap(400).interval([fold], "miou", "ignore")
-        hits += interval.low <= 0.5 <= interval.high
-    assert 0.88 <= hits / 200 <= 0.99
+        folds.append(FoldCounts(0, (0,), photo % 5 + 1, photo, counts, str(trial)))
+    assert 0.88 <= coverage(folds) <= 0.99
 
 
 def test_seeds_share_the_resampled_episodes() -> None:
@@ -160,9 +160,7 @@ def test_read_fold(tmp_path) -> None:
         write_counts(tmp_path / f"{seed}.csv", np.full(6, 0.25 * (seed + 1)))
     fold = read_fold(2, {1: tmp_path / "1.csv", 0: tmp_path / "0.csv"})
     assert fold.counts.shape == (2, 6, len(QUERY_COLUMNS))
-    assert fold.seeds == (0, 1)
-    assert fold.fold == 2
-    assert fold.photos == 6
+    assert (fold.seeds, fold.fold, fold.photos) == ((0, 1), 2, 6)
     assert estimate([fold], "miou", "ignore") == pytest.approx(0.375)
 
 

@@ -1,6 +1,5 @@
 """The paper's claims: checked as data, judged on counts whose verdict is known, said in words, drawn."""
 
-import csv
 import re
 import subprocess
 import sys
@@ -9,34 +8,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from test_figures import texts
+from test_tables import write_counts
 
 from crnet.config import study
 from crnet.config.claims import CLAIMS, claims_job, load_claims
 from crnet.config.schema import load_table
 from crnet.errors import CrnetError
 from crnet.metrics.bootstrap import Bootstrap, Interval, read_fold
-from crnet.metrics.iou import QUERY_COLUMNS
 from crnet.report.claims import HEADER, ONE_SEED, judge_all, render_claims, verdict
 from crnet.report.claims_plot import plot_claims
-from crnet.runtime.files import canonical, write_csv, write_json
+from crnet.runtime.files import canonical, read_csv, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOTSTRAP = Bootstrap(300)
 FOLDS, EPISODES = (0, 1), 60
-# IoU of each cell, in percent of the union; void as background takes a little off (write_counts).
+# IoU of each cell, in percent of the union; void as background takes a little off.
 QUALITY = {"low/1": 40, "low/5": 40.2, "high/1": 55, "high/5": 60, "quoted/1": None}
 
 
-def write_counts(path: Path, fold: int, percent: float, salt: int, query: str = "q", noise: float = 0.0) -> None:
-    """Episodes that are as hard for every cell (a spread of 10 points), plus noise of the cell's own."""
+def write(path: str | Path, fold: int, percent: float, salt: int = 0, noise: float = 0.0, query: str = "q") -> None:
+    """Counts of episodes that are as hard for every cell (a spread of 10 points), plus noise of the cell's own."""
     shared = np.random.default_rng(fold).normal(0, 0.1, EPISODES)
     own = np.random.default_rng([fold, salt]).normal(0, noise, EPISODES)
-    hits = np.rint(1000 * np.clip(percent / 100 + shared + own, 0, 1)).astype(int)
-    rows = [
-        (0, i, 5 * fold + i % 5 + 1, f"{query}{i}", h, 1000, 8000, 9000 - h, h, 1010, 8000, 9010 - h)
-        for i, h in enumerate(hits)
-    ]
-    write_csv(path, ("episode_seed", "episode", "class", "query", *QUERY_COLUMNS), rows)
+    write_counts(Path(path), fold, percent / 100 + shared + own, 10, query)
 
 
 def entry(name: str, first: str, second: str, **more) -> dict:
@@ -54,7 +49,7 @@ def make_job(folder: Path, claims: list[dict], seeds=(0,), noise: float = 0.02, 
         for fold in FOLDS if percent is not None else ():
             for seed in seeds:
                 path = folder / f"{key.replace('/', '-')}-{fold}-{seed}.csv"
-                write_counts(path, fold, percent, 10 * salt + seed, noise=noise)
+                write(path, fold, percent, 10 * salt + seed, noise)
                 cells.append({"fold": fold, "seed": seed, "counts": str(path)})
         reported = percent is None
         why = "the other method is quoted, not run" if reported else ""
@@ -64,14 +59,16 @@ def make_job(folder: Path, claims: list[dict], seeds=(0,), noise: float = 0.02, 
     return {**about, **flags, "places": places, "claims": claims}
 
 
-def lines_of(job: dict, folder: Path, bootstrap: Bootstrap = BOOTSTRAP) -> tuple[dict[str, dict], str]:
-    render_claims(job, folder / "out" / "claims", bootstrap)
-    with open(folder / "out" / "claims.csv", newline="") as stream:
-        lines = list(csv.DictReader(stream))
-    return {line["id"]: line for line in lines}, (folder / "out" / "claims.md").read_text()
+def lines_of(job: dict, folder: Path) -> tuple[dict[str, dict], str]:
+    render_claims(job, folder / "out/claims", BOOTSTRAP)
+    lines = read_csv(folder / "out/claims.csv")
+    return {line["id"]: line for line in lines}, (folder / "out/claims.md").read_text()
 
 
-# ---------------------------------------------------------------- verdicts
+def drawn(job: dict, folder: Path) -> str:
+    """What the plot of rendered claims says."""
+    plot_claims(job, folder / "out/claims.csv", folder / "out/claims")
+    return texts(folder / "out/claims.svg")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +106,7 @@ KINDS = [
 ]
 
 
-def test_every_kind_of_claim_gets_its_verdict(tmp_path):
+def test_every_kind_of_claim_gets_its_verdict_in_table_page_and_plot(tmp_path):
     job = make_job(tmp_path, [claim for claim, _, _ in KINDS])
     lines, page = lines_of(job, tmp_path)
     for claim, expected, inside in KINDS:
@@ -123,27 +120,27 @@ def test_every_kind_of_claim_gets_its_verdict(tmp_path):
     assert (lines["much"]["paper"], lines["much"]["bound"]) == ("", "10.00")
     assert lines["best"]["estimate"] == "" and "quoted" in lines["best"]["note"]
     assert "Of 9 claims, 4 are supported, 3 contradicted and 1 undecided; 1 cannot be tested." in page
+    said = drawn(job, tmp_path)
+    for words in ("supported", "contradicted", "undecided", "Claim saturates", "Table 2", "paper (other data)"):
+        assert words in said, words
+    assert ONE_SEED in said and "Claim best" not in said and "Not shown, of 9 claims: 1 not testable." in said
 
 
 def test_an_interval_that_holds_the_margin_is_undecided(tmp_path):
     quality = {"low/1": 40, "low/5": 41}
     job = make_job(tmp_path, [entry("s", "low/5", "low/1", direction="not-more")], noise=0.1, quality=quality)
     line = lines_of(job, tmp_path)[0]["s"]
-    assert float(line["low"]) < 1 < float(line["high"])
-    assert line["verdict"] == "undecided"
+    assert float(line["low"]) < 1 < float(line["high"]) and line["verdict"] == "undecided"
 
 
 def test_differences_are_paired_over_episodes(tmp_path):
     job = make_job(tmp_path, [entry("helps", "high/1", "low/1")])
     (result,) = judge_all(job, BOOTSTRAP)
     paired = result.difference["background"]
-    apart = make_job(tmp_path / "apart", [entry("helps", "high/1", "low/1")])
     widths = []
     for key in ("high/1", "low/1"):
-        folds = {cell["fold"]: cell["counts"] for cell in apart["places"][key]["cells"]}
-        interval = BOOTSTRAP.interval(
-            [read_fold(fold, {0: path}) for fold, path in folds.items()], "miou", "background"
-        )
+        folds = [read_fold(cell["fold"], {0: cell["counts"]}) for cell in job["places"][key]["cells"]]
+        interval = BOOTSTRAP.interval(folds, "miou", "background")
         widths.append(100 * (interval.high - interval.low))
     assert paired.high - paired.low < 0.5 * np.hypot(*widths)
 
@@ -154,9 +151,10 @@ def test_seeds_are_paired_where_equal(tmp_path):
     job = make_job(tmp_path, claims, seeds=(0, 1), noise=0.0)
     for key, percent in (("high/1", 55), ("low/1", 40)):
         for cell in job["places"][key]["cells"]:
-            write_counts(Path(cell["counts"]), cell["fold"], percent + 10 * cell["seed"], 0)
-    line = lines_of(job, tmp_path)[0]["helps"]
-    assert line["seeds"] == "2"
+            write(cell["counts"], cell["fold"], percent + 10 * cell["seed"])
+    lines, page = lines_of(job, tmp_path)
+    line = lines["helps"]
+    assert line["seeds"] == "2" and "2 training seeds" in page and ONE_SEED not in page
     assert float(line["high"]) - float(line["low"]) < 1
     job["places"]["low/1"]["cells"] = [cell for cell in job["places"]["low/1"]["cells"] if cell["seed"] == 0]
     assert "resampled apart" in lines_of(job, tmp_path)[0]["helps"]["note"]
@@ -177,39 +175,41 @@ def test_missing_counts_are_not_run_and_say_which(tmp_path):
 
 def test_other_episodes_stop(tmp_path):
     job = make_job(tmp_path, [entry("helps", "high/1", "low/1")])
-    write_counts(Path(job["places"]["low/1"]["cells"][0]["counts"]), 0, 40, 0, query="other")
+    write(job["places"]["low/1"]["cells"][0]["counts"], 0, 40, query="other")
     with pytest.raises(CrnetError, match=r"Claim helps.*same episodes"):
         judge_all(job, BOOTSTRAP)
 
 
-# ---------------------------------------------------------------- files
-
-
 def test_files_have_the_agreed_columns_and_equal_bytes(tmp_path):
     job = make_job(tmp_path, [claim for claim, _, _ in KINDS])
-    texts = []
+    files = []
     for name in ("a", "b"):
         render_claims(job, tmp_path / name, Bootstrap(300))
         plot_claims(job, tmp_path / f"{name}.csv", tmp_path / name)
-        texts.append([(tmp_path / f"{name}.{suffix}").read_bytes() for suffix in ("csv", "md", "png", "svg")])
-    assert texts[0] == texts[1]
-    head = texts[0][0].decode().splitlines()[0].split(",")
+        files.append([(tmp_path / f"{name}.{suffix}").read_bytes() for suffix in ("csv", "md", "png", "svg")])
+    assert files[0] == files[1]
+    table, page = (content.decode() for content in files[0][:2])
+    head = table.splitlines()[0].split(",")
     assert head[:7] == ["id", "claim", "paper", "estimate", "low", "high", "verdict"]
     assert tuple(head) == HEADER
-    assert not re.search(r"\d\.\d{3,}", texts[0][0].decode())
-    assert not re.search(r"\d\.\d{2,}", texts[0][1].decode())
+    assert not re.search(r"\d\.\d{3,}", table)
+    assert not re.search(r"\d\.\d{2,}", page)
 
 
 @pytest.mark.parametrize(
-    ("generated", "orientation", "words"),
-    [(True, True, "A test of the suite, not of the paper"), (False, True, "data differ from the paper's")],
+    ("generated", "orientation_only", "first"),
+    [
+        (True, True, "**A test of the suite, not of the paper: "),
+        (False, True, "**The data differ from the paper's: "),
+        (False, False, "Of 1 claim, 1 is supported"),
+    ],
 )
-def test_page_says_first_what_the_data_are(tmp_path, generated, orientation, words):
-    job = make_job(tmp_path, [KINDS[0][0]]) | {"generated": generated, "orientation_only": orientation}
-    page = lines_of(job, tmp_path)[1]
-    first = page.split("\n\n")[1]
-    assert first.startswith("**") and words in first
-    assert page.split("\n\n")[3] == ONE_SEED
+def test_page_says_first_what_the_data_are(tmp_path, generated, orientation_only, first):
+    about = {"generated": generated, "orientation_only": orientation_only}
+    page = lines_of(make_job(tmp_path, [KINDS[0][0]]) | about, tmp_path)[1]
+    paragraphs = page.split("\n\n")
+    assert paragraphs[1].startswith(first)
+    assert paragraphs[3 if orientation_only else 2] == ONE_SEED
     assert "Generated scenes." in page and "folds 0, 1 of 4" in page
 
 
@@ -220,17 +220,10 @@ def test_page_says_what_the_evaluations_say_of_their_data(tmp_path):
     assert "The data are 728 photos of PASCAL. The split is ours. Encoders: small (layer3)" in page
 
 
-def test_page_of_the_papers_own_data_has_no_banner(tmp_path):
-    job = make_job(tmp_path, [KINDS[0][0]], seeds=(0, 1)) | {"generated": False, "orientation_only": False}
-    page = lines_of(job, tmp_path)[1]
-    assert page.split("\n\n")[1].startswith("Of 1 claim, 1 is supported")
-    assert "2 training seeds" in page and ONE_SEED not in page
-
-
 def test_page_names_verdicts_that_hang_on_void_pixels(tmp_path):
     job = make_job(tmp_path, [entry("helps", "high/1", "low/1")], noise=0.0)
     for cell in job["places"]["high/1"]["cells"]:  # better inside the void only
-        write_counts(Path(cell["counts"]), cell["fold"], 40, 0)
+        write(cell["counts"], cell["fold"], 40)
         text = Path(cell["counts"]).read_text().replace(",1010,", ",900,")
         Path(cell["counts"]).write_text(text)
     lines, page = lines_of(job, tmp_path)
@@ -238,45 +231,18 @@ def test_page_names_verdicts_that_hang_on_void_pixels(tmp_path):
     assert "these verdicts differ: Claim helps: undecided" in page
 
 
-def texts(svg: Path) -> str:
-    return "\n".join(re.findall(r"<!-- (.*?) -->", svg.read_text(), flags=re.DOTALL))
-
-
-def test_plot_says_verdicts_in_words_and_counts_what_it_leaves_out(tmp_path):
-    job = make_job(tmp_path, [claim for claim, _, _ in KINDS])
-    lines_of(job, tmp_path)
-    plot_claims(job, tmp_path / "out/claims.csv", tmp_path / "out/claims")
-    said = texts(tmp_path / "out/claims.svg")
-    for words in (
-        "supported",
-        "contradicted",
-        "undecided",
-        "Claim saturates",
-        "Table 2",
-        "paper (other data)",
-        ONE_SEED,
-    ):
-        assert words in said, words
-    assert "Claim best" not in said
-    assert "Not shown, of 9 claims: 1 not testable." in said
-
-
 def test_plot_without_any_tested_claim(tmp_path):
     job = make_job(tmp_path, [KINDS[-1][0]])
     _, page = lines_of(job, tmp_path)
     assert "No claim was run." in page
-    plot_claims(job, tmp_path / "out/claims.csv", tmp_path / "out/claims")
-    assert "No claim was tested" in texts(tmp_path / "out/claims.svg")
+    assert "No claim was tested" in drawn(job, tmp_path)
 
 
 def test_plot_refuses_other_claims(tmp_path):
     job = make_job(tmp_path, [KINDS[0][0]])
     lines_of(job, tmp_path)
     with pytest.raises(CrnetError, match="render the claims first"):
-        plot_claims({**job, "claims": [KINDS[1][0]]}, tmp_path / "out/claims.csv", tmp_path / "x")
-
-
-# ---------------------------------------------------------------- claims as data
+        drawn({**job, "claims": [KINDS[1][0]]}, tmp_path)
 
 
 def write_claims(folder: Path, content: dict) -> Path:

@@ -23,7 +23,7 @@ from crnet.training import loop
 from crnet.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]
-
+ONE_TABLE = {"tables": ["table3"], "sheet": None}
 
 DIVERGING = {"optimizer": "sgd", "schedule": "constant", "lr": 10.0, "epochs": 20}
 
@@ -40,11 +40,9 @@ class TestDivergence:
         tensors = [*state["method"].values(), *(t for s in state["optimiser"]["state"].values() for t in s.values())]
         assert all(torch.isfinite(t).all() for t in tensors if isinstance(t, torch.Tensor))
         report = read_json(where.out / "failed.json")
-        assert report["run"] == "run"
-        assert report["spec"] == spec
+        assert (report["run"], report["spec"]) == ("run", spec)
         assert report["failed"] in str(caught.value)
-        assert not (where.out / "train.json").exists()
-        assert not (where.out / "model.safetensors").exists()
+        assert not (where.out / "train.json").exists() and not (where.out / "model.safetensors").exists()
 
     def test_weights_that_are_not_finite_are_not_saved_as_good(self, tiny, tmp_path, monkeypatch):
         """A finite loss whose gradients are not: the state before it is the one that stays."""
@@ -66,47 +64,34 @@ class TestDivergence:
         assert (where.out / "train.json").is_file()
         assert not (where.out / "failed.json").exists(), "a training that finishes after all has not failed"
 
-    def test_index_and_tables_say_failed(self, tmp_path):
+    def test_index_and_tables_say_failed(self, tmp_path, monkeypatch):
         """From failed.json to the row of runs.csv and the note of the cell."""
-        tables = {"tables": ["table3"], "shots": [1], "folders": {"work": "w", "results": "r"}}
-        plan = study.load([ROOT / "tests/tiny.yaml"], tables)
-        layout = study.Layout(plan)
-        name, spec = next(iter(plan.trainings.items()))
-        layout.training = lambda run: str(tmp_path / run)
-        report = tmp_path / name / "failed.json"
-        write_json(report, {"run": name, "spec": spec, "failed": "the loss is nan at step 6 (lr 10)"})
-        assert failures(plan, layout) == {name: "the loss is nan at step 6 (lr 10)"}
+        tables, why = {"tables": ["table3"], "shots": [1]}, "the loss is nan at step 6 (lr 10)"
+        monkeypatch.chdir(tmp_path)
+        plan, layout, name, spec = diverged(ROOT / "tests/tiny.yaml", why, **tables)
+        assert failures(plan, layout) == {name: why}
+        report = Path(layout.training(name)) / "failed.json"
         collect([report], [], [], [], tmp_path / "runs.csv", tmp_path / "training.csv")
-        assert [(r["run"], r["status"], r["failed"]) for r in read_csv(tmp_path / "runs.csv")] == [
-            (name, "failed", "the loss is nan at step 6 (lr 10)")
-        ]
+        (row,) = read_csv(tmp_path / "runs.csv")
+        assert (row["run"], row["status"], row["failed"]) == (name, "failed", why)
         job = mark(study.table_job(plan, layout, "table3"), plan, layout, failures(plan, layout))
         marked = [cell for row in job["rows"] for cell in row["cells"] if "failed" in cell]
         own = [c for c in plan.cells if resolve.training_name(plan.evaluations[c.evaluation]["train"]) == name]
         assert len(marked) == len(own) > 0
-        notes = {
-            cell.note for cell in cells(job, Bootstrap()) if cell.note.startswith("failed") and cell.fold != "mean"
-        }
-        assert notes == {f"failed (fold {spec['fold']}, seed 0): the loss is nan at step 6 (lr 10)"}
+        notes = {c.note for c in cells(job, Bootstrap()) if c.note.startswith("failed") and c.fold != "mean"}
+        assert notes == {f"failed (fold {spec['fold']}, seed 0): {why}"}
         assert {short_gap(note) for note in notes} == {f"failed (fold {spec['fold']}, seed 0)"}
 
     def test_a_study_of_which_nothing_is_there_is_rendered_as_missing(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        (tmp_path / "study.yaml").write_text((ROOT / "tests/tiny.yaml").read_text())
-        plan = study.load([tmp_path / "study.yaml"])
-        layout = study.Layout(plan)
-        name, spec = next(iter(plan.trainings.items()))
-        write_json(
-            Path(layout.training(name)) / "failed.json", {"run": name, "spec": spec, "failed": "the loss is nan"}
-        )
-        done = CliRunner().invoke(cli, ["render", "--configfile", "study.yaml"])
-        assert done.exit_code == 0, done.output
-        assert f"0 of {len(plan.cells)} cells have counts, trainings that failed: 1" in done.output
-        results = tmp_path / "results/tiny"
-        notes = {row["note"] for row in read_csv(results / "tables/table3.csv")}
+        plan, _, _, spec = diverged(ROOT / "tests/tiny.yaml", "the loss is nan")
+        said, results = rendered(tmp_path), tmp_path / "results/tiny"
+        assert f"0 of {len(plan.cells)} cells have counts, trainings that failed: 1" in said
+        rows = read_csv(results / "tables/table3.csv")
+        assert not any(row["value"] for row in rows)
+        notes = {row["note"] for row in rows}
         assert f"failed (fold {spec['fold']}, seed 0): the loss is nan" in notes
         assert f"missing (fold {1 - spec['fold']}, seed 0)" in notes
-        assert not any(row["value"] for row in read_csv(results / "tables/table3.csv"))
         assert [row["status"] for row in read_csv(results / "runs.csv")] == ["failed"]
         assert "missing" in (results / "claims.md").read_text()
         assert (results / "figures/table3.png").is_file()
@@ -114,33 +99,39 @@ class TestDivergence:
 
     def test_what_is_published_stays_where_its_work_is_gone(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        assert "results/tiny: is not there" in rendered(tmp_path, tables=["table3"], expect=2)
-        plan = study.load([tmp_path / "study.yaml"])
-        layout = study.Layout(plan)
-        name, spec = next(iter(plan.trainings.items()))
-        failed = Path(layout.training(name)) / "failed.json"
-        write_json(failed, {"run": name, "spec": spec, "failed": "the loss is nan"})
-        results = tmp_path / "results/tiny"
-        Path(layout.job("table3")).parent.mkdir(parents=True)
-        Path(layout.job("table3")).touch()
-        rendered(tmp_path)
+        assert "results/tiny: is not there" in rendered(tmp_path, expect=2, **ONE_TABLE)
+        _, layout, name, _ = diverged(tmp_path / "study.yaml", "the loss is nan")
+        results, job = tmp_path / "results/tiny", Path(layout.job("table3"))
+        job.parent.mkdir(parents=True)
+        job.touch()
+        rendered(tmp_path, **ONE_TABLE)
         stored, index = results / "tables/table3.csv", (results / "runs.csv").read_bytes()
-        assert not Path(layout.job("table3")).exists()  # or Snakemake would take the table with its gaps for whole
+        assert not job.exists()  # or Snakemake would take the table with its gaps for whole
         shutil.rmtree(layout.work)  # as in a clone that holds results alone
-        said = rendered(tmp_path)
+        said = rendered(tmp_path, **ONE_TABLE)
         assert f"are left as they are: runs.csv lists {name} (1 runs in all), whose report or log is not here" in said
         assert f"failed: {name}: the loss is nan" in said  # the index knows
         assert (results / "runs.csv").read_bytes() == index
         rows = read_csv(stored)
         rows[0]["value"] = "50.00"
         write_csv(stored, rows[0], [row.values() for row in rows])
-        assert f"{stored.relative_to(tmp_path)} is left as it is: it holds values whose counts" in rendered(tmp_path)
+        assert f"{stored.relative_to(tmp_path)} is left as it is: it holds values whose counts" in rendered(
+            tmp_path, **ONE_TABLE
+        )
         assert read_csv(stored)[0]["value"] == "50.00"
+
+
+def diverged(file: Path, why: str, **changes) -> tuple[resolve.Plan, study.Layout, str, dict]:
+    """A study of which the first training has failed: its plan and layout, and that training."""
+    plan = study.load([file], changes)
+    layout, (name, spec) = study.Layout(plan), next(iter(plan.trainings.items()))
+    write_json(Path(layout.training(name)) / "failed.json", {"run": name, "spec": spec, "failed": why})
+    return plan, layout, name, spec
 
 
 def rendered(folder: Path, expect: int = 0, **changes) -> str:
     """What ``crnet render`` says of the tiny study."""
-    content = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text()) | {"tables": ["table3"], "sheet": None}
+    content = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
     (folder / "study.yaml").write_text(yaml.safe_dump(content | changes))
     done = CliRunner().invoke(cli, ["render", "--configfile", "study.yaml"])
     if expect:

@@ -1,6 +1,8 @@
 """Pictures: what a reader must find in them is read back from the SVG or the pixels."""
 
 import re
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ from crnet.errors import CrnetError
 from crnet.report.figures import COLOURS, plot_losses, plot_table
 from crnet.report.k_shot import STRATEGIES, plot_k_shot
 from crnet.report.sheet import draw_sheet, overlay
-from crnet.report.tables.render import HEADER, VOIDS
+from crnet.report.tables.cells import VOIDS
+from crnet.report.tables.render import HEADER
 from crnet.runtime.files import read_csv, write_csv
 
 FOLDS = (0, 1)
@@ -26,13 +29,12 @@ def make_table(path: Path, missing: bool = False) -> dict:
     for name, label, control, value, paper in rows:
         cells = [{"shots": 1, "fold": fold, "seed": 0, "counts": ""} for fold in FOLDS]
         job["rows"].append({"id": name, "label": label, "control": control, "cells": cells})
-        for void in VOIDS:
-            for fold in (*FOLDS, "mean"):
-                gone = missing and not control and fold in (1, "mean")
-                numbers = ("", "", "") if gone else (value, value - 2, value + 2)
-                note = "missing (fold 1, seed 0)" if gone else ""
-                quoted = paper if paper and fold == "mean" else ""
-                lines.append(("table3", name, label, 1, fold, "miou", void, *numbers, 1, "", 9, 9, quoted, "", note))
+        for void, fold in product(VOIDS, (*FOLDS, "mean")):
+            gone = missing and not control and fold in (1, "mean")
+            numbers = ("", "", "") if gone else (value, value - 2, value + 2)
+            note = "missing (fold 1, seed 0)" if gone else ""
+            quoted = paper if paper and fold == "mean" else ""
+            lines.append(("table3", name, label, 1, fold, "miou", void, *numbers, 1, "", 9, 9, quoted, "", note))
     write_csv(path, HEADER, lines)
     return job
 
@@ -42,29 +44,26 @@ def texts(svg: Path) -> str:
     return "\n".join(re.findall(r"<!-- (.*?) -->", svg.read_text(), flags=re.DOTALL))
 
 
-def size(png: Path) -> tuple[int, int]:
+def width(png: Path) -> int:
     with Image.open(png) as image:
-        return image.size
+        return image.width
+
+
+def drawn_twice(plot: Callable[..., None], job: dict, table: Path) -> str:
+    """What a plot of a table says; its bytes must be the same again."""
+    for name in ("a", "b"):
+        plot(job, table, table.with_name(name))
+    for suffix in (".png", ".svg"):
+        assert table.with_name(f"a{suffix}").read_bytes() == table.with_name(f"b{suffix}").read_bytes()
+    return texts(table.with_name("a.svg"))
 
 
 def test_table_plot_names_its_parts_and_is_reproducible(tmp_path: Path) -> None:
-    job = make_table(tmp_path / "table3.csv")
-    for name in ("a", "b"):
-        plot_table(job, tmp_path / "table3.csv", tmp_path / name)
-    words = texts(tmp_path / "a.svg")
-    for expected in (
-        "Full CRNet",
-        "All foreground",
-        "mIoU, void ignored",
-        "paper (other data)",
-        "control",
-        "fold 1",
-    ):
+    words = drawn_twice(plot_table, make_table(tmp_path / "table3.csv"), tmp_path / "table3.csv")
+    for expected in ("Full CRNet", "All foreground", "mIoU, void ignored", "paper (other data)", "control", "fold 1"):
         assert expected in words
     assert "missing" not in words
-    for suffix in (".png", ".svg"):
-        assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
-    assert size(tmp_path / "a.png")[0] == 1350
+    assert width(tmp_path / "a.png") == 1350
 
 
 def test_table_plot_says_what_is_missing(tmp_path: Path) -> None:
@@ -82,22 +81,17 @@ def test_table_plot_marks_quoted_rows_and_shots(tmp_path: Path) -> None:
     finetuned = {"shots": 5, "fold": 0, "seed": 0, "counts": ""}
     job["rows"][2]["cells"].append(finetuned)
     lines = [list(line.values()) for line in read_csv(tmp_path / "table3.csv")]
-    for void in VOIDS:
-        for shots in (1, 5):
-            for fold in (*FOLDS, "mean"):
-                for row, paper in (("canet", 55.4 if fold == "mean" else ""), ("pl", "")):
-                    empty = ("", "", "", "", "", "", "", paper, "", "reported, not run here")
-                    lines.append(("table3", row, row, shots, fold, "miou", void, *empty))
-                for row in ("full", "all-fg"):
-                    if shots == 5:
-                        empty = ("", "", "", "", "", "", "", "", "", "N/A: needs two supports")
-                        lines.append(("table3", row, row, shots, fold, "miou", void, *empty))
+    reported, absent = "reported, not run here", "N/A: needs two supports"
+    empty = [("canet", 1, reported), ("canet", 5, reported), ("pl", 1, reported), ("pl", 5, reported)]
+    for void, fold in product(VOIDS, (*FOLDS, "mean")):
+        for row, shots, note in (*empty, ("full", 5, absent), ("all-fg", 5, absent)):
+            paper = 55.4 if (row, fold) == ("canet", "mean") else ""
+            lines.append(("table3", row, row, shots, fold, "miou", void, *[""] * 7, paper, "", note))
     write_csv(tmp_path / "table3.csv", HEADER, lines)
     plot_table(job, tmp_path / "table3.csv", tmp_path / "plot")
     words = texts(tmp_path / "plot.svg").splitlines()
-    assert words.count("reported") == 2 * len(VOIDS)  # CANet at 1 and 5 shots
-    assert words.count("not reported") == 2 * len(VOIDS)
-    assert words.count("N/A") == 2 * len(VOIDS)
+    for note in ("reported", "not reported", "N/A"):  # CANet and PL at 1 and 5 shots, both rows at 5
+        assert words.count(note) == 2 * len(VOIDS)
     assert "CANet (VGG16)   1-shot" in words and words.count("5-shot") == 4
 
 
@@ -120,12 +114,7 @@ def make_k_shot(path: Path) -> dict:
 
 
 def test_k_shot_curve_is_reproducible_and_names_its_lines(tmp_path: Path) -> None:
-    job = make_k_shot(tmp_path / "table4.csv")
-    for name in ("a", "b"):
-        plot_k_shot(job, tmp_path / "table4.csv", tmp_path / name)
-    for suffix in (".png", ".svg"):
-        assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
-    words = texts(tmp_path / "a.svg")
+    words = drawn_twice(plot_k_shot, make_k_shot(tmp_path / "table4.csv"), tmp_path / "table4.csv")
     for expected in ("Fusion", "Finetune + fusion", "1-shot", "10-shot", "Full model", "paper", "fold 1"):
         assert expected in words
     assert "Prototype (control)" in words
@@ -136,44 +125,26 @@ def test_k_shot_strategies_differ_in_colour_marker_and_dash() -> None:
         assert len(set(looks)) == len(STRATEGIES)
 
 
-def test_k_shot_curve_needs_its_rows(tmp_path: Path) -> None:
-    job = make_table(tmp_path / "table3.csv")
-    with pytest.raises(CrnetError, match="stripped-fusion"):
-        plot_k_shot(job, tmp_path / "table3.csv", tmp_path / "plot")
-
-
-def test_table_plot_refuses_another_tables_csv(tmp_path: Path) -> None:
-    job = make_table(tmp_path / "table3.csv")
-    with pytest.raises(CrnetError, match="does not hold table2"):
-        plot_table(job | {"table": "table2"}, tmp_path / "table3.csv", tmp_path / "plot")
+@pytest.mark.parametrize(("plot", "message"), [(plot_k_shot, "stripped-fusion"), (plot_table, "does not hold table2")])
+def test_plots_refuse_another_tables_csv(tmp_path: Path, plot, message: str) -> None:
+    job = make_table(tmp_path / "table3.csv") | {"table": "table2"}
+    with pytest.raises(CrnetError, match=message):
+        plot(job, tmp_path / "table3.csv", tmp_path / "plot")
 
 
 def write_training(path: Path, base_miou: float = 0.6) -> None:
     rows = [
-        (
-            f"{label}-{fold}-{seed}",
-            label,
-            "crnet",
-            fold,
-            seed,
-            e,
-            50 * e,
-            1 / (e + 1),
-            base_miou if e % 2 else "",
-        )
-        for label in ("Condition only", "Full CRNet")
-        for fold in FOLDS
-        for seed in (0, 1)
-        for e in range(4)
+        (f"{label}-{fold}-{seed}", label, "crnet", fold, seed, 50 * e, 1 / (e + 1), base_miou if e % 2 else "")
+        for label, fold, seed, e in product(("Condition only", "Full CRNet"), FOLDS, (0, 1), range(4))
     ]
-    write_csv(path, ("run", "variant", "method", "fold", "seed", "epoch", "step", "loss", "base_miou"), rows)
+    write_csv(path, ("run", "variant", "method", "fold", "seed", "step", "loss", "base_miou"), rows)
 
 
 def test_losses_show_every_variant_fold_and_seed(tmp_path: Path) -> None:
     write_training(tmp_path / "training.csv")
-    plot_losses(tmp_path / "training.csv", tmp_path / "losses", "Demo")
+    plot_losses(tmp_path / "training.csv", tmp_path / "losses")
     words = texts(tmp_path / "losses.svg")
-    for expected in ("Condition only", "Full CRNet", "base-class mIoU", "fold 0", "fold 1", "seed 1", "Demo"):
+    for expected in ("Condition only", "Full CRNet", "base-class mIoU", "fold 0", "fold 1", "seed 1", "Training"):
         assert expected in words
     curves = re.findall(rf"stroke: ({'|'.join(COLOURS[:2])})".lower(), (tmp_path / "losses.svg").read_text().lower())
     assert len(curves) >= 2 * 2 * 2 * 2  # variants x panels x folds x seeds
@@ -207,21 +178,20 @@ def test_sheet_shows_class_fold_and_score(tmp_path: Path) -> None:
     for expected in ("Episodes", "tv/monitor", "fold 3", "IoU 88 %", "Query", "Prediction", "Truth"):
         assert expected in words
     assert words.count("IoU") == 1
-    assert size(tmp_path / "sheet.png")[0] == 600
+    assert width(tmp_path / "sheet.png") == 600
 
 
-def test_sheet_needs_episodes(tmp_path: Path) -> None:
-    for episodes in ([], [make_episode()] * 9):
-        with pytest.raises(CrnetError, match="1 to 8 episodes"):
-            draw_sheet(episodes, tmp_path / "sheet", "Episodes")
+@pytest.mark.parametrize("count", [0, 9])
+def test_sheet_needs_episodes(tmp_path: Path, count: int) -> None:
+    with pytest.raises(CrnetError, match="1 to 8 episodes"):
+        draw_sheet([make_episode()] * count, tmp_path / "sheet", "Episodes")
 
 
 def test_overlay_tints_foreground_and_hatches_void_only() -> None:
     episode = make_episode()
     image, mask = episode["query"], episode["truth"]
     changed = (overlay(image, mask, "#FF0000") != image).any(-1)
-    assert changed[mask == 1].all()
-    assert not changed[mask == 0].any()
+    assert changed[mask == 1].all() and not changed[mask == 0].any()
     assert 0 < changed[mask == 255].sum() < (mask == 255).sum()
     assert (image == 100).all()  # the input is left alone
     with pytest.raises(CrnetError, match="does not lie on"):

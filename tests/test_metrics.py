@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from crnet.errors import CrnetError
-from crnet.metrics.iou import QUERY_COLUMNS, episode_counts, fb_iou, fg_counts, miou, score
+from crnet.metrics.iou import QUERY_COLUMNS, episode_counts, fg_counts, miou, score
 
 MASK = np.array([[1, 1, 0, 0], [1, 255, 255, 0], [0, 0, 255, 0]], np.uint8)
 PREDICTION = np.array([[1, 0, 1, 0], [1, 1, 0, 0], [0, 0, 1, 0]], bool)
@@ -22,6 +22,7 @@ def test_hand_counted_with_void() -> None:
         "void_bg_intersection": 6,  # and (1,2), void and not predicted
         "void_bg_union": 10,  # all 12 but the two hits
     }
+    assert all(type(count) is int for count in counts.values())
     assert fg_counts(PREDICTION, MASK) == (2, 4)
 
 
@@ -35,10 +36,6 @@ def test_counts_agree_with_set_definitions() -> None:
             for p, t in ((prediction, mask == 1), (~prediction, mask != 1)):
                 expected += [(p & t & seen).sum(), ((p | t) & seen).sum()]
         assert list(episode_counts(prediction, mask)) == expected
-
-
-def test_counts_are_plain_integers() -> None:
-    assert all(type(count) is int for count in episode_counts(PREDICTION, MASK))
 
 
 @pytest.mark.parametrize(
@@ -65,8 +62,9 @@ def test_class_without_union_is_left_out() -> None:
 
 
 def test_fb_iou_pools_classes_before_dividing() -> None:
-    value = fb_iou(np.array([1, 6]), np.array([10, 12]), np.array([80, 10]), np.array([90, 40]))
-    assert value == pytest.approx((7 / 22 + 90 / 130) / 2)
+    void = np.array([[1, 10, 80, 90], [6, 12, 10, 40]])  # foreground and background, intersection and union, by class
+    sums = np.concatenate([np.zeros_like(void), void], axis=1)
+    assert score(sums, "fbiou", "background") == pytest.approx((7 / 22 + 90 / 130) / 2)
 
 
 def test_score_picks_the_columns_of_its_convention() -> None:

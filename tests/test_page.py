@@ -35,8 +35,7 @@ def test_cost_sums_hours_by_kind_device_and_variant() -> None:
     found = {(cost.name, cost.unit): cost for cost in kinds}
     training = found["Training", CPU]
     assert training.hours == pytest.approx((1800 + 900) * 2 / 3600)  # core-hours: two threads
-    assert (training.runs, training.failed, training.peak_bytes) == (2, 1, 2**30)
-    assert training.seconds == (900, 1800)
+    assert (training.runs, training.failed, training.peak_bytes, training.seconds) == (2, 1, 2**30, (900, 1800))
     assert found["Training", GPU].hours == pytest.approx(2)  # a GPU counts once, whatever its threads
     assert found["Evaluation", CPU].runs == 1  # two readings of one job
     assert [cost.name for cost in variants["Training"]] == ["crnet", "wide"]
@@ -46,21 +45,16 @@ def test_cost_sums_hours_by_kind_device_and_variant() -> None:
 def test_cost_reads_without_float_tails() -> None:
     text = "\n\n".join(render_cost(lines()))
     assert "**1.51 CPU-core-hours and 2.00 GPU-hours** in 5 runs." in text
-    assert "1350 (900 to 1800)" in text and "3.00 GiB" in text and "12.3 " in text
-    assert "12.34" not in text
-    assert "1 run failed" in text
-    assert "2.00 GPU-hours" in text
-    assert "recorded no time" not in text
+    for words in ("1350 (900 to 1800)", "3.00 GiB", "12.3 ", "1 run failed"):
+        assert words in text
+    assert "12.34" not in text and "recorded no time" not in text
     assert "1 run recorded no time." in render_cost(lines(("x", "train", "m", "m", "", "failed", *[""] * 4)))
 
 
-@pytest.mark.parametrize(
-    ("runs", "message"),
-    [
-        ([], "no line with the column"),
-        (lines(("x", "train", "m", "m", "", "finished", "soon", "", "cpu", "1")), "soon"),
-    ],
-)
+NO_NUMBER = lines(("x", "train", "m", "m", "", "finished", "soon", "", "cpu", "1"))
+
+
+@pytest.mark.parametrize(("runs", "message"), [([], "no line with the column"), (NO_NUMBER, "soon")])
 def test_cost_refuses_other_files(runs: list, message: str) -> None:
     with pytest.raises(CrnetError, match=message):
         costs(runs)
@@ -95,13 +89,14 @@ def results(tmp_path: Path) -> Path:
 
 JOB = {
     **{"study": "demo", "title": "Demo", "caption": "Generated scenes.", "orientation_only": True},
-    "tables": [
-        {"name": "table2", "title": "Modules"},
-        {"name": "table3", "title": "Extras"},
-        {"name": "table4", "title": "Shots"},
-    ],
+    "tables": [{"name": f"table{n}", "title": title} for n, title in ((2, "Modules"), (3, "Extras"), (4, "Shots"))],
     "command": "snakemake --cores all --configfile demo.yaml",
 }
+
+
+def page(results: Path) -> str:
+    write_page(JOB, results)
+    return (results / "README.md").read_text()
 
 
 def section(text: str, title: str) -> str:
@@ -109,38 +104,35 @@ def section(text: str, title: str) -> str:
 
 
 def test_page_says_what_is_missing(results: Path) -> None:
-    write_page(JOB, results)
-    text = (results / "README.md").read_text()
-    assert "`claims.md` has not been made" in section(text, "The paper's claims")
-    assert "`tables/table4.md` has not been made" in section(text, "Table 4: Shots")
-    assert "`figures/table3.png` has not been made" in section(text, "Table 3: Extras")
-    assert "`figures/k-shot.png` has not been made" in section(text, "Shots and strategies")
+    text = page(results)
+    for title, file in {
+        **{"The paper's claims": "claims.md", "Table 4: Shots": "tables/table4.md"},
+        **{"Table 3: Extras": "figures/table3.png", "Shots and strategies": "figures/k-shot.png"},
+        **{"Cost": "runs.csv", "Provenance": "runs.csv"},
+    }.items():
+        assert f"`{file}` has not been made" in section(text, title)
     # the command, with the one file as its target
     how = "`snakemake results/demo/figures/episodes.png --cores all --configfile demo.yaml` makes it"
     assert how in section(text, "Test episodes")
-    for title in ("Cost", "Provenance"):
-        assert "`runs.csv` has not been made" in section(text, title)
 
 
 def test_page_shows_grids_and_says_shared_text_once(results: Path) -> None:
-    write_page(JOB, results)
-    text = (results / "README.md").read_text()
+    text = page(results)
     table = section(text, "Table 2: Modules")
     assert "| Condition only" in table and "![Table 2: Modules](figures/table2.png)" in table
     assert "](tables/table2.csv)" in table
     assert "Fold 0" not in text  # the details are a click away
-    for once in (
+    said_once = (
         "Generated scenes.",
         "stratified bootstrap",
         "2 training seeds and 60 episodes",
         "The data differ from",
-    ):
+    )
+    for once in (*said_once, "Paper: CRNet (CVPR 2020), Table 3."):
         assert text.count(once) == 1
-    assert text.count("Paper: CRNet (CVPR 2020), Table 3.") == 1
     first = text.index("[Table 2](#table-2-modules)")
     assert first < text.index("## How to read the tables") < text.index("## Table 2")
-    write_page(JOB, results)
-    assert (results / "README.md").read_text() == text
+    assert page(results) == text
 
 
 def test_page_takes_claims_cost_and_provenance(results: Path) -> None:
@@ -149,8 +141,7 @@ def test_page_takes_claims_cost_and_provenance(results: Path) -> None:
     )
     header = (*COLUMNS, "commit", "dirty")
     write_csv(results / "runs.csv", header, [(*run, "b" * 40, "false") for run in RUNS])
-    write_page(JOB, results)
-    text = (results / "README.md").read_text()
+    text = page(results)
     claims = section(text, "The paper's claims")
     assert "Of 1 claim, 1 is supported." in claims and "| It works |" in claims
     assert "A long method." not in claims and "(claims.md)" in claims
@@ -162,13 +153,14 @@ def test_page_takes_claims_cost_and_provenance(results: Path) -> None:
 def test_page_refuses_what_it_cannot_read(results: Path) -> None:
     with pytest.raises(CrnetError, match="no folder of results"):
         write_page(JOB, results / "none")
-    (results / "runs.csv").write_text(",".join(COLUMNS) + "\nx,train")
-    with pytest.raises(CrnetError, match=r"runs\.csv: is no CSV any more \(line 2 has 2 cells"):
-        write_page(JOB, results)
-    (results / "runs.csv").unlink()
-    (results / "tables" / "table2.md").write_text("# A table of another time\n")
-    with pytest.raises(CrnetError, match=r"table2\.md: is not a table"):
-        write_page(JOB, results)
+    for file, content, message in (
+        ("runs.csv", ",".join(COLUMNS) + "\nx,train", r"runs\.csv: is no CSV any more \(line 2 has 2 cells"),
+        ("tables/table2.md", "# A table of another time\n", r"table2\.md: is not a table"),
+    ):
+        (results / file).write_text(content)
+        with pytest.raises(CrnetError, match=message):
+            write_page(JOB, results)
+        (results / file).unlink()
 
 
 def test_html_stands_alone(results: Path) -> None:
@@ -197,8 +189,7 @@ def test_finetuning_shows_chosen_settings_and_losses_once_a_job():
     assert "25 %" in lead and "In 0 of 1 choices even the best trial" in lead
     worse = tuned | {"miou_ignore": "49.9"}
     assert "In 1 of 1 choices even the best trial" in render_finetuning([worse, *lines[1:]])[0]
-    rows = table.splitlines()
-    assert len(rows) == 3
-    cells = [cell.strip() for cell in rows[2].strip("|").split("|")]
+    _, _, row = table.splitlines()
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells == ["crnet", "2", "0", "5", "0.0003", "20", "50.0 → 52.3", "0.800 → 0.200"]
     assert render_finetuning([{"kind": "train", "run": "model", "train_run": ""}]) == []

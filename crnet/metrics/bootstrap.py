@@ -11,12 +11,7 @@ others. Where every episode has a photo of its own the two are the same. Support
 and are not drawn: the interval is a lower bound of what other test photos would do.
 
 Draws depend only on the fold, its episodes and its seeds, never on the row. Two rows on the same episodes
-therefore see the same resamples, and the interval of their difference is a paired one:
-
-    bootstrap = Bootstrap()
-    row = [read_fold(0, {0: "run-a/counts.csv", 1: "run-b/counts.csv"}), read_fold(1, ...)]
-    bootstrap.interval(row, "miou", "background")                 # value, low, high in [0, 1]
-    bootstrap.difference(row, other_row, "miou", "background")    # row minus other_row
+therefore see the same resamples, and the interval of their difference is a paired one.
 
 With one seed the interval covers photos only; with two or three it still understates the variation between
 seeds (by (S - 1) / S in variance). That is the estimator, and captions name it.
@@ -36,7 +31,7 @@ from crnet.runtime.files import canonical, read_csv, sha256_text
 from crnet.runtime.seeding import derive
 
 RESAMPLES = 2000
-LEVEL = 0.95
+LEVEL = 0.95  # mass of an interval
 # Resamples that are turned into floats at a time: 256 x 5000 episodes x 8 bytes = 10 MB.
 _CHUNK = 256
 _EPISODE_COLUMNS = ("episode_seed", "episode", "class", "query")
@@ -52,31 +47,14 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class FoldCounts:
-    """What one row achieved on one fold.
-
-    Attributes:
-        fold: index of the fold.
-        seeds: the S training seeds, ascending.
-        classes: int (E,), class id of each episode.
-        queries: int (E,), the same number for the same query photo.
-        counts: int64 (S, E, 8), the columns ``metrics.QUERY_COLUMNS``.
-        episodes: digest of the episodes' identity and order; equal digests may be compared in pairs.
-    """
+    """What one row achieved on one fold."""
 
     fold: int
-    seeds: tuple[int, ...]
-    classes: np.ndarray
-    queries: np.ndarray
-    counts: np.ndarray
-    episodes: str
-
-    def __post_init__(self) -> None:
-        expected = (len(self.seeds), len(self.classes), len(QUERY_COLUMNS))
-        if self.counts.shape != expected or self.queries.shape != self.classes.shape or 0 in expected:
-            raise CrnetError(
-                f"Counts of fold {self.fold} have shape {self.counts.shape}, but its seeds, episodes and "
-                f"columns make {expected}, none of which may be 0."
-            )
+    seeds: tuple[int, ...]  # the S training seeds, ascending
+    classes: np.ndarray  # int (E,), class id of each episode
+    queries: np.ndarray  # int (E,), the same number for the same query photo
+    counts: np.ndarray  # int64 (S, E, 8), the columns ``iou.QUERY_COLUMNS``
+    episodes: str  # digest of the episodes' identity and order; equal digests may be compared in pairs
 
     @cached_property
     def photos(self) -> int:
@@ -89,11 +67,7 @@ class FoldCounts:
 
 
 def read_fold(fold: int, files: Mapping[int, str | os.PathLike]) -> FoldCounts:
-    """Read the ``counts.csv`` of every training seed of one row on one fold.
-
-    Args:
-        fold: index of the fold.
-        files: path of the counts for each training seed.
+    """Read the ``counts.csv`` of every training seed, by seed, of one row on one fold.
 
     Raises:
         CrnetError: no seed, an empty file or one without the columns, or seeds scored on different episodes.
@@ -145,12 +119,7 @@ def seed_deviation(row: Sequence[FoldCounts], metric: str, void: str) -> float |
 
 
 class Bootstrap:
-    """One plan of resampling, shared by all rows of a table; draws and scores are kept, so reuse the object.
-
-    Args:
-        resamples: how many.
-        level: mass of the interval, e.g. 0.95.
-    """
+    """One plan of resampling, shared by all rows of a table; draws and scores are kept, so reuse the object."""
 
     def __init__(self, resamples: int = RESAMPLES, level: float = LEVEL) -> None:
         if resamples < 1 or not 0 < level < 1:
@@ -177,7 +146,11 @@ class Bootstrap:
     def replicates(self, row: Sequence[FoldCounts], metric: str, void: str) -> np.ndarray:
         """(resamples,) scores in [0, 1]; the same position means the same resample in every row."""
         _check_folds(row)
-        folds = [(self._fold_scores(part)[metric, void] * self._seed_weights(part)).sum(1) for part in row]
+        folds = []
+        for part in row:
+            rng = np.random.default_rng(derive("bootstrap", "seeds", part.fold, *part.seeds))
+            weights = _draw(rng, self.resamples, len(part.seeds)) / len(part.seeds)
+            folds.append((self._fold_scores(part)[metric, void] * weights).sum(1))
         return np.mean(folds, axis=0)
 
     def _summary(self, value: float, replicates: np.ndarray) -> Interval:
@@ -219,11 +192,6 @@ class Bootstrap:
                     weights[start : start + count, members] = _draw(rng, count, len(first))[:, photo]
             self._weights[key] = weights
         return self._weights[key]
-
-    def _seed_weights(self, part: FoldCounts) -> np.ndarray:
-        """(resamples, S), each row sums to 1."""
-        rng = np.random.default_rng(derive("bootstrap", "seeds", part.fold, *part.seeds))
-        return _draw(rng, self.resamples, len(part.seeds)) / len(part.seeds)
 
 
 def _draw(rng: np.random.Generator, resamples: int, size: int) -> np.ndarray:

@@ -16,14 +16,8 @@ from crnet.errors import CrnetError
 VOID = 255
 
 QUERY_COLUMNS = (
-    "ignore_fg_intersection",
-    "ignore_fg_union",
-    "ignore_bg_intersection",
-    "ignore_bg_union",
-    "void_fg_intersection",
-    "void_fg_union",
-    "void_bg_intersection",
-    "void_bg_union",
+    *("ignore_fg_intersection", "ignore_fg_union", "ignore_bg_intersection", "ignore_bg_union"),
+    *("void_fg_intersection", "void_fg_union", "void_bg_intersection", "void_bg_union"),
 )
 
 # Where the four counts of a void convention stand within QUERY_COLUMNS.
@@ -44,12 +38,20 @@ def episode_counts(prediction: np.ndarray, mask: np.ndarray) -> tuple[int, ...]:
     Raises:
         CrnetError: shapes differ, the prediction is not boolean, or the mask holds other values.
     """
-    _check(prediction, mask)
+    if prediction.shape != mask.shape or prediction.ndim != 2:
+        raise CrnetError(
+            f"A prediction of shape {prediction.shape} cannot be scored on a mask of shape {mask.shape}: "
+            "bring it to the mask's height and width first."
+        )
+    if prediction.dtype != np.bool_:
+        raise CrnetError(f"A prediction must be boolean (H, W), not {prediction.dtype}: threshold it first.")
     truth, void = mask == 1, mask == VOID
     total, positive, void_total = mask.size, int(truth.sum()), int(void.sum())
+    if positive + void_total + np.count_nonzero(mask == 0) != total:
+        other = sorted(set(np.unique(mask).tolist()) - {0, 1, VOID})
+        raise CrnetError(f"An episode's mask holds the value {other[0]}: only 0, 1 and {VOID} (void) may occur.")
     predicted, hit = int(prediction.sum()), int((prediction & truth).sum())
     predicted_in_void = int((prediction & void).sum())
-
     union = predicted + positive - hit
     seen, seen_union = total - void_total, union - predicted_in_void
     return (
@@ -63,20 +65,6 @@ def fg_counts(prediction: np.ndarray, mask: np.ndarray) -> tuple[int, int]:
     return episode_counts(prediction, mask)[:2]
 
 
-def _check(prediction: np.ndarray, mask: np.ndarray) -> None:
-    if prediction.shape != mask.shape or prediction.ndim != 2:
-        raise CrnetError(
-            f"A prediction of shape {prediction.shape} cannot be scored on a mask of shape {mask.shape}: "
-            "bring it to the mask's height and width first."
-        )
-    if prediction.dtype != np.bool_:
-        raise CrnetError(f"A prediction must be boolean (H, W), not {prediction.dtype}: threshold it first.")
-    known = np.count_nonzero(mask <= 1) + np.count_nonzero(mask == VOID)
-    if known != mask.size:
-        other = sorted(set(np.unique(mask).tolist()) - {0, 1, VOID})
-        raise CrnetError(f"An episode's mask holds the value {other[0]}: only 0, 1 and {VOID} (void) may occur.")
-
-
 def iou(intersection: np.ndarray, union: np.ndarray) -> np.ndarray:
     """Ratio in [0, 1], of any shape; NaN where the union is 0, because nothing was asked there."""
     intersection, union = np.asarray(intersection, float), np.asarray(union, float)
@@ -87,8 +75,7 @@ def miou(intersection: np.ndarray, union: np.ndarray) -> np.ndarray:
     """Mean over classes of the class-accumulated foreground IoU (not the mean of episodes' IoU).
 
     Args:
-        intersection: (..., classes), summed over the episodes of each class.
-        union: the same shape.
+        intersection, union: (..., classes), summed over the episodes of each class.
 
     Returns:
         (...) in [0, 1]. A class with union 0 was neither present nor predicted: it is left out of the mean
@@ -99,24 +86,8 @@ def miou(intersection: np.ndarray, union: np.ndarray) -> np.ndarray:
     return iou(np.where(known, ratio, 0.0).sum(-1), known.sum(-1))
 
 
-def fb_iou(
-    fg_intersection: np.ndarray, fg_union: np.ndarray, bg_intersection: np.ndarray, bg_union: np.ndarray
-) -> np.ndarray:
-    """Mean of the foreground and the background IoU, each pooled over all classes of a fold.
-
-    Args:
-        fg_intersection, fg_union, bg_intersection, bg_union: (..., classes), summed over episodes.
-
-    Returns:
-        (...) in [0, 1]; NaN if either union is 0.
-    """
-    foreground = iou(np.sum(fg_intersection, -1), np.sum(fg_union, -1))
-    background = iou(np.sum(bg_intersection, -1), np.sum(bg_union, -1))
-    return (foreground + background) / 2
-
-
 def score(sums: np.ndarray, metric: str, void: str) -> np.ndarray:
-    """One metric under one void convention.
+    """``miou``, or ``fbiou``: the mean of foreground and background IoU, each pooled over all classes of a fold.
 
     Args:
         sums: (..., classes, 8), the ``QUERY_COLUMNS`` summed over each class's episodes of one fold.
@@ -124,7 +95,7 @@ def score(sums: np.ndarray, metric: str, void: str) -> np.ndarray:
         void: one of ``VOID_COLUMNS``.
 
     Returns:
-        (...) in [0, 1].
+        (...) in [0, 1]; NaN if no class was asked for or predicted, for ``fbiou`` if either pooled union is 0.
 
     Raises:
         CrnetError: unknown metric or void convention.
@@ -134,4 +105,7 @@ def score(sums: np.ndarray, metric: str, void: str) -> np.ndarray:
     if void not in VOID_COLUMNS:
         raise CrnetError(f"Unknown void convention {void!r}: known are {', '.join(VOID_COLUMNS)}.")
     columns = np.moveaxis(sums[..., VOID_COLUMNS[void]], -1, 0)  # (4, ..., classes)
-    return miou(*columns[:2]) if metric == "miou" else fb_iou(*columns)
+    if metric == "miou":
+        return miou(*columns[:2])
+    fg_intersection, fg_union, bg_intersection, bg_union = columns.sum(-1)
+    return (iou(fg_intersection, fg_union) + iou(bg_intersection, bg_union)) / 2

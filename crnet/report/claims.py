@@ -22,16 +22,17 @@ quotes are *not testable*; both are listed, never left out.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from crnet.config.claims import table_name
 from crnet.errors import CrnetError
-from crnet.metrics.bootstrap import Bootstrap, FoldCounts, Interval, read_fold
-from crnet.report.tables.cells import VOID_NAMES, VOIDS
-from crnet.report.tables.render import CSV_DECIMALS
-from crnet.runtime.files import atomic_write, read_mapping, write_csv
+from crnet.metrics.bootstrap import Bootstrap, FoldCounts, Interval
+from crnet.report.tables.captions import data_sentences, evaluations, span, training_seeds
+from crnet.report.tables.cells import UNDEFINED, VOID_NAMES, VOIDS, place, read_folds
+from crnet.report.tables.render import plain
+from crnet.runtime.files import atomic_write, write_csv
 
 HEADER = (
     *("id", "claim", "paper", "estimate", "low", "high", "verdict"),
@@ -43,46 +44,33 @@ NOT_RUN, NOT_TESTABLE = "not run", "not testable"
 VERDICTS = (SUPPORTED, CONTRADICTED, UNDECIDED, NOT_RUN, NOT_TESTABLE)
 HEADLINE, OTHER = VOIDS
 ONE_SEED = "One training seed: the intervals cover the choice of photos, not training again, which may turn a verdict."
-_UNDEFINED = "undefined: no pixel was asked for or predicted"
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One claim with what was measured, in points.
+    """One claim with what was measured, in points."""
 
-    Attributes:
-        claim: its entry in the job.
-        verdict: one of ``VERDICTS``, under the headline's void convention.
-        difference: the interval of first minus second by void convention; empty where there is none.
-        verdicts: verdict by void convention; empty where nothing was measured.
-        folds, seeds, episodes, photos: what it was measured on, seeds per fold, the others over all folds.
-        why: why nothing was measured.
-    """
-
-    claim: Mapping[str, Any]
-    verdict: str
-    difference: Mapping[str, Interval]
-    verdicts: Mapping[str, str]
+    claim: Mapping[str, Any]  # its entry in the job
+    verdict: str  # one of ``VERDICTS``, under the headline's void convention
+    difference: Mapping[str, Interval] = field(default_factory=dict)  # first minus second by void convention
+    verdicts: Mapping[str, str] = field(default_factory=dict)  # by void convention; empty where nothing was measured
     folds: tuple[int, ...] = ()
-    seeds: int | None = None
-    episodes: int | None = None
+    seeds: int | None = None  # per fold
+    episodes: int | None = None  # over all folds, as the photos
     photos: int | None = None
-    why: str = ""
+    why: str = ""  # why nothing was measured
 
     @property
-    def paper_inside(self) -> bool | None:
-        """Whether the paper's size lies inside the headline's interval; None if either is missing."""
+    def paper_inside(self) -> str:
+        """Whether the paper's size lies inside the headline's interval, "yes" or "no"; empty if either is missing."""
         interval, paper = self.difference.get(HEADLINE), self.claim["paper"]
-        return None if interval is None or paper is None else interval.low <= paper <= interval.high
+        if interval is None or paper is None:
+            return ""
+        return "yes" if interval.low <= paper <= interval.high else "no"
 
 
 def render_claims(job: dict[str, Any], out_prefix: Path, bootstrap: Bootstrap | None = None) -> None:
-    """Write ``<out_prefix>.csv`` and ``.md``.
-
-    Args:
-        job: ``crnet.config.claims.claims_job``.
-        out_prefix: path without suffix, e.g. ``results/demo/claims``.
-        bootstrap: the plan of resampling; the default is 2000 resamples at 95 %.
+    """Write ``<out_prefix>.csv`` and ``.md`` from ``crnet.config.claims.claims_job``; by default with 2000 resamples.
 
     Raises:
         CrnetError: counts that cannot be read, or cells of one claim that were scored on different episodes.
@@ -91,9 +79,6 @@ def render_claims(job: dict[str, Any], out_prefix: Path, bootstrap: Bootstrap | 
     results = judge_all(job, bootstrap)
     write_csv(f"{out_prefix}.csv", HEADER, (_csv_row(result) for result in results))
     atomic_write(f"{out_prefix}.md", render_markdown(job, results, bootstrap))
-
-
-# ---------------------------------------------------------------- verdicts
 
 
 def verdict(interval: Interval, direction: str, bound: float) -> str:
@@ -106,23 +91,14 @@ def verdict(interval: Interval, direction: str, bound: float) -> str:
 
 def judge_all(job: dict[str, Any], bootstrap: Bootstrap) -> list[Judged]:
     """Every claim of the job, in its order."""
-    rows: dict[str, list[FoldCounts] | str] = {}
-    for key, place in job["places"].items():
-        rows[key] = place["absent"] or _read(place)
+    rows = {key: cell["absent"] or _read(cell) for key, cell in job["places"].items()}
     return [_judge(job, claim, rows, bootstrap) for claim in job["claims"]]
 
 
-def _read(place: Mapping[str, Any]) -> list[FoldCounts] | str:
+def _read(cell: Mapping[str, Any]) -> list[FoldCounts] | str:
     """The folds of a cell or, if one of them is not whole, which."""
-    folds, missing = [], []
-    for fold in place["folds"]:
-        files = {cell["seed"]: cell["counts"] for cell in place["cells"] if cell["fold"] == fold}
-        absent = [str(seed) for seed, path in sorted(files.items()) if not Path(path).is_file()]
-        if absent or not files:
-            missing.append(f"fold {fold}, seed {', '.join(absent)}" if absent else f"fold {fold}")
-        else:
-            folds.append(read_fold(fold, files))
-    return f"missing ({'; '.join(missing)})" if missing else folds
+    parts, gaps = read_folds(cell["folds"], cell["cells"])
+    return f"missing ({'; '.join(place(*gap) for gap in gaps.items())})" if gaps else list(parts.values())
 
 
 def _judge(
@@ -131,10 +107,12 @@ def _judge(
     sides = [claim["first"], claim["second"]]
     quoted = [rows[side] for side in sides if job["places"][side]["reported"]]
     if quoted:
-        return Judged(claim, NOT_TESTABLE, {}, {}, why=str(quoted[0]))
-    gaps = dict.fromkeys(_gap(side, rows[side]) for side in sides if isinstance(rows[side], str))
+        return Judged(claim, NOT_TESTABLE, why=str(quoted[0]))
+    reasons = {side: rows[side] for side in sides if isinstance(rows[side], str)}
+    # a reason of the study's own names its cell already
+    gaps = [f"{s.replace('/', ', ')}: {why}" if why.startswith("missing") else why for s, why in reasons.items()]
     if gaps:
-        return Judged(claim, NOT_RUN, {}, {}, why="; ".join(gaps))
+        return Judged(claim, NOT_RUN, why="; ".join(dict.fromkeys(gaps)))
     first, second = (rows[side] for side in sides)
     found: dict[str, Interval] = {}
     for void in VOIDS:
@@ -144,10 +122,9 @@ def _judge(
             raise CrnetError(f"Claim {claim['id']}, {sides[0]} against {sides[1]}: {error}") from error
         if not any(map(math.isnan, points)):
             found[void] = Interval(*points)
-    verdicts = {
-        void: verdict(found[void], claim["direction"], claim["bound"]) if void in found else UNDECIDED for void in VOIDS
-    }
-    notes = [] if len(found) == len(VOIDS) else [_UNDEFINED]
+    verdicts = dict.fromkeys(VOIDS, UNDECIDED)
+    verdicts |= {void: verdict(interval, claim["direction"], claim["bound"]) for void, interval in found.items()}
+    notes = [] if len(found) == len(VOIDS) else [UNDEFINED]
     if [part.seeds for part in first] != [part.seeds for part in second]:
         notes.append("training seeds differ, so they are resampled apart")
     return Judged(
@@ -163,56 +140,33 @@ def _judge(
     )
 
 
-def _gap(side: str, reason: str) -> str:
-    return f"{side.replace('/', ', ')}: {reason}" if reason.startswith("missing") else reason
-
-
-# ---------------------------------------------------------------- CSV
-
-
 def _csv_row(result: Judged) -> list[Any]:
-    claim, inside = result.claim, result.paper_inside
-    here, there = (_three(result.difference.get(void)) for void in VOIDS)
+    claim = result.claim
+    here, there = (result.difference.get(void, (None, None, None)) for void in VOIDS)
     values = [
         *(claim["id"], claim["claim"], claim["paper"], *here, result.verdict),
-        *("" if inside is None else "yes" if inside else "no", claim["direction"], float(claim["bound"])),
+        *(result.paper_inside, claim["direction"], float(claim["bound"])),
         *(claim["metric"], HEADLINE, claim["table"], claim["first"], claim["second"], claim["shots"]),
         *(" ".join(map(str, result.folds)), result.seeds, result.episodes, result.photos, claim["where"]),
         *(*there, result.verdicts.get(OTHER)),
         "; ".join(filter(None, [result.why, claim["note"]])),
     ]
-    return [_plain(value) for value in values]
-
-
-def _three(interval: Interval | None) -> tuple[float | None, ...]:
-    return (None, None, None) if interval is None else tuple(interval)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return f"{round(value, CSV_DECIMALS) + 0.0:.{CSV_DECIMALS}f}"  # + 0.0: no "-0.00"
-    return "" if value is None else value
-
-
-# ---------------------------------------------------------------- Markdown
+    return [plain(value) for value in values]
 
 
 def render_markdown(job: Mapping[str, Any], results: Sequence[Judged], bootstrap: Bootstrap) -> str:
     """What the data are, the count of verdicts, one line a claim, and how the verdicts were reached."""
-    parts = ["# The paper's claims", *_banner(job), summary(results)]
+    parts = ["# The paper's claims"]
+    if job["generated"]:
+        parts.append("**A test of the suite, not of the paper: data are generated.**")
+    elif job["orientation_only"]:
+        parts.append(
+            "**The data differ from the paper's: verdicts are about these data, its sizes are for orientation.**"
+        )
+    parts.append(summary(results))
     if any(result.seeds == 1 for result in results):
         parts.append(ONE_SEED)
-    parts.append(_grid(results))
-    parts += caption(job, results, bootstrap)
-    return "\n\n".join(parts) + "\n"
-
-
-def _banner(job: Mapping[str, Any]) -> list[str]:
-    if job["generated"]:
-        return ["**A test of the suite, not of the paper: data are generated.**"]
-    if job["orientation_only"]:
-        return ["**The data differ from the paper's: verdicts are about these data, its sizes are for orientation.**"]
-    return []
+    return "\n\n".join([*parts, _grid(results), *caption(job, results, bootstrap)]) + "\n"
 
 
 def summary(results: Sequence[Judged]) -> str:
@@ -236,17 +190,9 @@ def _grid(results: Sequence[Judged]) -> str:
         [":---", ":---", "---:", "---:", ":---", ":---:"],
     ]
     for result in results:
-        claim, inside = result.claim, result.paper_inside
-        lines.append(
-            [
-                claim["claim"],
-                claim["where"],
-                paper_text(claim),
-                _ours(result.difference.get(HEADLINE)),
-                _verdict_text(result),
-                "—" if inside is None else "yes" if inside else "no",
-            ]
-        )
+        claim, ours = result.claim, _ours(result.difference.get(HEADLINE))
+        about = [claim["claim"], claim["where"], paper_text(claim)]
+        lines.append([*about, ours, _verdict_text(result), result.paper_inside or "—"])
     return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
 
 
@@ -271,9 +217,11 @@ def _ours(interval: Interval | None) -> str:
 
 
 def _verdict_text(result: Judged) -> str:
-    if result.verdict in (SUPPORTED, CONTRADICTED):
-        return f"**{result.verdict}**" + (f" ({result.why})" if result.why else "")
-    return result.verdict + (f": {result.why}" if result.why else "")
+    decided = result.verdict in (SUPPORTED, CONTRADICTED)
+    text = f"**{result.verdict}**" if decided else result.verdict
+    if not result.why:
+        return text
+    return f"{text} ({result.why})" if decided else f"{text}: {result.why}"
 
 
 def caption(job: Mapping[str, Any], results: Sequence[Judged], bootstrap: Bootstrap) -> list[str]:
@@ -294,8 +242,9 @@ def caption(job: Mapping[str, Any], results: Sequence[Judged], bootstrap: Bootst
         f"rounding and each for itself, at {level}, without a correction for their number. Whether the paper's size "
         "lies inside the interval is asked apart from the direction; the paper gives its sizes without an interval."
     )
+    found = evaluations(cell for row in job["places"].values() for cell in row["cells"])
     paragraphs = [
-        " ".join([job["caption"], *_data_sentences(job), *_encoder_sentence(job)]),
+        " ".join([job["caption"], *data_sentences([about for _, about in found]), *_encoder_sentence(job)]),
         estimator,
         rule,
         _void_sentence(tested),
@@ -327,23 +276,7 @@ def _sizes(job: Mapping[str, Any], tested: Sequence[Judged]) -> str:
         tables.setdefault(folds, []).append(table_name(result.claim["table"]))
     places = [f"{folds} ({', '.join(dict.fromkeys(names))})" for folds, names in tables.items()]
     where = "; ".join(places) if len(places) > 1 else next(iter(tables))
-    return (
-        f"{_span(seeds)} training seed{'' if seeds == {1} else 's'}, {_span(episodes)} episodes a fold "
-        f"on {_span(photos)} query photos; {where}."
-    )
-
-
-def _span(values: set[int]) -> str:
-    return f"{min(values)}" if len(values) == 1 else f"{min(values)} to {max(values)}"
-
-
-def _data_sentences(job: Mapping[str, Any]) -> list[str]:
-    """What the evaluations say of their data: that it is a subset, and of a split that is not the paper's."""
-    reports = {Path(c["counts"]).with_name("evaluation.json") for p in job["places"].values() for c in p["cells"]}
-    about = [read_mapping(report) for report in sorted(reports) if report.is_file()]
-    subsets = {report.get("subset") or "" for report in about} - {""}
-    splits = {report.get("split_note") or "" for report in about} - {""}
-    return [*(f"The data are {subset}." for subset in sorted(subsets)), *sorted(splits)]
+    return f"{training_seeds(seeds)}, {span(episodes)} episodes a fold on {span(photos)} query photos; {where}."
 
 
 def _encoder_sentence(job: Mapping[str, Any]) -> list[str]:

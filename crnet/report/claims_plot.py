@@ -6,16 +6,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from crnet.config.claims import table_name
 from crnet.errors import CrnetError
 from crnet.report.claims import CONTRADICTED, HEADER, NOT_RUN, NOT_TESTABLE, ONE_SEED, SUPPORTED, UNDECIDED
-from crnet.report.figures import BLACK, BLUE, GREY, PURPLE, SHADE, STYLE, VERMILLION, WIDTH, save
+from crnet.report.figures import BELOW, BLACK, BLUE, GREY, PAPER, PURPLE, SHADE, drawing, paper_handle
 from crnet.runtime.files import read_csv
 
 # Colour, marker and its filling; the verdict stands beside each line in words, too.
@@ -24,16 +22,14 @@ LOOKS = {
     CONTRADICTED: {"color": PURPLE, "marker": "s", "mfc": PURPLE},
     UNDECIDED: {"color": GREY, "marker": "o", "mfc": "white"},
 }
+BOUND = {"color": BLACK, "lw": 1.1, "ls": (0, (2, 1.2))}
 ROW, LABEL = 0.30, 50  # inches a line; characters of a claim before it is broken
 
 
 def plot_claims(job: dict[str, Any], claims_csv: Path, out_prefix: Path) -> None:
     """One line a claim that was tested, in groups by table; the others are counted below.
 
-    Args:
-        job: ``crnet.config.claims.claims_job``.
-        claims_csv: what ``claims.render_claims`` wrote.
-        out_prefix: path without suffix.
+    ``claims_csv`` is what ``render_claims`` wrote of the same job, ``out_prefix`` a path without suffix.
 
     Raises:
         CrnetError: the CSV holds other claims than the job.
@@ -45,21 +41,18 @@ def plot_claims(job: dict[str, Any], claims_csv: Path, out_prefix: Path) -> None
     tested = [line for line in lines if line["estimate"]]
     groups = [(table, list(own)) for table, own in groupby(tested, key=lambda line: line["table"])]
     rows = len(tested) + len(groups)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 1.6 + ROW * max(rows, 1)), layout="constrained")
-        figure.suptitle(f"{job['title']}: the paper's claims", fontsize=11, x=0.01, ha="left")
+    with drawing(f"{job['title']}: the paper's claims", 1.6 + ROW * max(rows, 1), out_prefix) as figure:
         axes = figure.subplots()
         if tested:
             _panel(axes, groups)
             once = [ONE_SEED] if any(line["seeds"] == "1" for line in tested) else []
             axes.set_xlabel("\n".join(["difference in points", *once, *_left_out(lines)]))
             handles = _legend(job, tested)
-            figure.legend(handles=handles, loc="outside lower center", ncols=(len(handles) + 1) // 2)
+            figure.legend(handles=handles, loc=BELOW, ncols=(len(handles) + 1) // 2)
         else:
             axes.set_axis_off()
             text = "\n".join(["No claim was tested in this study.", *_left_out(lines)])
             axes.text(0.5, 0.5, text, ha="center", va="center")
-    save(figure, out_prefix)
 
 
 def _panel(axes: Axes, groups: Sequence[tuple[str, list[dict[str, str]]]]) -> None:
@@ -88,20 +81,12 @@ def _line(axes: Axes, y: int, line: dict[str, str]) -> None:
     axes.plot(value, y, ls="", ms=5, mew=1.3, **look)
     if line["paper"]:
         # above the interval, so that neither hides the other
-        axes.plot(float(line["paper"]), y - 0.31, "D", mfc="white", mec=VERMILLION, mew=1.2, ms=4.5)
+        axes.plot(float(line["paper"]), y - 0.31, "D", mfc="white", **PAPER)
     if bound:
-        axes.plot([bound, bound], [y - 0.42, y + 0.42], color=BLACK, lw=1.1, ls=(0, (2, 1.2)))
-    decided = line["verdict"] != UNDECIDED
-    axes.text(
-        1.01,
-        y,
-        line["verdict"],
-        transform=axes.get_yaxis_transform(),
-        va="center",
-        fontsize=8.5,
-        color=BLACK if decided else GREY,
-        weight="bold" if line["verdict"] == CONTRADICTED else "normal",
-    )
+        axes.plot([bound, bound], [y - 0.42, y + 0.42], **BOUND)
+    words = {"color": GREY if line["verdict"] == UNDECIDED else BLACK, "fontsize": 8.5, "va": "center"}
+    words["weight"] = "bold" if line["verdict"] == CONTRADICTED else "normal"
+    axes.text(1.01, y, line["verdict"], transform=axes.get_yaxis_transform(), **words)
 
 
 def _legend(job: dict[str, Any], tested: Sequence[dict[str, str]]) -> list[Line2D]:
@@ -112,11 +97,9 @@ def _legend(job: dict[str, Any], tested: Sequence[dict[str, str]]) -> list[Line2
         if name in seen
     ]
     if any(line["paper"] for line in tested):
-        label = "paper (other data)" if job["orientation_only"] else "paper"
-        handles.append(Line2D([], [], ls="", marker="D", mfc="white", mec=VERMILLION, mew=1.2, ms=4.5, label=label))
+        handles.append(paper_handle(job, mfc="white", **PAPER))
     if any(float(line["bound"]) for line in tested):
-        dash = (0, (2, 1.2))
-        handles.append(Line2D([], [], color=BLACK, lw=1.1, ls=dash, label="bound of the verdict, where it is not 0"))
+        handles.append(Line2D([], [], label="bound of the verdict, where it is not 0", **BOUND))
     return handles
 
 

@@ -1,5 +1,6 @@
 """The episode sheet: test episodes predicted again from the weights and drawn as the paper's Figure 6."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from crnet.data.episodes import Episode
@@ -17,37 +18,29 @@ def draw(job: dict, out: Path, device: str, threads: int, limits: Limits = NONE)
     Queries that hold several classes come first, as they show whether the support decides what is segmented.
     """
     configure(device, threads)
-    columns = []
-    for model in job["models"]:
-        columns += _columns(model, job["episodes"], device, limits)
+    columns = [column for model in job["models"] for column in _columns(model, job["episodes"], device, limits)]
     draw_sheet(columns, out, job["title"])
 
 
-def _columns(model: dict, count: int, device: str, limits: Limits) -> list[dict]:
+def _columns(model: dict, count: int, device: str, limits: Limits) -> Iterator[dict]:
     encoder, weights = (Path(model[key]) if model[key] else None for key in ("encoder", "weights"))
     predictor = Predictor(model["spec"], Path(model["data"]), encoder, weights, device, limits=limits)
     index = predictor.index
     table = read_episodes(Path(model["episodes"]), index)
-    columns = []
-    chosen = _first_of_each_class(table.episodes, index, count)
-    for prediction in predictor.fused(chosen):
-        episode = prediction.episode
+    for prediction in predictor.fused(_first_of_each_class(table.episodes, index, count)):
+        episode, support = prediction.episode, prediction.episode.supports[0]
         truth = index.class_mask(episode.query, episode.class_id)
         intersection, union = fg_counts(prediction.query, truth)
-        support = episode.supports[0]
-        columns.append(
-            {
-                "support": index.read_image(support),
-                "support_mask": index.class_mask(support, episode.class_id),
-                "query": index.read_image(episode.query),
-                "truth": truth,
-                "prediction": prediction.query,
-                "class_name": index.class_name(episode.class_id),
-                "fold": table.fold,
-                "iou": intersection / union if union else None,
-            }
-        )
-    return columns
+        yield {
+            "support": index.read_image(support),
+            "support_mask": index.class_mask(support, episode.class_id),
+            "query": index.read_image(episode.query),
+            "truth": truth,
+            "prediction": prediction.query,
+            "class_name": index.class_name(episode.class_id),
+            "fold": table.fold,
+            "iou": intersection / union if union else None,
+        }
 
 
 def _first_of_each_class(episodes: tuple[Episode, ...], index, count: int) -> list[Episode]:

@@ -5,7 +5,8 @@ style says too, for print in grey.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ STYLE = {
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True},
     **{"grid.color": "#DDDDDD", "grid.linewidth": 0.6, "legend.frameon": False, "svg.hashsalt": "crnet"},
 }
+BELOW = "outside lower center"  # where legends stand
+PAPER = {"mec": VERMILLION, "mew": 1.2, "ms": 4.5}
 WIDTH = 9.0  # inches; at 150 dpi somewhat wider than a page on GitHub, so text stays sharp
 
 
@@ -46,7 +49,20 @@ def save(figure: Figure, out_prefix: Path, dpi: int = 150) -> None:
         atomic_write(f"{out_prefix}.{suffix}", content.getvalue())
 
 
-# ---------------------------------------------------------------- a table with its intervals
+@contextmanager
+def drawing(title: str, height: float, out_prefix: Path) -> Iterator[Figure]:
+    """A figure of ``WIDTH`` x ``height`` inches in our style, saved when it has been drawn."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+        yield figure
+    save(figure, out_prefix)
+
+
+def paper_handle(job: dict[str, Any], **style: Any) -> Line2D:
+    """What the legend says of the paper's values."""
+    label = "paper (other data)" if job["orientation_only"] else "paper"
+    return Line2D([], [], ls="", marker="D", label=label, **style)
 
 
 def plot_table(job: dict[str, Any], table_csv: Path, out_prefix: Path) -> None:
@@ -55,10 +71,7 @@ def plot_table(job: dict[str, Any], table_csv: Path, out_prefix: Path) -> None:
     Rows with several numbers of shots have a line for each, below one another. Such a plot shows the first
     metric only: the others are in the table, and a plot of two screens is looked at by nobody.
 
-    Args:
-        job: the table job.
-        table_csv: the long CSV that ``tables.render_table`` wrote.
-        out_prefix: path without suffix.
+    ``table_csv`` is what ``render_table`` wrote of the same job, ``out_prefix`` a path without suffix.
 
     Raises:
         CrnetError: the CSV belongs to another table.
@@ -70,9 +83,7 @@ def plot_table(job: dict[str, Any], table_csv: Path, out_prefix: Path) -> None:
     metrics = job["metrics"] if len(shown) == 1 else job["metrics"][:1]
     marks = _marks(job, shown)
     last = marks[-1][0]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 1.1 + len(metrics) * (0.75 + 0.38 * (last + 1))), layout="constrained")
-        figure.suptitle(job["title"], fontsize=11, x=0.01, ha="left")
+    with drawing(job["title"], 1.1 + len(metrics) * (0.75 + 0.38 * (last + 1)), out_prefix) as figure:
         grid = figure.subplots(len(metrics), len(VOIDS), squeeze=False, sharey=True, sharex="row")
         for metric, axes_row in zip(metrics, grid, strict=True):
             values = [
@@ -86,14 +97,13 @@ def plot_table(job: dict[str, Any], table_csv: Path, out_prefix: Path) -> None:
                 chosen = [line for line in lines if (line["metric"], line["void"]) == (metric, void)]
                 _table_panel(axes, marks, chosen)
                 axes.set_title(f"{METRIC_NAMES[metric]}, {VOID_NAMES[void]}", loc="left")
-            axes_row[0].set_yticks([y for y, *_ in marks], [_mark_label(*mark, shown) for mark in marks])
+            axes_row[0].set_yticks([y for y, *_ in marks], [_mark_label(row, shots, shown) for _, row, shots in marks])
             axes_row[0].set_ylim(last + 0.5, -0.5)
         for axes in grid[-1]:
-            axes.set_xlabel(f"percent{_scope(job)}")
+            axes.set_xlabel(f"percent{scope(job)}")
         handles = _table_legend(job, lines)
         columns = (len(handles) + 1) // 2 if fold_columns(job) else len(handles)
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns)
-    save(figure, out_prefix)
+        figure.legend(handles=handles, loc=BELOW, ncols=columns)
 
 
 def _marks(job: dict, shown: Sequence[int]) -> list[tuple[float, dict, int]]:
@@ -114,7 +124,8 @@ def _marks(job: dict, shown: Sequence[int]) -> list[tuple[float, dict, int]]:
     return marks
 
 
-def _scope(job: dict) -> str:
+def scope(job: dict[str, Any]) -> str:
+    """What follows a title where the folds are not all."""
     return "" if all_folds(job) else f", {mean_name(job).lower()}"
 
 
@@ -126,7 +137,7 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     return max(0, min(values) - margin), min(100, max(values) + margin)
 
 
-def _mark_label(_: float, row: dict, shots: int, shown: Sequence[int]) -> str:
+def _mark_label(row: dict, shots: int, shown: Sequence[int]) -> str:
     if len(shown) == 1:
         return row_label(row)
     return f"{row_label(row)}   {shots}-shot" if shots == shown[0] else f"{shots}-shot"
@@ -143,7 +154,7 @@ def _table_panel(axes: Axes, marks: Sequence[tuple[float, dict, int]], lines: Se
         colour = GREY if row["control"] else BLUE
         for fold in folds if len(folds) > 1 else []:
             if fold["value"]:
-                marker = _cycle(FOLD_MARKERS, int(fold["fold"]))
+                marker = _marker(int(fold["fold"]))
                 # below the interval, so that neither hides the other
                 axes.plot(float(fold["value"]), y + 0.29, marker, ms=3.6, mfc="none", mec=colour, mew=0.8)
         if mean["value"]:
@@ -156,7 +167,7 @@ def _table_panel(axes: Axes, marks: Sequence[tuple[float, dict, int]], lines: Se
             _explain(axes, y, mean)
         if mean["paper"]:
             above = 0.31 if mean["value"] else 0
-            axes.plot(float(mean["paper"]), y - above, "D", mfc="white", mec=VERMILLION, mew=1.2, ms=4.5)
+            axes.plot(float(mean["paper"]), y - above, "D", mfc="white", **PAPER)
     if floors:
         axes.axvspan(0, max(floors), color=SHADE, lw=0, zorder=0)
         first = next(i for i, (_, row, _) in enumerate(marks) if row["control"])
@@ -185,38 +196,27 @@ def _explain(axes: Axes, y: float, mean: dict[str, str]) -> None:
 
 def _table_legend(job: dict, lines: Sequence[dict[str, str]]) -> list[Line2D | Patch]:
     """What the marks mean; a legend of two lines, filled column by column, shows meanings above folds."""
-
-    def interval(colour: str, label: str) -> Line2D:
-        return Line2D([], [], color=colour, lw=1.8, marker="o", ms=4.5, label=label)
-
-    def dot(marker: str, label: str, **style: Any) -> Line2D:
-        return Line2D([], [], ls="", marker=marker, mfc="none", label=label, **style)
-
-    one = len(job["folds"]) == 1
-    meanings: list[Line2D | Patch] = [interval(BLUE, f"{'value' if one else 'mean over folds'}, 95 % interval")]
+    interval = {"lw": 1.8, "marker": "o", "ms": 4.5}
+    name = "value" if len(job["folds"]) == 1 else "mean over folds"
+    meanings: list[Line2D | Patch] = [Line2D([], [], color=BLUE, label=f"{name}, 95 % interval", **interval)]
     if any(row["control"] for row in job["rows"]):
-        meanings += [interval(GREY, "control"), Patch(color=SHADE, label="not above the best control")]
+        meanings.append(Line2D([], [], color=GREY, label="control", **interval))
+        meanings.append(Patch(color=SHADE, label="not above the best control"))
     if any(line["paper"] for line in lines):
-        label = "paper (other data)" if job["orientation_only"] else "paper"
-        meanings.append(dot("D", label, mec=VERMILLION, mew=1.2, ms=4.5))
-    folds = [dot(_cycle(FOLD_MARKERS, fold), f"fold {fold}", mec=BLUE, ms=4.5) for fold in fold_columns(job)]
-    if not folds:
+        meanings.append(paper_handle(job, mfc="none", **PAPER))
+    if not fold_columns(job):
         return meanings
+    style = {"ls": "", "mfc": "none", "mec": BLUE, "ms": 4.5}
+    folds = [Line2D([], [], marker=_marker(fold), label=f"fold {fold}", **style) for fold in fold_columns(job)]
     empty = Line2D([], [], ls="", label=" ")
     return [handle for pair in zip_longest(meanings, folds, fillvalue=empty) for handle in pair]
 
 
-# ---------------------------------------------------------------- training
-
-
-def plot_losses(training_csv: Path, out_prefix: Path, title: str = "Training") -> None:
+def plot_losses(training_csv: Path, out_prefix: Path) -> None:
     """Loss and base-class mIoU of every run: panels per variant, a colour per fold, a dash per seed.
 
-    Args:
-        training_csv: long CSV with the columns run, label, fold, seed, step, loss and base_miou (in [0, 1],
-            empty where it was not measured); others are not read.
-        out_prefix: path without suffix.
-        title: heading of the figure.
+    Of ``training_csv`` the columns run, variant, fold, seed, step, loss and base_miou (in [0, 1], empty where it was
+    not measured) are read; ``out_prefix`` is a path without suffix.
 
     Raises:
         CrnetError: no line, a missing column, or a base_miou outside [0, 1].
@@ -228,11 +228,8 @@ def plot_losses(training_csv: Path, out_prefix: Path, title: str = "Training") -
     if any(line["base_miou"] and not 0 <= float(line["base_miou"]) <= 1 for line in lines):
         raise CrnetError(f"{training_csv} holds a base_miou outside [0, 1]: log fractions, not percent.")
     labels = list(dict.fromkeys(line["variant"] for line in lines))
-    folds = sorted({int(line["fold"]) for line in lines})
-    seeds = sorted({int(line["seed"]) for line in lines})
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 1.2 + 1.45 * len(labels)), layout="constrained")
-        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    folds, seeds = (sorted({int(line[key]) for line in lines}) for key in ("fold", "seed"))
+    with drawing("Training", 1.2 + 1.45 * len(labels), out_prefix) as figure:
         grid = figure.subplots(len(labels), 2, squeeze=False, sharex=True, sharey="col")
         for label, axes_row in zip(labels, grid, strict=True):
             _training_panels(axes_row, [line for line in lines if line["variant"] == label])
@@ -243,25 +240,26 @@ def plot_losses(training_csv: Path, out_prefix: Path, title: str = "Training") -
         for axes in grid[-1]:
             axes.set_xlabel("training step")
         handles = [
-            Line2D([], [], color=_cycle(COLOURS, fold), marker=_cycle(FOLD_MARKERS, fold), ms=4, label=f"fold {fold}")
+            Line2D([], [], color=COLOURS[fold % len(COLOURS)], marker=_marker(fold), ms=4, label=f"fold {fold}")
             for fold in folds
         ]
-        handles += [Line2D([], [], color=BLACK, ls=_cycle(SEED_LINES, seed), label=f"seed {seed}") for seed in seeds]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8))
-    save(figure, out_prefix)
+        handles += [
+            Line2D([], [], color=BLACK, ls=SEED_LINES[seed % len(SEED_LINES)], label=f"seed {seed}") for seed in seeds
+        ]
+        figure.legend(handles=handles, loc=BELOW, ncols=min(len(handles), 8))
 
 
 def _training_panels(axes_row: Sequence[Axes], lines: Sequence[dict[str, str]]) -> None:
     for run in dict.fromkeys(line["run"] for line in lines):
         own = sorted((line for line in lines if line["run"] == run), key=lambda line: int(line["step"]))
         fold, seed = int(own[0]["fold"]), int(own[0]["seed"])
-        style = {"color": _cycle(COLOURS, fold), "ls": _cycle(SEED_LINES, seed), "lw": 1.1, "ms": 4}
+        style = {"color": COLOURS[fold % len(COLOURS)], "ls": SEED_LINES[seed % len(SEED_LINES)], "lw": 1.1, "ms": 4}
         for axes, column, scale in zip(axes_row, ("loss", "base_miou"), (1, 100), strict=True):
             points = [(int(line["step"]), scale * float(line[column])) for line in own if line[column]]
             if points:
                 # one marker, at the end of the line: tells the folds apart in grey print
-                axes.plot(*zip(*points, strict=True), marker=_cycle(FOLD_MARKERS, fold), markevery=[-1], **style)
+                axes.plot(*zip(*points, strict=True), marker=_marker(fold), markevery=[-1], **style)
 
 
-def _cycle(values: Sequence[Any], index: int) -> Any:
-    return values[index % len(values)]
+def _marker(fold: int) -> str:
+    return FOLD_MARKERS[fold % len(FOLD_MARKERS)]

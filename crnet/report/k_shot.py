@@ -4,15 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from crnet.errors import CrnetError
-from crnet.report.figures import BLUE, GREEN, GREY, ORANGE, STYLE, WIDTH, save
+from crnet.report.figures import BELOW, BLUE, GREEN, GREY, ORANGE, drawing, paper_handle, scope
 from crnet.report.tables.cells import METRIC_NAMES, VOID_NAMES, VOIDS
-from crnet.report.tables.layout import all_folds, mean_name
 from crnet.runtime.files import read_csv
 
 MODELS = {"stripped": "Stripped model (Table 2, both)", "full": "Full model"}
@@ -25,47 +22,33 @@ STRATEGIES = {
 METRIC, VOID = "miou", VOIDS[0]
 _DODGE = 0.07  # between strategies, so that their intervals stand side by side
 
-Point = tuple[float, float, float, float]  # place on the axis of shots, value, low, high
-
 
 def plot_k_shot(job: dict[str, Any], table_csv: Path, out_prefix: Path) -> None:
     """mIoU over shots with intervals: a panel for each model, a line for each strategy, the paper's values.
 
-    Args:
-        job: the job of Table 4: its rows are named ``<model>-<strategy>``, its shots are the x axis.
-        table_csv: the long CSV that ``tables.render_table`` wrote.
-        out_prefix: path without suffix, e.g. ``results/demo/figures/k-shot``.
+    ``job`` is Table 4's, with rows named ``<model>-<strategy>`` and its shots as x axis, ``table_csv`` what
+    ``render_table`` wrote of it, ``out_prefix`` a path without suffix.
 
     Raises:
         CrnetError: the table has no row of a known model and strategy.
     """
     lines = [line for line in read_csv(table_csv) if line["fold"] == "mean"]
     lines = [line for line in lines if (line["metric"], line["void"]) == (METRIC, VOID)]
-    models = [name for name in MODELS if any(line["row"] in _rows(name) for line in lines)]
+    there = {line["row"] for line in lines}
+    models = [name for name in MODELS if there & {f"{name}-{strategy}" for strategy in STRATEGIES}]
     if not models:
         wanted = f"{next(iter(MODELS))}-{next(iter(STRATEGIES))}"
         raise CrnetError(f"{table_csv} has no row such as {wanted!r}: the k-shot curve is drawn from Table 4.")
     shots = [str(count) for count in job["shots"]]
     control = _best_control(job, lines, shots)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
-        figure.suptitle(_title(job), fontsize=11, x=0.01, ha="left")
+    title = f"{METRIC_NAMES[METRIC]} by number of supports, {VOID_NAMES[VOID]}{scope(job)}"
+    with drawing(title, 4.4, out_prefix) as figure:
         panels = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
         for name, axes in zip(models, panels, strict=True):
             _panel(axes, name, lines, shots, control)
         panels[0].set_ylabel("percent")
         handles = _legend(job, lines, control)
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-    save(figure, out_prefix)
-
-
-def _title(job: dict) -> str:
-    folds = "" if all_folds(job) else f", {mean_name(job).lower()}"
-    return f"{METRIC_NAMES[METRIC]} by number of supports, {VOID_NAMES[VOID]}{folds}"
-
-
-def _rows(model: str) -> list[str]:
-    return [f"{model}-{strategy}" for strategy in STRATEGIES]
+        figure.legend(handles=handles, loc=BELOW, ncols=len(handles))
 
 
 def _best_control(job: dict, lines: Sequence[dict[str, str]], shots: Sequence[str]) -> str | None:
@@ -83,11 +66,10 @@ def _panel(axes: Axes, model: str, lines: Sequence[dict[str, str]], shots: Seque
         points = _points(lines, control, shots, 0)
         axes.plot([p[0] for p in points], [p[1] for p in points], color=GREY, ls=":", marker="x", ms=5, lw=1.2)
     curves = {}
-    for position, strategy in enumerate(STRATEGIES):
+    for position, (strategy, (_, colour, marker, dash)) in enumerate(STRATEGIES.items()):
         curves[strategy] = _points(lines, f"{model}-{strategy}", shots, _DODGE * (position - 1))
         if not curves[strategy]:
             continue
-        _, colour, marker, dash = STRATEGIES[strategy]
         x, value, low, high = zip(*curves[strategy], strict=True)
         axes.vlines(x, low, high, color=colour, lw=1.6)
         axes.plot(x, low, "_", x, high, "_", color=colour, ms=6, mew=1.4)
@@ -95,18 +77,17 @@ def _panel(axes: Axes, model: str, lines: Sequence[dict[str, str]], shots: Seque
         origin = curves["fusion"][0] if curves["fusion"] else None
         if origin and origin[0] < x[0] - 0.5:  # begins at more shots: where it comes from
             axes.plot([origin[0], x[0]], [origin[1], value[0]], color=colour, ls=(0, (1, 2)), lw=1.1, zorder=1)
-    for position, strategy in enumerate(STRATEGIES):
+    for position, (strategy, (_, colour, *_)) in enumerate(STRATEGIES.items()):
         for line in lines:
             if line["row"] == f"{model}-{strategy}" and line["paper"] and line["shots"] in shots:
                 x = shots.index(line["shots"]) + _DODGE * (position - 1)
-                colour = STRATEGIES[strategy][1]
                 axes.plot(x, float(line["paper"]), "D", mfc="white", mec=colour, mew=1.4, ms=5.5)
     if not any(curves.values()):
         axes.text(0.5, 0.5, "no value", transform=axes.transAxes, ha="center", color=GREY)
 
 
-def _points(lines: Sequence[dict[str, str]], row: str, shots: Sequence[str], dodge: float) -> list[Point]:
-    """The row's values from few shots to many, those that there are."""
+def _points(lines: Sequence[dict[str, str]], row: str, shots: Sequence[str], dodge: float) -> list[tuple[float, ...]]:
+    """The row's place on the axis of shots, value, low and high from few shots to many, those that there are."""
     own = {line["shots"]: line for line in lines if line["row"] == row and line["value"]}
     return [
         (place + dodge, *(float(own[count][key]) for key in ("value", "low", "high")))
@@ -121,8 +102,7 @@ def _legend(job: dict, lines: Sequence[dict[str, str]], control: str | None) -> 
         for name, colour, marker, dash in STRATEGIES.values()
     ]
     if any(line["paper"] for line in lines):
-        label = "paper (other data)" if job["orientation_only"] else "paper"
-        handles.append(Line2D([], [], ls="", marker="D", mfc="white", mec="black", mew=1.4, ms=5.5, label=label))
+        handles.append(paper_handle(job, mfc="white", mec="black", mew=1.4, ms=5.5))
     if control:
         label = next(row["label"] for row in job["rows"] if row["id"] == control)
         handles.append(Line2D([], [], color=GREY, ls=":", marker="x", ms=5, lw=1.2, label=f"{label} (control)"))

@@ -20,7 +20,7 @@ from crnet.report.claims_plot import plot_claims
 from crnet.report.figures import plot_table
 from crnet.report.k_shot import plot_k_shot
 from crnet.report.page.page import CURVE_TABLE, write_page
-from crnet.report.runs import FUSED, collect
+from crnet.report.runs import collect, counts_files
 from crnet.report.tables.render import render_table
 from crnet.runtime.files import atomic_write, read_csv, read_mapping
 
@@ -44,7 +44,10 @@ def render(files: Sequence[Path], root: Path = study.ROOT) -> str:
     for name in plan.tables:
         table = mark(study.table_job(plan, layout, name), plan, layout, failed)
         notes += _table(table, results, Path(layout.job(name)))
-    _claims(claims_job(plan, layout, root / CLAIMS), results, Path(layout.job("claims")))
+    job = claims_job(plan, layout, root / CLAIMS)
+    render_claims(job, results / "claims")
+    plot_claims(job, results / "claims.csv", results / "figures/claims")
+    _note_gaps((cell for place in job["places"].values() for cell in place["cells"]), Path(layout.job("claims")))
     notes += _index(plan, layout, results)
     write_page(study.page_job(plan), results)
     done = sum(Path(layout.counts_of(cell)).is_file() for cell in plan.cells)
@@ -56,22 +59,16 @@ def failures(plan: Plan, layout: Layout) -> dict[str, str]:
     """Why a training failed, by its name; not of those that finished later. Where the work is gone, the index knows."""
     index = Path(layout.results) / INDEX[0]
     rows = read_csv(index) if index.is_file() else []
-    failed = {row["run"]: row["failed"] for row in rows if row.get("status") == "failed"}
-    failed = {name: why for name, why in failed.items() if name in plan.trainings}
+    failed = {r["run"]: r["failed"] for r in rows if r.get("status") == "failed" and r["run"] in plan.trainings}
     for name in plan.trainings:
         folder = Path(layout.training(name))
         if (folder / "train.json").is_file():
             failed.pop(name, None)
-        elif (folder / FAILED).is_file():
-            failed[name] = _reason(folder / FAILED)
+        elif (report := folder / FAILED).is_file():
+            if "failed" not in (about := read_mapping(report)):
+                raise CrnetError(f"{report}: does not say why the training failed; delete it and train again.")
+            failed[name] = str(about["failed"])
     return failed
-
-
-def _reason(path: Path) -> str:
-    try:
-        return str(read_mapping(path)["failed"])
-    except KeyError as error:
-        raise CrnetError(f"{path}: does not say why the training failed; delete it and train again.") from error
 
 
 def mark(job: dict, plan: Plan, layout: Layout, failed: dict[str, str]) -> dict:
@@ -85,31 +82,23 @@ def mark(job: dict, plan: Plan, layout: Layout, failed: dict[str, str]) -> dict:
 
 
 def _table(job: Mapping[str, Any], results: Path, job_file: Path) -> list[str]:
-    prefix, figure = results / "tables" / job["table"], results / "figures" / job["table"]
-    counts = [Path(cell["counts"]) for row in job["rows"] for cell in row["cells"]]
+    prefix = results / "tables" / job["table"]
+    cells = [cell for row in job["rows"] for cell in row["cells"]]
     stored = prefix.with_suffix(".csv")
-    gone = counts and not any(path.is_file() for path in counts)
+    gone = cells and not any(Path(cell["counts"]).is_file() for cell in cells)
     if gone and stored.is_file() and any(row.get("value") for row in read_csv(stored)):
         return [f"{stored} is left as it is: it holds values whose counts are all gone"]
     render_table(job, prefix)
-    plot_table(job, stored, figure)
+    plot_table(job, stored, results / "figures" / job["table"])
     if job["table"] == CURVE_TABLE:
         plot_k_shot(job, stored, results / "figures/k-shot")
-    _note_gaps(counts, job_file)
+    _note_gaps(cells, job_file)
     return []
 
 
-def _claims(job: Mapping[str, Any], results: Path, job_file: Path) -> None:
-    prefix, figure = results / "claims", results / "figures/claims"
-    render_claims(job, prefix)
-    plot_claims(job, prefix.with_suffix(".csv"), figure)
-    counts = [Path(cell["counts"]) for place in job["places"].values() for cell in place["cells"]]
-    _note_gaps(counts, job_file)
-
-
-def _note_gaps(counts: Iterable[Path], job: Path) -> None:
+def _note_gaps(cells: Iterable[Mapping[str, Any]], job: Path) -> None:
     """Take the job's file away where counts are absent: when they are brought here, Snakemake sees no other change."""
-    if not all(path.is_file() for path in counts):
+    if not all(Path(cell["counts"]).is_file() for cell in cells):
         job.unlink(missing_ok=True)
 
 
@@ -118,7 +107,8 @@ def _index(plan: Plan, layout: Layout, results: Path) -> list[str]:
     folders = [Path(layout.training(name)) for name in plan.trainings]
     reports = [folder / "train.json" for folder in folders]
     reports = [path if path.is_file() else path.with_name(FAILED) for path in reports]
-    whole = [Path(layout.evaluation(name)) for name, spec in plan.evaluations.items() if _is_whole(layout, name, spec)]
+    evaluated = {Path(layout.evaluation(name)): spec for name, spec in plan.evaluations.items()}
+    whole = [folder for folder, spec in evaluated.items() if all(map(Path.is_file, counts_files(folder, spec)))]
     with TemporaryDirectory() as temporary:
         made = [Path(temporary) / name for name in INDEX]
         collect(
@@ -137,14 +127,9 @@ def _index(plan: Plan, layout: Layout, results: Path) -> list[str]:
     return []
 
 
-def _is_whole(layout: Layout, name: str, spec: Mapping[str, Any]) -> bool:
-    counts = ["counts.csv", *([FUSED] if "finetune" in spec else [])]
-    return all((Path(layout.evaluation(name)) / file).is_file() for file in counts)
-
-
 def _runs(index: Path) -> set[str]:
     return {row["run"] for row in read_csv(index) if row.get("run")} if index.is_file() else set()
 
 
 def _there(paths: Iterable[Path]) -> list[Path]:
-    return [path for path in paths if path.is_file()]
+    return list(filter(Path.is_file, paths))

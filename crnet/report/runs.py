@@ -5,7 +5,8 @@ Both files are made from what the jobs left (``train.json``, ``log.csv``, ``choi
 as its network is scored with the first support and over all of them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,24 +18,10 @@ from crnet.runtime.files import canonical, read_csv, read_json, write_csv
 Row = dict[str, Any]
 
 IDENTITY = [
-    "run",
-    "kind",
-    "status",
-    "failed",
-    "train_run",
-    "method",
-    "variant",
-    "dataset.name",
-    "fold",
-    "seed",
-    "shots",
+    *("run", "kind", "status", "failed", "train_run"),
+    *("method", "variant", "dataset.name", "fold", "seed", "shots"),
 ]
-METRICS = [
-    "miou_ignore",
-    "fbiou_ignore",
-    "miou_background",
-    "fbiou_background",
-]  # percent; the suffix: void pixels
+METRICS = ["miou_ignore", "fbiou_ignore", "miou_background", "fbiou_background"]  # percent; the suffix: void pixels
 PROVENANCE = [
     *("started", "seconds", "peak_memory_bytes", "images_per_second", "episodes_per_second", "parameters"),
     *("device", "threads", "platform", "cpu", "gpu", "commit", "dirty"),
@@ -48,8 +35,7 @@ KINDS = ("train", "tune", "evaluate")
 FUSED = "counts-fusion.csv"
 SECOND_READING = "+fusion"  # ends the name of a row that shares its job with the row before
 
-# What a variant may differ in: all settings but those that name a cell of a table or follow from the code's
-# state.
+# What a variant may differ in: all settings but those that name a cell of a table or follow from the code's state.
 VARIANT_SECTIONS = ("model.", "encoder.", "train.", "evaluate.")
 NOT_A_VARIANT = {"evaluate.shots", "model.rev", "encoder.rev", "train.rev", "evaluate.rev"}
 
@@ -62,31 +48,27 @@ def collect(
     runs_csv: Path,
     training_csv: Path,
 ) -> None:
-    """Write the two index files of a study.
+    """Write the two index files of a study from every report, and the ``log.csv`` beside a ``train.json`` if there is.
 
     ``runs_csv``: one row a run, in the order of ``KINDS``; the same columns in every row, empty where they
     do not apply. Settings are named by their path (``train.lr``), values other than text are JSON. A failed
     run stays, with its reason. ``training_csv``: every row of every log, preceded by the run, method,
     variant, fold and seed it belongs to.
 
-    Args:
-        train_jsons: Every ``train.json`` of the study.
-        log_csvs: The ``log.csv`` beside each of them, where there is one.
-        choice_jsons: Every ``choice.json`` of finetuning's trials.
-        evaluation_jsons: Every ``evaluation.json``; the counts are read from the ``counts.csv`` beside it.
-
     Raises:
         CrnetError: A run is given twice, a log has no ``train.json`` beside it, or a file is not what it
         should be.
     """
-    trained = {Path(path).parent: _row(Path(path), "train") for path in train_jsons}
+    trained = {path.parent: _row(path, "train") for path in train_jsons}
     names = {canonical(row.pop("spec")): row["run"] for row in trained.values()}
-    tuned = [_row(Path(path), "tune") for path in choice_jsons]
-    evaluated = [row for path in evaluation_jsons for row in _readings(Path(path))]
+    tuned = [_row(path, "tune") for path in choice_jsons]
+    evaluated = [row for path in evaluation_jsons for row in _readings(path)]
     for row in [*tuned, *evaluated]:
         row["train_run"] = names.get(canonical(row.pop("spec")["train"]))
     rows = [*trained.values(), *tuned, *evaluated]
-    _refuse_duplicates(rows)
+    for run, count in Counter(row["run"] for row in rows).items():
+        if count > 1:
+            raise CrnetError(f"run {run!r} is reported twice; delete the folder that does not belong to this study.")
     for kind in (list(trained.values()), tuned, evaluated):
         for row, label in zip(kind, variants(kind), strict=True):
             row["variant"] = label
@@ -97,36 +79,32 @@ def collect(
 def _readings(path: Path) -> list[Row]:
     """One row of an evaluation, or two of a finetuned one; the cost is the first row's."""
     row = _row(path, "evaluate")
-    if "finetune" not in row["spec"]:
-        return [row]
-    if not path.with_name(FUSED).is_file():
-        raise _absent(path.with_name(FUSED), path)
+    first, *second = counts_files(path.parent, row["spec"])
+    for counts in (first, *second):
+        if not counts.is_file():
+            raise CrnetError(
+                f"{counts}: is absent, though {path.name} beside it says that the run finished; put it back, or delete "
+                f"{path.name} and run its job again."
+            )
+    row |= headline(first) | support_losses(first)
     cost = ("seconds", "peak_memory_bytes", "episodes_per_second")
-    fused = {key: value for key, value in row.items() if key not in cost}
-    fused |= {"run": row["run"] + SECOND_READING, "evaluate.strategy": "finetune-fusion"}
-    return [row, fused | headline(path.with_name(FUSED))]
+    again = {key: value for key, value in row.items() if key not in cost}
+    again |= {"run": row["run"] + SECOND_READING, "evaluate.strategy": "finetune-fusion"}
+    return [row, *(again | headline(counts) for counts in second)]
+
+
+def counts_files(folder: Path, spec: Mapping[str, Any]) -> list[Path]:
+    """The counts that an evaluation leaves in its folder: a finetuned one has those over all supports too."""
+    return [folder / name for name in ("counts.csv", FUSED)[: 2 if "finetune" in spec else 1]]
 
 
 def _row(path: Path, kind: str) -> Row:
     """One run as a flat row, with its nested specification kept under "spec" for the caller to take out."""
     report = read_json(path)
     try:
-        row = _flat(report, kind)
+        return _flat(report, kind)
     except (AttributeError, KeyError, TypeError) as error:
         raise CrnetError(f"{path}: is not the report of a run ({error!r}); delete it and run its job again.") from error
-    if kind == "evaluate" and not row["failed"]:
-        counts = path.with_name("counts.csv")
-        if not counts.is_file():
-            raise _absent(counts, path)
-        row |= headline(counts) | support_losses(counts)
-    return row
-
-
-def _absent(counts: Path, report: Path) -> CrnetError:
-    return CrnetError(
-        f"{counts}: is absent, though {report.name} beside it says that the run finished; put it back, or delete "
-        f"{report.name} and run its job again."
-    )
 
 
 def _flat(report: Any, kind: str) -> Row:
@@ -138,29 +116,21 @@ def _flat(report: Any, kind: str) -> Row:
     identity = {"run": run, "kind": kind, "method": training["method"], "fold": training["fold"]}
     identity |= {"seed": training["seed"], "dataset.name": training["dataset"]["name"]}
     failed = report.pop("failed", None)
-    settings = (
-        flatten(training) if kind == "train" else flatten({**spec, **training, "train": training.get("train", {})})
-    )
-    if kind == "tune":
-        settings |= {"choice.lr": report.pop("lr"), "choice.steps": report.pop("steps")}
-        identity |= {"shots": spec["evaluate"]["shots"], "miou_ignore": report.pop("miou")}
-    settings |= flatten({"choice": report.pop("choice", {})})
-    if kind == "evaluate":
+    settings = flatten({**spec, **training, "train": training.get("train", {})})
+    if kind != "train":
         identity["shots"] = spec["evaluate"]["shots"]
+    if kind == "tune":
+        identity["miou_ignore"] = report.pop("miou")
+        report["choice"] = {key: report.pop(key) for key in ("lr", "steps")}
+    more = flatten({key: report.pop(key, {}) for key in ("choice", "versions")})
     status = {"status": "failed" if failed else "finished", "failed": failed}
-    versions = flatten({"versions": report.pop("versions", {})})
-    return {**report, **versions, **settings, **identity, **status, "spec": spec}
+    return {**report, **settings, **more, **identity, **status, "spec": spec}
 
 
 def headline(counts_csv: Path) -> dict[str, float]:
     """mIoU and FB-IoU in percent over all episodes, both void conventions, estimated as in the tables."""
     fold = [read_fold(0, {0: counts_csv})]
-    scores = {
-        f"{metric}_{void}": estimate(fold, metric, void)
-        for metric in ("miou", "fbiou")
-        for void in ("ignore", "background")
-    }
-    return {name: round(100 * value, 4) for name, value in scores.items()}
+    return {name: round(100 * estimate(fold, *name.split("_")), 4) for name in METRICS}
 
 
 def support_losses(counts_csv: Path) -> dict[str, float]:
@@ -179,16 +149,6 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> Row:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _refuse_duplicates(rows: Iterable[Row]) -> None:
-    seen: set[str] = set()
-    for row in rows:
-        if row["run"] in seen:
-            raise CrnetError(
-                f"run {row['run']!r} is reported twice; delete the folder that does not belong to this study."
-            )
-        seen.add(row["run"])
 
 
 def variants(rows: Sequence[Row]) -> list[str]:
@@ -224,7 +184,7 @@ def text(value: Any) -> str:
 
 def _order(row: Row) -> tuple:
     place = (row["fold"], row["seed"], row.get("shots") or 0, row["run"])
-    return (KINDS.index(row["kind"]), row["dataset.name"], row["method"], row["variant"], *place)
+    return KINDS.index(row["kind"]), row["dataset.name"], row["method"], row["variant"], *place
 
 
 def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -237,7 +197,7 @@ def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 def _training(trained: Mapping[Path, Row], log_csvs: Sequence[Path]) -> tuple[list[str], list[list[str]]]:
     logs = []
-    for path in map(Path, log_csvs):
+    for path in log_csvs:
         if path.parent not in trained:
             raise CrnetError(
                 f"{path}: has no train.json beside it, so its run is unknown; delete it or run its job again."

@@ -31,7 +31,6 @@ def draw_sheet(episodes: Sequence[dict[str, Any]], out_prefix: Path, title: str)
             uint8 (H, W), 1 foreground, 0 background, 255 void; ``prediction`` bool (H, W) of the query's size;
             ``class_name``; ``fold``; ``iou`` of this query in [0, 1], or None. Images may differ in size.
         out_prefix: path without suffix.
-        title: heading of the sheet.
 
     Raises:
         CrnetError: no episode, more than 8, or a mask of another size than its image.

@@ -16,7 +16,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import product
@@ -45,21 +45,17 @@ IDENTITY_PARAMS = ("method", "dataset.name", "fold", "seed", "shots")
 CELL_PARAMS = ("fold", "seed")  # what differs between the children of one parent
 RUN_COLUMNS = ("run", "kind", "status", "variant", *IDENTITY_PARAMS, "seconds")  # what no run can be shown without
 RESTORE = "put it back from a copy, or delete it and let the workflow make it again"
-SCORES = {
+FINAL = {
     "miou_ignore": "test/miou",
     "fbiou_ignore": "test/fbiou",
     "miou_background": "test/miou_void_as_background",
     "fbiou_background": "test/fbiou_void_as_background",
+    **{name: f"cost/{name}" for name in ("seconds", "peak_memory_bytes", "images_per_second", "episodes_per_second")},
 }
-COSTS = ("seconds", "peak_memory_bytes", "images_per_second", "episodes_per_second")
-FINAL = {*SCORES.values(), *(f"cost/{name}" for name in COSTS)}
-CURVES = {
-    "base_miou": "base/miou",
-    "support_iou": "base/support_iou",
-}  # other columns of a log: train/<column>
+CURVES = {"base_miou": "base/miou", "support_iou": "base/support_iou"}  # other columns of a log: train/<column>
 SAME_TAGS = ("method", "variant", "kind", "fold", "seed", "shots", "train_run", "failed", "device", "cpu", "gpu")
 TAGS = {
-    **dict(zip(SAME_TAGS, SAME_TAGS, strict=True)),
+    **{name: name for name in SAME_TAGS},
     "dataset.name": "dataset",
     "commit": "mlflow.source.git.commit",
     "dirty": "git.dirty",
@@ -69,6 +65,7 @@ TAGS = {
     "episodes_digest": "digest.episodes",
     "versions.torch": "version.torch",
 }
+Point = tuple[str, float, float, int]  # metric, value, seconds since the start, step
 KEY, CONTENT, PARENT = "crnet.key", "crnet.content", "mlflow.parentRunId"
 
 
@@ -77,30 +74,29 @@ def store_uri(root: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve()}/mlflow.db"
 
 
-def sync(results: Path, runs_csv: Path, training_csv: Path, uri: str) -> bool:
+def sync(results: Path, uri: str) -> bool:
     """Bring the store to the state of a study's two index files; a second call finds nothing to do.
 
     A run whose content changed is replaced, one that an earlier call left unfinished is completed. Runs that
-    the files no longer name stay, as history.
-
-    Args:
-        results: The study's folder, ``results/<study>``; its name is the study's.
-        runs_csv, training_csv: As written by :func:`crnet.report.runs.collect`.
-        uri: Of the store, as by :func:`store_uri`; an SQLite file is made if it is missing.
+    the files no longer name stay, as history. The folder ``results/<study>`` has the study's name; ``uri`` is as by
+    :func:`store_uri`, and an SQLite file is made if it is missing.
 
     Returns:
         Whether the store holds all runs; if not, a sentence on stderr has said why and how to rebuild it.
 
     Raises:
-        CrnetError: One of the index files is not what :func:`crnet.report.runs.collect` writes, or ``runs_csv`` names
-            no run; without ``training_csv`` there is a warning, and no curves. No failure of MLflow raises.
+        CrnetError: One of the index files is not what :func:`crnet.report.runs.collect` writes, or ``runs.csv`` names
+            no run; without ``training.csv`` there is a warning, and no curves. No failure of MLflow raises.
     """
-    study = Path(results).resolve().name
+    study, runs_csv, training_csv = results.resolve().name, results / "runs.csv", results / "training.csv"
     by_dataset: dict[str, list[Record]] = {}
     if not (rows := _lines(runs_csv, RUN_COLUMNS)):
         raise CrnetError(f"{runs_csv}: names no run; {RESTORE}.")
     curves: dict[str, list[dict[str, str]]] = {}
-    for line in _curve_lines(training_csv):
+    if not training_csv.is_file():
+        remedy = "put it back from a copy, or let the workflow make it again"
+        print(f"warning: {training_csv} is absent, so the runs are shown without curves; {remedy}.", file=sys.stderr)
+    for line in _lines(training_csv, ("run", "epoch", "seconds")) if training_csv.is_file() else []:
         curves.setdefault(line["run"], []).append(line)
     for row in rows:
         try:
@@ -110,16 +106,17 @@ def sync(results: Path, runs_csv: Path, training_csv: Path, uri: str) -> bool:
         by_dataset.setdefault(row["dataset.name"], []).append(record)
     try:
         path = _sqlite_path(uri)
-        _ensure_store(path)
         with _lock(path) if path else nullcontext():
             if path:
-                _check_writable(uri, path)
-            mlflow = _mlflow()
-            client = mlflow.MlflowClient(tracking_uri=uri)
+                _ensure_store(path)
+                # an sqlite3.Error at once, or after BUSY_SECONDS, where MLflow would retry for minutes
+                with _connect(path, "ro" if "mode=ro" in uri else "rw") as connection:
+                    connection.execute("DELETE FROM runs WHERE 0")  # asks for the right to write; is not committed
+            client = _mlflow().MlflowClient(tracking_uri=uri)
             for dataset, records in by_dataset.items():
                 _Experiment(client, f"{study} · {dataset}").bring_to(records)
     except Exception as error:
-        _warn(uri, str(results), error)
+        _warn(uri, results, error)
         return False
     return True
 
@@ -131,35 +128,20 @@ def _lines(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     return rows
 
 
-def _curve_lines(training_csv: Path) -> list[dict[str, str]]:
-    if training_csv.is_file():
-        return _lines(training_csv, ("run", "epoch", "seconds"))
-    remedy = "put it back from a copy, or let the workflow make it again"
-    print(f"warning: {training_csv} is absent, so the runs are shown without curves; {remedy}.", file=sys.stderr)
-    return []
-
-
 @dataclass(frozen=True)
 class Record:
-    """One run as MLflow shall show it.
-
-    Attributes:
-        params: Every setting of the study, "-" where it does not apply, so that all runs have the same.
-        points: (metric, value, seconds since the start, step).
-        started: Unix time in seconds, None if unknown.
-        group: What its parent run shares with it; None for a parent.
-    """
+    """One run as MLflow shall show it."""
 
     key: str
     name: str
-    params: dict[str, str]
+    params: dict[str, str]  # every setting of the study, "-" where it does not apply, so that all runs have the same
     tags: dict[str, str]
-    points: list[tuple[str, float, float, int]] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
     status: str = "FINISHED"
-    started: float | None = None
+    started: float | None = None  # Unix time in seconds, None if unknown
     seconds: float = 0.0
     dataset: tuple[str, str] | None = None
-    group: "Record | None" = None
+    group: "Record | None" = None  # what its parent run shares with it; None for a parent
 
     def content(self) -> str:
         """Digest of what cannot change in a logged run; settings that only other runs have are not."""
@@ -172,9 +154,7 @@ def _record(row: dict[str, str], curve: list[dict[str, str]], study: str) -> Rec
     params = {name: row[name] or "-" for name in row if name in IDENTITY_PARAMS or name.startswith(SETTINGS)}
     tags = {"study": study, **{tag: row[name] for name, tag in TAGS.items() if row.get(name)}}
     seconds = float(row["seconds"] or 0)
-    last = [(metric, row.get(name), seconds, 0) for name, metric in SCORES.items()]
-    last += [(f"cost/{name}", row.get(name), seconds, 0) for name in COSTS]
-    points = [(metric, float(value), at, step) for metric, value, at, step in last if value]
+    points = [(metric, float(row[name]), seconds, 0) for name, metric in FINAL.items() if row.get(name)]
     part = f"{row['shots']}shot" if row["shots"] else row["kind"]
     return Record(
         key=row["run"],
@@ -190,7 +170,7 @@ def _record(row: dict[str, str], curve: list[dict[str, str]], study: str) -> Rec
     )
 
 
-def _curve(lines: list[dict[str, str]]) -> Iterator[tuple[str, float, float, int]]:
+def _curve(lines: list[dict[str, str]]) -> Iterator[Point]:
     about = {"run", "method", "variant", "fold", "seed", "epoch", "step", "seconds"}
     for line in lines:
         epoch = int(line["epoch"])
@@ -204,11 +184,8 @@ def _group(row: dict[str, str], params: dict[str, str], study: str, part: str) -
     # The label of a variant changes as a study grows; its settings do not, and neither does this key.
     settings = {name: value for name, value in shared.items() if value != "-"}
     key = f"{row['kind']}-{sha256_text(canonical(settings))[:16]}"
-    tags = {
-        "study": study,
-        "kind": "variant",
-        **{TAGS[n]: row[n] for n in ("method", "variant", "shots", "dataset.name") if row[n]},
-    }
+    named = ("method", "variant", "shots", "dataset.name")
+    tags = {"study": study, "kind": "variant", **{TAGS[name]: row[name] for name in named if row[name]}}
     return Record(key=key, name=f"{row['variant']} {part}", params=shared, tags=tags)
 
 
@@ -221,9 +198,9 @@ def _parent(children: list[Record], folds: set[str]) -> Record:
     of = {name: sorted({child.params[name] for child in children}, key=int) for name in CELL_PARAMS}
     points = []
     if folds == set(of["fold"]) and cells == set(product(*of.values())):
-        final = [{key: value for key, value, _, _ in child.points if key in FINAL} for child in children]
-        for key in sorted(set.intersection(*map(set, final))):
-            points.append((key, fmean(values[key] for values in final), 0.0, 0))
+        final = [{key: value for key, value, _, _ in child.points if key in FINAL.values()} for child in children]
+        shared = sorted(set.intersection(*map(set, final)))
+        points = [(key, fmean(values[key] for values in final), 0.0, 0) for key in shared]
     starts = [child.started for child in children]
     return replace(
         children[0].group,
@@ -241,12 +218,10 @@ class _Experiment:
         self.client = client
         self.id = self._find(name)
         self.runs: dict[str, Any] = {}
-        token = None
-        while True:
-            page = client.search_runs([self.id], max_results=1000, page_token=token)
+        page = None
+        while page is None or page.token:
+            page = client.search_runs([self.id], max_results=1000, page_token=page and page.token)
             self.runs |= {run.data.tags[KEY]: run for run in page if KEY in run.data.tags}
-            if not (token := page.token):
-                break
 
     def _find(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
@@ -269,6 +244,8 @@ class _Experiment:
 
     def _put(self, record: Record, links: dict[str, str]) -> str:
         """Create, complete or touch up one run; returns its id."""
+        from mlflow.entities import RunTag
+
         tags = {**record.tags, **links, KEY: record.key, CONTENT: record.content()}
         run = self.runs.get(record.key)
         if run is not None and run.data.tags.get(CONTENT) != tags[CONTENT]:
@@ -279,19 +256,24 @@ class _Experiment:
             run = self.client.create_run(self.id, int(1000 * started), tags, record.name)
         if run.info.status == "RUNNING":
             self._fill(run, record)
-        self._touch_up(run, record, tags)
+        else:
+            self._add_params(run, record)  # settings that the study did not have
+        changed = [RunTag(name, value) for name, value in tags.items() if run.data.tags.get(name) != value]
+        if changed:
+            self.client.log_batch(run.info.run_id, tags=changed)
+        if run.info.run_name != record.name:
+            self.client.update_run(run.info.run_id, name=record.name)
         return run.info.run_id
 
     def _fill(self, run: Any, record: Record) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 
         start = run.info.start_time
-        # Times are taken from the files, not the clock: MLflow drops a point that it has, so a fill can be
-        # repeated.
+        # Times are taken from the files, not the clock: MLflow drops a point that it has, so a fill can be repeated.
         metrics = [Metric(key, value, start + int(1000 * at), step) for key, value, at, step in record.points]
         for first in range(0, len(metrics), METRICS_PER_BATCH):
             self.client.log_batch(run.info.run_id, metrics=metrics[first : first + METRICS_PER_BATCH])
-        self._add_params(run, record.params)
+        self._add_params(run, record)
         if record.dataset:
             name, digest = record.dataset
             dataset = Dataset(name, digest[:36], "local", canonical({"digest": digest}))  # MLflow takes 36 characters
@@ -299,29 +281,14 @@ class _Experiment:
             self.client.log_inputs(run.info.run_id, [DatasetInput(dataset, [context])])
         self.client.set_terminated(run.info.run_id, record.status, start + int(1000 * record.seconds))
 
-    def _touch_up(self, run: Any, record: Record, tags: dict[str, str]) -> None:
-        """What may change in a finished run: labels, links, and settings that the study did not have."""
-        from mlflow.entities import RunTag
-
-        if run.info.status != "RUNNING":
-            self._add_params(run, {name: v for name, v in record.params.items() if name not in run.data.params})
-        changed = [RunTag(name, value) for name, value in tags.items() if run.data.tags.get(name) != value]
-        if changed:
-            self.client.log_batch(run.info.run_id, tags=changed)
-        if run.info.run_name != record.name:
-            self.client.update_run(run.info.run_id, name=record.name)
-
-    def _add_params(self, run: Any, params: dict[str, str]) -> None:
+    def _add_params(self, run: Any, record: Record) -> None:
         from mlflow.entities import Param
 
-        entries = [Param(_allowed(name), value) for name, value in params.items()]
+        # MLflow refuses names with other characters than these
+        params = {re.sub(r"[^\w./: -]", "_", name): value for name, value in record.params.items()}
+        entries = [Param(name, value) for name, value in params.items() if name not in run.data.params]
         for first in range(0, len(entries), PARAMS_PER_BATCH):
             self.client.log_batch(run.info.run_id, params=entries[first : first + PARAMS_PER_BATCH])
-
-
-def _allowed(name: str) -> str:
-    """MLflow refuses names with other characters than these."""
-    return re.sub(r"[^\w./: -]", "_", name)
 
 
 def _mlflow() -> ModuleType:
@@ -343,66 +310,39 @@ def _sqlite_path(uri: str) -> Path | None:
     return Path(rest.partition("?")[0].removeprefix("file:"))
 
 
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> AbstractContextManager:
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
-        yield
+    return FileLock(f"{path}.lock", timeout=LOCK_SECONDS)
 
 
-def _is_store(path: Path) -> bool:
-    """Whether ``path`` is a finished store; raises if it is something else, which must not be overwritten."""
-    if not path.exists() or path.stat().st_size == 0:
-        return False
-    connection = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro", uri=True, timeout=BUSY_SECONDS)
-    try:
-        query = "SELECT count(*) FROM sqlite_master WHERE name IN ('alembic_version', 'runs')"
-        found = connection.execute(query).fetchone()[0]
-    finally:
-        connection.close()
-    if found != 2:
-        raise RuntimeError("the file is a database of something else")
-    return True
+def _connect(path: Path, mode: str) -> closing[sqlite3.Connection]:
+    return closing(sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode={mode}", uri=True, timeout=BUSY_SECONDS))
 
 
-def _ensure_store(path: Path | None) -> None:
-    """Make an SQLite store if there is none; does nothing for a server.
+def _ensure_store(path: Path) -> None:
+    """Make an SQLite store if there is none; the caller holds its lock. Another file than a store is left alone.
 
     Several processes opening a *new* SQLite store at once leave it unusable (MLflow 3.17.2, 8 of 8), so it is made
-    under a lock and under another name, and then appears whole.
+    under the lock and under another name, and then appears whole.
     """
-    if path is None or _is_store(path):
+    if path.exists() and path.stat().st_size:
+        query = "SELECT count(*) FROM sqlite_master WHERE name IN ('alembic_version', 'runs')"
+        with _connect(path, "ro") as connection:
+            if connection.execute(query).fetchone()[0] != 2:
+                raise RuntimeError("the file is a database of something else")
         return
-    with _lock(path):
-        if not _is_store(path):
-            _create(path)
-
-
-def _create(path: Path) -> None:
     unfinished = path.with_name(f"{path.name}.unfinished")
     unfinished.unlink(missing_ok=True)  # of a process that was killed; the lock says it is not another's
     _mlflow().MlflowClient(tracking_uri=f"sqlite:///{unfinished.resolve()}").search_experiments(max_results=1)
     os.replace(unfinished, path)
 
 
-def _check_writable(uri: str, path: Path) -> None:
-    """Raise sqlite3.Error at once, or after ``BUSY_SECONDS``, where MLflow would retry for minutes."""
-    mode = "ro" if "mode=ro" in uri else "rw"
-    connection = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode={mode}", uri=True, timeout=BUSY_SECONDS)
-    try:
-        connection.execute("DELETE FROM runs WHERE 0")  # writes nothing, but asks for the right to
-        connection.rollback()
-    finally:
-        connection.close()
-
-
-def _warn(uri: str, results: str, error: Exception) -> None:
-    secret = re.compile(r"(?<=://)[^/@\s]+@")
+def _warn(uri: str, results: Path, error: Exception) -> None:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
     sentence = (
         f"warning: the MLflow store {uri} could not be brought up to date ({reason}); the result files are "
         f"complete, and `crnet track {results}` fills it when it can be written again."
     )
-    print(secret.sub("", sentence), file=sys.stderr)
+    print(re.sub(r"(?<=://)[^/@\s]+@", "", sentence), file=sys.stderr)  # without a password

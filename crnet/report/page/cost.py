@@ -1,8 +1,9 @@
 """What a study cost: core- or GPU-hours, time a run and peak memory, from its ``runs.csv``."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from operator import mul
 from statistics import median
+from typing import NamedTuple
 
 from crnet.errors import CrnetError
 from crnet.report.runs import SECOND_READING
@@ -13,26 +14,16 @@ COLUMNS = ("run", "kind", "method", "variant", "shots", "status", "seconds", "pe
 CPU, GPU = "CPU-core-hours", "GPU-hours"
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Runs of one kind, or of one variant of a kind, on one sort of device.
+class Cost(NamedTuple):
+    """Runs of one kind, or of one variant of a kind, on one sort of device."""
 
-    Attributes:
-        name: of the kind or the variant, with its shots.
-        unit: ``CPU`` or ``GPU``.
-        runs, failed: how many there are, and how many of them failed.
-        hours: their sum; on a CPU seconds times threads.
-        seconds: of each run that recorded them, ascending.
-        peak_bytes: the greatest peak memory of a run; None if none was recorded.
-    """
-
-    name: str
-    unit: str
+    name: str  # of the kind or the variant, with its shots
+    unit: str  # ``CPU`` or ``GPU``
     runs: int
-    failed: int
-    hours: float
-    seconds: tuple[float, ...]
-    peak_bytes: int | None
+    failed: int  # of these runs
+    hours: float  # their sum; on a CPU seconds times threads
+    seconds: tuple[float, ...]  # of each run that recorded them, ascending
+    peak_bytes: int | None  # the greatest peak memory of a run; None if none was recorded
 
 
 def costs(lines: Sequence[Mapping[str, str]]) -> tuple[list[Cost], dict[str, list[Cost]]]:
@@ -48,42 +39,42 @@ def costs(lines: Sequence[Mapping[str, str]]) -> tuple[list[Cost], dict[str, lis
     if missing:
         raise CrnetError(f"runs.csv has no line with the column {missing[0]!r}: collect the study's runs again.")
     jobs = [line for line in lines if not line["run"].endswith(SECOND_READING)]
-    by_kind: dict[tuple[str, str], list] = {}
-    by_variant: dict[str, dict[tuple[str, str], list]] = {}
-    for line in jobs:
-        kind, unit = KINDS.get(line["kind"], line["kind"].capitalize()), GPU if _on_gpu(line) else CPU
-        name = f"{line['variant'] or line['method']}" + (f", {line['shots']}-shot" if line["shots"] else "")
-        by_kind.setdefault((kind, unit), []).append(line)
-        by_variant.setdefault(kind, {}).setdefault((name, unit), []).append(line)
-    kinds = [_cost(*key, group) for key, group in by_kind.items()]
-    return kinds, {kind: [_cost(*key, group) for key, group in groups.items()] for kind, groups in by_variant.items()}
+    kinds = _costs(jobs, _kind)
+    names = dict.fromkeys(cost.name for cost in kinds)
+    return kinds, {name: _costs([line for line in jobs if _kind(line) == name], _variant) for name in names}
 
 
-def _on_gpu(line: Mapping[str, str]) -> bool:
-    return line["device"].startswith("cuda")
+def _kind(line: Mapping[str, str]) -> str:
+    return KINDS.get(line["kind"], line["kind"].capitalize())
+
+
+def _variant(line: Mapping[str, str]) -> str:
+    return (line["variant"] or line["method"]) + (f", {line['shots']}-shot" if line["shots"] else "")
+
+
+def _costs(lines: Sequence[Mapping[str, str]], name: Callable[[Mapping[str, str]], str]) -> list[Cost]:
+    groups: dict[tuple[str, str], list] = {}
+    for line in lines:
+        unit = GPU if line["device"].startswith("cuda") else CPU
+        groups.setdefault((name(line), unit), []).append(line)
+    return [_cost(*key, group) for key, group in groups.items()]
 
 
 def _cost(name: str, unit: str, lines: Sequence[Mapping[str, str]]) -> Cost:
     try:
-        seconds = [float(line["seconds"]) for line in lines if line["seconds"]]
-        spent = [
-            float(line["seconds"]) * (1 if _on_gpu(line) else int(line["threads"] or 1))
-            for line in lines
-            if line["seconds"]
-        ]
+        timed = [line for line in lines if line["seconds"]]
+        seconds = [float(line["seconds"]) for line in timed]
+        threads = [1 if unit == GPU else int(line["threads"] or 1) for line in timed]
         peaks = [int(line["peak_memory_bytes"]) for line in lines if line["peak_memory_bytes"]]
     except ValueError as error:
         raise CrnetError(f"runs.csv, {name}: {error}; collect the study's runs again.") from error
     failed = sum(line["status"] == "failed" for line in lines)
-    return Cost(name, unit, len(lines), failed, sum(spent) / 3600, tuple(sorted(seconds)), max(peaks, default=None))
+    hours = sum(map(mul, seconds, threads)) / 3600
+    return Cost(name, unit, len(lines), failed, hours, tuple(sorted(seconds)), max(peaks, default=None))
 
 
 def render_cost(lines: Sequence[Mapping[str, str]]) -> list[str]:
-    """Markdown paragraphs: the sum by kind, every variant in a fold-out, what is counted.
-
-    Raises:
-        CrnetError: as ``costs``.
-    """
+    """Markdown paragraphs: the sum by kind, every variant in a fold-out, what is counted; raises as ``costs``."""
     kinds, variants = costs(lines)
     totals = {unit: sum(cost.hours for cost in kinds if cost.unit == unit) for unit in (CPU, GPU)}
     spent = " and ".join(f"{_hours(hours)} {unit}" for unit, hours in totals.items() if hours)
@@ -104,14 +95,12 @@ def render_cost(lines: Sequence[Mapping[str, str]]) -> list[str]:
 def _grid(title: str, rows: Sequence[Cost]) -> str:
     units = {row.unit for row in rows}
     head = [title, "Runs", units.pop() if len(units) == 1 else "Cost", "Seconds a run: median (range)", "Peak memory"]
-    lines = [
-        [
-            *(row.name, str(row.runs), _hours(row.hours) + (f" {row.unit}" if units else "")),
-            *(_spread(row.seconds), _memory(row.peak_bytes)),
-        ]
-        for row in rows
-    ]
-    return grid([head, *lines], ["l", "r", "r", "r", "r"])
+    lines = [head]
+    for row in rows:
+        cost = _hours(row.hours) + (f" {row.unit}" if units else "")
+        peak = "not recorded" if row.peak_bytes is None else f"{row.peak_bytes / 2**30:.2f} GiB"
+        lines.append([row.name, str(row.runs), cost, _spread(row.seconds), peak])
+    return grid(lines, ["l", "r", "r", "r", "r"])
 
 
 def _hours(hours: float) -> str:
@@ -121,14 +110,5 @@ def _hours(hours: float) -> str:
 def _spread(seconds: Sequence[float]) -> str:
     if not seconds:
         return "not recorded"
-    if len(seconds) == 1:
-        return _seconds(seconds[0])
-    return f"{_seconds(median(seconds))} ({_seconds(seconds[0])} to {_seconds(seconds[-1])})"
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
-
-
-def _memory(peak: int | None) -> str:
-    return "not recorded" if peak is None else f"{peak / 2**30:.2f} GiB"
+    middle, least, most = (f"{x:.0f}" if x >= 100 else f"{x:.1f}" for x in (median(seconds), seconds[0], seconds[-1]))
+    return middle if len(seconds) == 1 else f"{middle} ({least} to {most})"

@@ -13,20 +13,18 @@ def render_finetuning(lines: Sequence[Mapping[str, str]]) -> list[str]:
     A loss that hardly falls means too few steps; one near zero whose queries do not gain means overfitting.
     """
     tuned = {line.get("train_run", ""): line for line in lines if line["kind"] == "tune"}
-    evaluated = [
-        line
-        for line in lines
-        if line.get("support_loss_before")
-        and not line["run"].endswith(SECOND_READING)
-        and line.get("train_run") in tuned
-    ]
+    finetuned = [line for line in lines if line.get("support_loss_before") and line.get("train_run") in tuned]
+    evaluated = [line for line in finetuned if not line["run"].endswith(SECOND_READING)]
     if not evaluated:
         return []
-    rows = [
-        ["Model", "Fold", "Seed", "Shots", "Rate", "Steps", "mIoU of the trials", "Loss on the supports"],
-        *(_row(line, tuned[line["train_run"]]) for line in evaluated),
-    ]
-    chosen = {line["run"]: line for line in (tuned[line["train_run"]] for line in evaluated)}.values()
+    rows = [["Model", "Fold", "Seed", "Shots", "Rate", "Steps", "mIoU of the trials", "Loss on the supports"]]
+    for line in evaluated:
+        trial = tuned[line["train_run"]]
+        settings = [f"{float(line['choice.lr']):g}", line["choice.steps"]]
+        miou = f"{float(trial['miou_untouched']):.1f} → {float(trial['miou_ignore']):.1f}"
+        loss = f"{float(line['support_loss_before']):.3f} → {float(line['support_loss_after']):.3f}"
+        rows.append([trial["variant"], line["fold"], line["seed"], line["shots"], *settings, miou, loss])
+    chosen = [tuned[name] for name in {line["train_run"] for line in evaluated}]
     worse = sum(float(line["miou_ignore"]) < float(line["miou_untouched"]) for line in chosen)
     falls = mean(float(e["support_loss_after"]) / float(e["support_loss_before"]) for e in evaluated)
     below = f"{worse} of {len(chosen)} choices even the best trial scored below no step at all, which is not among them"
@@ -37,17 +35,4 @@ def render_finetuning(lines: Sequence[Mapping[str, str]]) -> list[str]:
         "Rate and steps: the best in trials on classes that the fold does not test, by mIoU with void ignored, "
         "given without and with finetuning; all trials are in the folder [finetune](finetune). Loss: cross-entropy "
         "of both branches over the supports, without dropout, before and after, mean over the test episodes.",
-    ]
-
-
-def _row(line: Mapping[str, str], trial: Mapping[str, str]) -> list[str]:
-    return [
-        trial["variant"],
-        line["fold"],
-        line["seed"],
-        line["shots"],
-        f"{float(line['choice.lr']):g}",
-        line["choice.steps"],
-        f"{float(trial['miou_untouched']):.1f} → {float(trial['miou_ignore']):.1f}",
-        f"{float(line['support_loss_before']):.3f} → {float(line['support_loss_after']):.3f}",
     ]

@@ -6,9 +6,8 @@ once. What is missing is said in its place, with how to make it.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from crnet.errors import CrnetError
 from crnet.report.page.cost import render_cost
@@ -22,8 +21,7 @@ PAGE = "README.md"
 CURVE_TABLE = "table4"  # whose rows the k-shot curve shows
 
 
-@dataclass(frozen=True)
-class TablePart:
+class TablePart(NamedTuple):
     """What the page takes from ``tables/<name>.md``: the compact grid and its paragraphs."""
 
     heading: str
@@ -33,12 +31,7 @@ class TablePart:
 
 
 def write_page(job: Mapping[str, Any], results: Path) -> None:
-    """Write ``<results>/README.md``.
-
-    Args:
-        job: ``study``, ``title``, ``caption``, ``orientation_only``, ``tables`` (a list of ``name`` and
-            ``title``), ``command``, the one that makes the study, and ``sheet``, whether it draws an episode sheet.
-        results: the study's folder, e.g. ``results/demo``.
+    """Write the page of ``crnet.config.study.page_job`` into the study's folder, e.g. ``results/demo``.
 
     Raises:
         CrnetError: the folder does not exist, or a file in it is not what it should be.
@@ -47,19 +40,22 @@ def write_page(job: Mapping[str, Any], results: Path) -> None:
         raise CrnetError(f"{results}: is no folder of results; run the study first: {job['command']}.")
     parts = {table["name"]: _read_table(results / "tables" / f"{table['name']}.md") for table in job["tables"]}
     shared = _shared(job, parts)
+    runs = read_csv(results / "runs.csv") if (results / "runs.csv").is_file() else []
+    no_runs = _missing(job, "The list of runs", results, "runs.csv")
+    finetuning = render_finetuning(runs)
     sections = [
         ("The paper's claims", _claims(job, results)),
         ("How to read the tables", [*shared.values()] or ["No table has been made yet."]),
         *_tables(job, results, parts, shared),
-        *_finetuning(results),
+        *([("Finetuning: settings and loss on the supports", finetuning)] if finetuning else []),
         ("Test episodes", _sheet(job, results)),
         ("Training", _losses(job, results)),
-        ("Cost", _from_runs(job, results, render_cost)),
-        ("Provenance", _from_runs(job, results, render_provenance)),
+        ("Cost", render_cost(runs) if runs else no_runs),
+        ("Provenance", render_provenance(runs) if runs else no_runs),
         ("Make it again", _again(job, results)),
     ]
     head = [f"# {job['title']}", *([ORIENTATION] if job["orientation_only"] else []), job["caption"].strip()]
-    contents = " · ".join(f"[{_short(title)}](#{slug(title)})" for title, _ in sections)
+    contents = " · ".join(f"[{title.partition(':')[0]}](#{slug(title)})" for title, _ in sections)
     body = [text for title, paragraphs in sections for text in (f"## {title}", *paragraphs)]
     atomic_write(results / PAGE, "\n\n".join([*head, contents, *body]) + "\n")
 
@@ -69,14 +65,10 @@ def slug(title: str) -> str:
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
-def _short(title: str) -> str:
-    return title.partition(":")[0]
-
-
 def _number(name: str) -> str:
     """ "2" of "table2"; "" if the name is another."""
-    found = re.fullmatch(r"table(\d+)", name)
-    return found[1] if found else ""
+    number = name.removeprefix("table")
+    return number if number.isdigit() else ""
 
 
 def _heading(table: Mapping[str, str]) -> str:
@@ -96,22 +88,15 @@ def _how(job: Mapping[str, Any], results: Path, file: str) -> str:
     return f"`{command}` makes it."
 
 
-# ---------------------------------------------------------------- claims
-
-
 def _claims(job: Mapping[str, Any], results: Path) -> list[str]:
     """The summary and the grid of ``claims.md``, and the plot; how verdicts are reached is a click away."""
     path = results / "claims.md"
     if not path.is_file():
         return _missing(job, "The verdict on each claim", results, "claims.md")
     paragraphs = [text for text in _paragraphs(path) if not text.startswith("# ") and text != ORIENTATION]
-    grids = [i for i, text in enumerate(paragraphs) if text.startswith("|")]
-    kept = paragraphs[: grids[-1] + 1] if grids else paragraphs
-    where = "[How the verdicts are reached](claims.md)"
-    return [*kept, *_figure(job, results, "claims", "All claims, ours against the paper's"), f"{where}."]
-
-
-# ---------------------------------------------------------------- tables
+    grids = [i for i, text in enumerate(paragraphs, 1) if text.startswith("|")]
+    figure = _figure(job, results, "claims", "All claims, ours against the paper's")
+    return [*paragraphs[: grids[-1] if grids else None], *figure, "[How the verdicts are reached](claims.md)."]
 
 
 def _paragraphs(path: Path) -> list[str]:
@@ -154,55 +139,39 @@ def _listed(job: Mapping[str, Any], names: Sequence[str]) -> str:
     numbers = [_number(name) for name in names if _number(name)]
     titles = {table["name"]: table["title"] for table in job["tables"]}
     others = [f'"{titles[name]}"' for name in names if not _number(name)]
-    first = [f"Table{'' if len(numbers) == 1 else 's'} {_and(numbers)}"] if numbers else []
-    return ", and ".join([*first, *others])
-
-
-def _and(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    if numbers:
+        words = " and ".join(filter(None, [", ".join(numbers[:-1]), numbers[-1]]))
+        others.insert(0, f"Table{'' if len(numbers) == 1 else 's'} {words}")
+    return ", and ".join(others)
 
 
 def _tables(
     job: Mapping[str, Any], results: Path, parts: Mapping[str, TablePart | None], shared: Mapping[str, str]
 ) -> list[tuple[str, list[str]]]:
     """A section for each table, and the curve over shots after the table that it shows, or last."""
-    names = [table["name"] for table in job["tables"]]
-    sections = [(_heading(table), _table(job, results, table, parts[table["name"]], shared)) for table in job["tables"]]
-    place = names.index(CURVE_TABLE) + 1 if CURVE_TABLE in names else len(names)
+    sections = []
+    for table in job["tables"]:
+        heading, name = _heading(table), table["name"]
+        if part := parts[name]:
+            figure = _figure(job, results, name, heading)
+            own = [text for text in part.own if text not in shared]
+            sections.append((heading, [f"**{part.heading}**", part.grid, *own, *figure, _links(results, name)]))
+        else:
+            sections.append((heading, _missing(job, "This table", results, f"tables/{name}.md")))
+    place = next((i for i, table in enumerate(job["tables"], 1) if table["name"] == CURVE_TABLE), len(sections))
     return [*sections[:place], ("Shots and strategies", _curve(job, results)), *sections[place:]]
 
 
-def _table(
-    job: Mapping[str, Any],
-    results: Path,
-    table: Mapping[str, str],
-    part: TablePart | None,
-    shared: Mapping[str, str],
-) -> list[str]:
-    name = table["name"]
-    if part is None:
-        return _missing(job, "This table", results, f"tables/{name}.md")
+def _links(results: Path, name: str) -> str:
     files = {"CSV": f"tables/{name}.csv", "LaTeX": f"tables/{name}.tex"}
-    links = [f"[each fold, both void conventions](tables/{name}.md)"]
-    links += [f"[{word}]({file})" for word, file in files.items() if (results / file).is_file()]
-    own = [text for text in part.own if text not in shared]
-    return [
-        f"**{part.heading}**",
-        part.grid,
-        *own,
-        *_figure(job, results, name, _heading(table)),
-        f"In full: {', '.join(links)}.",
-    ]
-
-
-# ---------------------------------------------------------------- figures
+    links = [f"[{word}]({file})" for word, file in files.items() if (results / file).is_file()]
+    return f"In full: {', '.join([f'[each fold, both void conventions](tables/{name}.md)', *links])}."
 
 
 def _figure(job: Mapping[str, Any], results: Path, name: str, alternative: str) -> list[str]:
     file = f"figures/{name}.png"
-    if not (results / file).is_file():
-        return _missing(job, "The plot", results, file)
-    return [f"![{alternative}]({file})"]
+    there = (results / file).is_file()
+    return [f"![{alternative}]({file})"] if there else _missing(job, "The plot", results, file)
 
 
 def _curve(job: Mapping[str, Any], results: Path) -> list[str]:
@@ -241,28 +210,13 @@ def _losses(job: Mapping[str, Any], results: Path) -> list[str]:
     return [*_figure(job, results, "losses", "Loss curves"), text + link]
 
 
-# ---------------------------------------------------------------- runs
-
-
-def _from_runs(job: Mapping[str, Any], results: Path, render: Any) -> list[str]:
-    path = results / "runs.csv"
-    lines = read_csv(path) if path.is_file() else []
-    return render(lines) if lines else _missing(job, "The list of runs", results, "runs.csv")
-
-
-def _finetuning(results: Path) -> list[tuple[str, list[str]]]:
-    """The section on finetuning; none for a study without."""
-    path = results / "runs.csv"
-    paragraphs = render_finetuning(read_csv(path)) if path.is_file() else []
-    return [("Finetuning: settings and loss on the supports", paragraphs)] if paragraphs else []
-
-
 def _again(job: Mapping[str, Any], results: Path) -> list[str]:
+    texts = ["Only what is not there, or whose settings changed, is run. This page is written by the same command."]
     known = {
         "runs.csv": "every run with all its settings",
         "training.csv": "every training's log",
         "claims.csv": "claims for programs",
     }
-    files = [f"[{file}]({file}): {what}" for file, what in known.items() if (results / file).is_file()]
-    text = "Only what is not there, or whose settings changed, is run. This page is written by the same command."
-    return [f"```\n{job['command']}\n```", text, *([f"Beside this page: {'; '.join(files)}."] if files else [])]
+    if files := [f"[{file}]({file}): {what}" for file, what in known.items() if (results / file).is_file()]:
+        texts.append(f"Beside this page: {'; '.join(files)}.")
+    return [f"```\n{job['command']}\n```", *texts]

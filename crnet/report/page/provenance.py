@@ -1,5 +1,6 @@
 """Where a study's numbers come from: code, versions, machine, data, episodes, as its ``runs.csv`` records them."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from crnet import __version__
@@ -61,12 +62,8 @@ def _named(line: Line, name: str, digest: str) -> str:
 
 def _counted(runs: Sequence[Line], of: Callable[[Line], str]) -> str:
     """The runs' common value, or every value with its number of runs, the most frequent first."""
-    counts: dict[str, int] = {}
-    for line in runs:
-        value = of(line)
-        if value:
-            counts[value] = counts.get(value, 0) + 1
-    if sum(counts.values()) == len(runs) and len(counts) == 1:
+    counts = Counter(filter(None, map(of, runs)))
+    if list(counts.values()) == [len(runs)]:
         return next(iter(counts))
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return "; ".join(f"{value} ({count} run{'' if count == 1 else 's'})" for value, count in ordered)
@@ -74,15 +71,13 @@ def _counted(runs: Sequence[Line], of: Callable[[Line], str]) -> str:
 
 def _episodes(runs: Sequence[Line]) -> dict[str, str]:
     """By data set and number of episodes: the digest of each fold's."""
-    found: dict[str, dict[int, list[str]]] = {}
+    found: dict[str, dict[int, dict[str, None]]] = {}  # the digests in their order
     for line in runs:
-        digest = line.get("episodes_digest")
-        if digest:
+        if digest := line.get("episodes_digest"):
             count = f", {line['episodes.count']} a fold and seed" if line.get("episodes.count") else ""
             shots = f", {line['episodes.shots']} supports" if line.get("episodes.shots", "1") != "1" else ""
             folds = found.setdefault(f"{line['dataset.name']}{count}{shots}", {})
-            digests = folds.setdefault(int(line["fold"]), [])
-            digests += [digest[:_DIGITS]] if digest[:_DIGITS] not in digests else []
+            folds.setdefault(int(line["fold"]), {})[digest[:_DIGITS]] = None
     return {
         name: ", ".join(f"fold {fold} `{'`, `'.join(digests)}`" for fold, digests in sorted(folds.items()))
         for name, folds in sorted(found.items())

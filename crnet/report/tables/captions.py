@@ -1,6 +1,6 @@
 """The words below a table: first what only this table needs, then how all tables of a study are read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,15 @@ from crnet.report.tables.layout import all_folds, row_label, shown_shots, total
 from crnet.runtime.files import read_mapping
 
 
-def caption(job: dict[str, Any], cells: Sequence[Cell], bootstrap: Bootstrap) -> list[str]:
-    """All paragraphs, for formats that have one caption."""
-    return [*own_notes(job, cells), *reading(job, bootstrap)]
-
-
 def own_notes(job: dict[str, Any], cells: Sequence[Cell]) -> list[str]:
     """Paragraphs on this table: its source, folds and sizes, encoders and data, what is absent, the table's notes."""
+    quoted = any(cell.paper is not None for cell in cells)
+    encoders = [f"{role}: {text}" for role, text in job.get("encoders", {}).items()]
+    about = [f"Encoder{'' if len(encoders) == 1 else 's'}: {'; '.join(encoders)}."] if encoders else []
     paragraphs = [
-        _source_sentence(job, cells),
+        f"Paper: {job['source']}." if quoted else f"Not a table of the paper; see {job['source']}.",
         " ".join(filter(None, [_folds_sentence(job), _sizes(job, cells)])),
-        " ".join([*_encoder_sentence(job), *_data_sentences(job)]),
+        " ".join([*about, *_data_sentences(job)]),
         _absent_sentences(job, cells),
         *job.get("notes", []),
     ]
@@ -56,12 +54,6 @@ def reading(job: dict[str, Any], bootstrap: Bootstrap) -> list[str]:
     return [paragraph.strip() for paragraph in paragraphs if paragraph.strip()]
 
 
-def _source_sentence(job: dict, cells: Sequence[Cell]) -> str:
-    if all(cell.paper is None for cell in cells):
-        return f"Not a table of the paper; see {job['source']}."
-    return f"Paper: {job['source']}."
-
-
 def _folds_sentence(job: dict) -> str:
     if total(job) == 1:
         return "The data set has one fold."
@@ -79,8 +71,8 @@ def _sizes(job: dict, cells: Sequence[Cell]) -> str:
     seeds = {cell.seeds for cell in known if cell.row not in controls}
     if not known:
         return ""
-    text = f"{_span(seeds)} training seed{'' if seeds == {1} else 's'} and " if seeds else ""
-    text += f"{_span({cell.episodes for cell in known})} episodes a fold on {_span({cell.photos for cell in known})} "
+    text = f"{training_seeds(seeds)} and " if seeds else ""
+    text += f"{span({cell.episodes for cell in known})} episodes a fold on {span({cell.photos for cell in known})} "
     text += "query photos, the same for every row."
     if 1 in seeds:
         text += " With one training seed an interval covers the choice of these photos only."
@@ -97,30 +89,31 @@ def _deviations(cells: Sequence[Cell]) -> str:
     return f" Standard deviation of the mean mIoU between training seeds: {size}."
 
 
-def _span(values: set[int]) -> str:
+def span(values: set[int]) -> str:
     return f"{min(values)}" if len(values) == 1 else f"{min(values)} to {max(values)}"
 
 
-def _encoder_sentence(job: dict) -> list[str]:
-    encoders = job.get("encoders", {})
-    if not encoders:
-        return []
-    return [f"Encoder{'' if len(encoders) == 1 else 's'}: {'; '.join(f'{k}: {v}' for k, v in encoders.items())}."]
+def training_seeds(values: set[int]) -> str:
+    return f"{span(values)} training seed{'' if values == {1} else 's'}"
+
+
+def evaluations(cells: Iterable[Mapping[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+    """Fold and report of every evaluation that is there behind a job's cells."""
+    files = {Path(cell["counts"]).with_name("evaluation.json"): cell["fold"] for cell in cells}
+    return [(fold, read_mapping(file)) for file, fold in files.items() if file.is_file()]
+
+
+def data_sentences(reports: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What evaluations say of their data: that it is a subset, and their note on its split as it stands."""
+    subsets, splits = (sorted({report.get(key) or "" for report in reports} - {""}) for key in ("subset", "split_note"))
+    return [*(f"The data are {subset}." for subset in subsets), *splits]
 
 
 def _data_sentences(job: dict) -> list[str]:
-    """What the evaluations say of their data: that it is a subset, its split, classes with too few photos."""
-    subsets, splits, left_out = set(), set(), {}
-    for row in job["rows"]:
-        for cell in row["cells"]:
-            report = Path(cell["counts"]).with_name("evaluation.json")
-            if report.is_file():
-                about = read_mapping(report)
-                subsets.add(about.get("subset") or "")
-                splits.add(about.get("split_note") or "")
-                left_out |= {(cell["fold"], name): size for name, size in about.get("left_out", {}).items()}
-    sentences = [f"The data are {subset}." for subset in sorted(subsets - {""})]
-    sentences += [f"{split.rstrip('.')}." for split in sorted(splits - {""})]
+    """As above, and which classes have too few photos."""
+    found = evaluations(cell for row in job["rows"] for cell in row["cells"])
+    left_out = {(fold, name): size for fold, about in found for name, size in about.get("left_out", {}).items()}
+    sentences = [f"{text.rstrip('.')}." for text in data_sentences([about for _, about in found])]
     if left_out:
         named = ", ".join(f"{name} ({size}) of fold {fold}" for (fold, name), size in sorted(left_out.items()))
         sentences.append(f"Classes left out because they have too few test photos (their number): {named}.")
@@ -131,12 +124,10 @@ def _absent_sentences(job: dict, cells: Sequence[Cell]) -> str:
     """Why cells hold no value; each reason once, rows that share it together."""
     labels = {row["id"]: row_label(row) for row in job["rows"]}
     shown = shown_shots(job)
-    gaps: dict[str, list[str]] = {}
+    gaps: dict[str, dict[str, None]] = {}
     for cell in cells:
         if cell.fold == "mean" and cell.note and cell.shots in shown:
-            name = f"{labels[cell.row]} {cell.shots}-shot"
-            names = gaps.setdefault(cell.note, [])
-            names += [name] if name not in names else []
+            gaps.setdefault(cell.note, {})[f"{labels[cell.row]} {cell.shots}-shot"] = None
     sentences = []
     reasons = [note for note in gaps if note.startswith(NOT_AVAILABLE)]
     for note, names in gaps.items():

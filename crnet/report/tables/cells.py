@@ -6,8 +6,9 @@ only quoted from the paper has no counts, and one that cannot be had for a numbe
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ VOID_NAMES = {"background": "void counted as background", "ignore": "void ignore
 VOIDS = tuple(VOID_COLUMNS)  # the convention that is probably the paper's, the headline, comes first
 REPORTED = "reported, not run here"
 NOT_AVAILABLE = "N/A"
+UNDEFINED = "undefined: no pixel was asked for or predicted"
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,27 @@ def collect(job: dict[str, Any], bootstrap: Bootstrap) -> list[Cell]:
                         f"{job['table']}: {first!r} and {row['label']!r} were scored on different episodes "
                         f"of fold {part.fold}, so they cannot stand in one table: evaluate them again."
                     )
-            for metric in job["metrics"]:
-                for void in VOIDS:
-                    cells += _row_cells(job, row, shots, metric, void, parts, notes, bootstrap)
+            cells += _row_cells(job, row, shots, parts, notes, bootstrap)
     return cells
+
+
+def read_folds(
+    folds: Iterable[int], cells: Iterable[Mapping[str, Any]]
+) -> tuple[dict[int, FoldCounts], dict[int, list[int]]]:
+    """Counts of the folds that are whole, and for every other fold the planned seeds whose counts are absent."""
+    parts, gaps = {}, {}
+    for fold in folds:
+        files = {cell["seed"]: cell["counts"] for cell in cells if cell["fold"] == fold}
+        absent = [seed for seed, path in sorted(files.items()) if not Path(path).is_file()]
+        if files and not absent:
+            parts[fold] = read_fold(fold, files)
+        else:
+            gaps[fold] = absent
+    return parts, gaps
+
+
+def place(fold: int, seeds: Sequence[int]) -> str:
+    return f"fold {fold}" + (f", seed {', '.join(map(str, seeds))}" if seeds else "")
 
 
 def _read_folds(job: dict, row: dict, shots: int) -> tuple[dict[int, FoldCounts], dict[int, str]]:
@@ -77,28 +96,18 @@ def _read_folds(job: dict, row: dict, shots: int) -> tuple[dict[int, FoldCounts]
     planned = [cell for cell in row["cells"] if cell["shots"] == shots]
     if not planned:
         return {}, dict.fromkeys(job["folds"], _why_none(row, shots))
-    parts, notes = {}, {}
-    for fold in job["folds"]:
-        files = {cell["seed"]: cell["counts"] for cell in planned if cell["fold"] == fold}
-        absent = [seed for seed, path in sorted(files.items()) if not Path(path).is_file()]
-        if files and not absent:
-            parts[fold] = read_fold(fold, files)
-            continue
-        failed = {cell["seed"]: cell["failed"] for cell in planned if cell["fold"] == fold and "failed" in cell}
-        notes[fold] = _gap(fold, [] if row["control"] else absent, failed)
-    return parts, notes
+    parts, gaps = read_folds(job["folds"], planned)
+    failed = {(cell["fold"], cell["seed"]): cell["failed"] for cell in planned if "failed" in cell}
+    return parts, {fold: _gap(fold, [] if row["control"] else seeds, failed) for fold, seeds in gaps.items()}
 
 
-def _gap(fold: int, absent: Sequence[int], failed: Mapping[int, str]) -> str:
+def _gap(fold: int, absent: Sequence[int], failed: Mapping[tuple[int, int], str]) -> str:
     """Which seeds of a fold have no counts; of those whose training failed, why the first did."""
-
-    def place(seeds: Sequence[int]) -> str:
-        return f"fold {fold}" + (f", seed {', '.join(map(str, seeds))}" if seeds else "")
-
-    lost, others = ([seed for seed in absent if (seed in failed) == wanted] for wanted in (True, False))
+    lost, others = ([seed for seed in absent if ((fold, seed) in failed) == wanted] for wanted in (True, False))
     if not lost:
-        return f"missing ({place(absent)})"
-    return f"failed ({place(lost)}): {failed[lost[0]]}" + (f", and missing ({place(others)})" if others else "")
+        return f"missing ({place(fold, absent)})"
+    why = failed[fold, lost[0]]
+    return f"failed ({place(fold, lost)}): {why}" + (f", and missing ({place(fold, others)})" if others else "")
 
 
 def short_gap(note: str) -> str:
@@ -116,31 +125,29 @@ def _why_none(row: dict, shots: int) -> str:
 
 
 def _row_cells(
-    job: dict,
-    row: dict,
-    shots: int,
-    metric: str,
-    void: str,
-    parts: dict[int, FoldCounts],
-    notes: dict[int, str],
-    bootstrap: Bootstrap,
-) -> Iterable[Cell]:
-    base = {"row": row["id"], "label": row["label"], "shots": shots, "metric": metric, "void": void}
+    job: dict, row: dict, shots: int, parts: dict[int, FoldCounts], notes: dict[int, str], bootstrap: Bootstrap
+) -> Iterator[Cell]:
+    why = "; ".join(dict.fromkeys(notes.values()))
+    for metric, void in product(job["metrics"], VOIDS):
+        about = {"row": row["id"], "label": row["label"], "shots": shots, "metric": metric, "void": void}
+        for fold in job["folds"]:
+            measured = _measured([parts[fold]], metric, void, bootstrap) if fold in parts else {"note": notes[fold]}
+            yield Cell(**about, fold=fold, **measured)
+        measured = {"note": why} if notes else _measured([*parts.values()], metric, void, bootstrap)
+        paper = row.get("paper", {}).get(f"{shots}-shot", {}).get(metric)
+        yield Cell(**about, fold="mean", paper=paper, **measured)
 
-    def measured(fold: int | str, folds: Sequence[FoldCounts], **more: Any) -> Cell:
-        value, low, high = (100 * x for x in bootstrap.interval(folds, metric, void))
-        if math.isnan(value):
-            return Cell(**base, fold=fold, note="undefined: no pixel was asked for or predicted", **more)
-        seeds = min(len(part.seeds) for part in folds)
-        more |= {"episodes": sum(len(part.classes) for part in folds), "photos": sum(part.photos for part in folds)}
-        deviation = seed_deviation(folds, metric, void)
-        more["seed_sd"] = None if deviation is None else 100 * deviation
-        return Cell(**base, fold=fold, value=value, low=low, high=high, seeds=seeds, **more)
 
-    for fold in job["folds"]:
-        yield measured(fold, [parts[fold]]) if fold in parts else Cell(**base, fold=fold, note=notes[fold])
-    paper = row.get("paper", {}).get(f"{shots}-shot", {}).get(metric)
-    if notes:
-        yield Cell(**base, fold="mean", paper=paper, note="; ".join(dict.fromkeys(notes.values())))
-    else:
-        yield measured("mean", list(parts.values()), paper=paper)
+def _measured(folds: Sequence[FoldCounts], metric: str, void: str, bootstrap: Bootstrap) -> dict[str, Any]:
+    """What a cell holds of some folds: the value with its interval and sizes, or why there is none."""
+    value, low, high = (100 * x for x in bootstrap.interval(folds, metric, void))
+    if math.isnan(value):
+        return {"note": UNDEFINED}
+    deviation = seed_deviation(folds, metric, void)
+    return {
+        **{"value": value, "low": low, "high": high},
+        "seeds": min(len(part.seeds) for part in folds),
+        "seed_sd": None if deviation is None else 100 * deviation,
+        "episodes": sum(len(part.classes) for part in folds),
+        "photos": sum(part.photos for part in folds),
+    }

@@ -1,7 +1,6 @@
 """What the Markdown and the LaTeX of a table share: which columns and rows it has, and how a number reads."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from crnet.report.tables.cells import METRIC_NAMES, NOT_AVAILABLE, REPORTED, VOID_NAMES, VOIDS, Cell, short_gap
@@ -12,15 +11,8 @@ DETAILS = "Details by fold"
 SEED_SD = "SD of seeds"
 READING = "How to read the numbers"
 
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the compact grid: one metric at one number of shots. ``quoted``: the paper gives values."""
-
-    title: str
-    shots: int
-    metric: str
-    quoted: bool
+# What a row has in the columns of a grid: cells with their intervals, and numbers without.
+Entries = Callable[[dict[str, Any]], list[Cell | str]]
 
 
 def shown_shots(job: dict[str, Any]) -> list[int]:
@@ -33,15 +25,24 @@ def _run_shots(job: dict[str, Any]) -> list[int]:
     return [shots for shots in job["shots"] if shots in run]
 
 
-def compact_columns(job: dict[str, Any], cells: Sequence[Cell]) -> list[Column]:
-    """Columns in the paper's style: shots where there are several, else metrics."""
+def compact(job: dict[str, Any], cells: Sequence[Cell], paper: str) -> tuple[list[str], Entries]:
+    """Columns in the paper's style: shots where there are several, else metrics; beside them ``paper``'s, if any."""
     shots, metrics = shown_shots(job), job["metrics"]
     if len(shots) > 1:
-        keys = [(f"{k}-shot", k, metrics[0]) for k in shots]
+        columns = {(k, metrics[0]): f"{k}-shot" for k in shots}
     else:
-        keys = [(METRIC_NAMES[metric], shots[0], metric) for metric in metrics]
+        columns = {(shots[0], metric): METRIC_NAMES[metric] for metric in metrics}
     quoted = {(cell.shots, cell.metric) for cell in cells if cell.paper is not None}
-    return [Column(title, k, metric, (k, metric) in quoted) for title, k, metric in keys]
+    titles = [title for key, name in columns.items() for title in ([name, paper] if key in quoted else [name])]
+
+    def entries(row: dict[str, Any]) -> list[Cell | str]:
+        line = []
+        for key in columns:
+            mean = select(cells, row, *key, VOIDS[0])[-1]
+            line += [mean, number(mean.paper)] if key in quoted else [mean]
+        return line
+
+    return titles, entries
 
 
 def compact_title(job: dict[str, Any]) -> str:
@@ -91,10 +92,10 @@ def switch_names(job: dict[str, Any]) -> list[str]:
 
 def setting(row: dict[str, Any], name: str) -> str:
     """How a switch of a row reads: a tick, nothing, or the text that it is."""
-    value = dict(row.get("switches", {})).get(name)
+    value = dict(row.get("switches", {})).get(name, "")
     if isinstance(value, bool):
         return TICK if value else ""
-    return "" if value is None else str(value)
+    return str(value)
 
 
 def row_label(row: dict[str, Any]) -> str:
@@ -103,19 +104,14 @@ def row_label(row: dict[str, Any]) -> str:
     return f"{row['label']} ({', '.join(texts)})" if texts else row["label"]
 
 
-def groups(job: dict[str, Any]) -> list[tuple[str, list[dict]]]:
-    """Rows below their headings: what is quoted, what was run, controls. Without quotes, run rows have none."""
-    controls = [row for row in job["rows"] if row["control"]]
-    reported = [row for row in job["rows"] if row.get("reported")]
+def groups(job: dict[str, Any], quoted: bool) -> list[tuple[str, list[dict]]]:
+    """Rows below their headings: what the paper quotes, if wanted, what was run, controls. Without quotes, run rows
+    have none."""
+    reported = [row for row in job["rows"] if row.get("reported")] if quoted else []
     run = [row for row in job["rows"] if not row["control"] and not row.get("reported")]
+    controls = [row for row in job["rows"] if row["control"]]
     named = [(REPORTED.capitalize(), reported), ("Run here" if reported else "", run), ("Controls", controls)]
     return [(heading, rows) for heading, rows in named if rows]
-
-
-def detail_groups(job: dict[str, Any]) -> list[tuple[str, list[dict]]]:
-    """As ``groups``, without quoted rows: they have no folds."""
-    kept = [(heading, [row for row in rows if not row.get("reported")]) for heading, rows in groups(job)]
-    return [("" if heading == "Run here" else heading, rows) for heading, rows in kept if rows]
 
 
 def select(cells: Sequence[Cell], row: dict, shots: int, metric: str, void: str) -> list[Cell]:

@@ -6,10 +6,9 @@ from typing import Any
 from crnet.metrics.bootstrap import Bootstrap
 from crnet.report.tables import layout
 from crnet.report.tables.captions import own_notes, reading
-from crnet.report.tables.cells import VOIDS, Cell
+from crnet.report.tables.cells import Cell
 
 ORIENTATION = "**The data differ from the paper's; its values are for orientation only.**"
-_SPACE = "\N{NO-BREAK SPACE}"
 
 
 def render_markdown(job: dict[str, Any], cells: Sequence[Cell], bootstrap: Bootstrap) -> str:
@@ -17,7 +16,8 @@ def render_markdown(job: dict[str, Any], cells: Sequence[Cell], bootstrap: Boots
     parts = [f"# {job['title']}"]
     if job["orientation_only"]:
         parts.append(ORIENTATION)
-    parts += [f"## {layout.compact_title(job)}", _compact_grid(job, cells), *own_notes(job, cells)]
+    compact = _grouped(job, layout.groups(job, quoted=True), *layout.compact(job, cells, "paper"))
+    parts += [f"## {layout.compact_title(job)}", compact, *own_notes(job, cells)]
     blocks = layout.blocks(job)
     parts += [f"## {layout.DETAILS}"] + ([] if blocks else ["No row of this table is run in this study."])
     for title, shots, metric, void in blocks:
@@ -42,23 +42,6 @@ def grid(lines: Sequence[Sequence[str]], aligns: Sequence[str]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [padded[0], rule, *padded[1:]])
 
 
-def _compact_grid(job: dict, cells: Sequence[Cell]) -> str:
-    columns = layout.compact_columns(job, cells)
-    head, aligns = [], []
-    for column in columns:
-        head += [column.title, "paper"] if column.quoted else [column.title]
-        aligns += ["r", "r"] if column.quoted else ["r"]
-
-    def numbers(row: dict) -> list[str]:
-        texts = []
-        for column in columns:
-            mean = layout.select(cells, row, column.shots, column.metric, VOIDS[0])[-1]
-            texts += [_mean_text(mean)] + ([layout.number(mean.paper)] if column.quoted else [])
-        return texts
-
-    return _grouped(job, layout.groups(job), head, aligns, numbers)
-
-
 def _detail_grid(job: dict, cells: Sequence[Cell], shots: int, metric: str, void: str) -> str:
     ours = [row["id"] for row in job["rows"] if not row.get("reported")]
     key = (shots, metric)
@@ -69,16 +52,16 @@ def _detail_grid(job: dict, cells: Sequence[Cell], shots: int, metric: str, void
     head += [layout.SEED_SD] if spread else []
     head += ["Paper", "Difference"] if quoted else []
 
-    def numbers(row: dict) -> list[str]:
+    def entries(row: dict) -> list[Cell | str]:
         *parts, mean = layout.select(cells, row, shots, metric, void)
         deviation = [layout.number(mean.seed_sd)] if spread else []
         paper = [layout.number(mean.paper), layout.number(mean.difference, "+")] if quoted else []
-        return [*(_fold_text(cell) for cell in parts if folds), _mean_text(mean), *deviation, *paper]
+        return [*(parts if folds else []), mean, *deviation, *paper]
 
-    return _grouped(job, layout.detail_groups(job), head, ["r"] * len(head), numbers)
+    return _grouped(job, layout.groups(job, quoted=False), head, entries)
 
 
-def _grouped(job: dict, groups: list, head: list[str], aligns: list[str], numbers: Any) -> str:
+def _grouped(job: dict, groups: list, head: list[str], entries: layout.Entries) -> str:
     """A grid with a line for every group's heading, and labels and switches before the numbers."""
     switches = layout.switch_names(job)
     lines = [["", *switches, *head]]
@@ -87,18 +70,15 @@ def _grouped(job: dict, groups: list, head: list[str], aligns: list[str], number
             lines.append([f"*{heading}*"] + [""] * (len(lines[0]) - 1))
         for row in rows:
             label = f"*{row['label']}*" if row["control"] else row["label"]
-            lines.append([label, *(layout.setting(row, name) for name in switches), *numbers(row)])
-    return grid(lines, ["l"] + ["c"] * len(switches) + aligns)
+            lines.append([label, *(layout.setting(row, name) for name in switches), *map(_text, entries(row))])
+    return grid(lines, ["l"] + ["c"] * len(switches) + ["r"] * len(head))
 
 
-def _mean_text(cell: Cell) -> str:
-    return layout.short_note(cell) if cell.value is None else f"**{cell.value:.1f}** {bounds(cell.low, cell.high)}"
-
-
-def _fold_text(cell: Cell) -> str:
-    return layout.short_note(cell) if cell.value is None else f"{cell.value:.1f} {bounds(cell.low, cell.high)}"
-
-
-def bounds(low: float, high: float) -> str:
-    """An interval that moves below its value whole in a narrow window."""
-    return f"[{layout.number(low)},{_SPACE}{layout.number(high)}]"
+def _text(cell: Cell | str) -> str:
+    if isinstance(cell, str):
+        return cell
+    if cell.value is None:
+        return layout.short_note(cell)
+    value = f"**{cell.value:.1f}**" if cell.fold == "mean" else f"{cell.value:.1f}"
+    # the no-break space: in a narrow window the interval moves below its value whole
+    return f"{value} [{layout.number(cell.low)},\N{NO-BREAK SPACE}{layout.number(cell.high)}]"

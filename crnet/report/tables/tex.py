@@ -1,118 +1,94 @@
 """A table in LaTeX that needs booktabs and nothing else; intervals stand below their values."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from crnet.metrics.bootstrap import Bootstrap
 from crnet.report.tables import layout
-from crnet.report.tables.captions import caption
-from crnet.report.tables.cells import VOIDS, Cell
+from crnet.report.tables.captions import own_notes, reading
+from crnet.report.tables.cells import Cell
 
-_TEX = {
-    **{
-        "\\": r"\textbackslash{}",
-        "{": r"\{",
-        "}": r"\}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-    },
-    **{character: f"\\{character}" for character in "%&#_$"},
-    **{"–": "--", "—": "---", "×": r"$\times$", "±": r"$\pm$", "≥": r"$\ge$", "≤": r"$\le$", "−": "$-$"},
-    **{layout.TICK: r"$\surd$", "\N{NO-BREAK SPACE}": "~", "<": "$<$", ">": "$>$"},
-}
-Line = tuple[list[str], list[str]]  # values, and what stands below them
+_TEX = str.maketrans(
+    {
+        **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+        **{character: f"\\{character}" for character in "{}%&#_$"},
+        **{"–": "--", "—": "---", "×": r"$\times$", "±": r"$\pm$", "≥": r"$\ge$", "≤": r"$\le$", "−": "$-$"},
+        **{layout.TICK: r"$\surd$", "\N{NO-BREAK SPACE}": "~", "<": "$<$", ">": "$>$"},
+    }
+)
 
 
 def escape_tex(text: str) -> str:
     """Text that LaTeX prints as it stands."""
-    return "".join(_TEX.get(character, character) for character in text)
+    return text.translate(_TEX)
 
 
 def render_tex(job: dict[str, Any], cells: Sequence[Cell], bootstrap: Bootstrap) -> str:
     """The paper's grid with the whole caption, then for every number of shots the grids by fold."""
     label = f"tab:{job['study']}-{job['table']}"
-    text = " ".join([f"{job['title']}.", f"{layout.compact_title(job)}.", *caption(job, cells, bootstrap)])
-    lines = ["% needs \\usepackage{booktabs}", *_environment(_compact(job, cells), escape_tex(text), label)]
+    caption = [*own_notes(job, cells), *reading(job, bootstrap)]
+    text = " ".join([f"{job['title']}.", f"{layout.compact_title(job)}.", *caption])
+    lines = ["% needs \\usepackage{booktabs}", *_environment(*_compact(job, cells), escape_tex(text), label)]
     for shots in dict.fromkeys(block[1] for block in layout.blocks(job)):
         title = escape_tex(f"{job['title']}: {layout.DETAILS.lower()}, {shots}-shot.")
         text = f"{title} See Table~\\ref{{{label}}}."
-        lines += ["", *_environment(_details(job, cells, shots), text, f"{label}-{shots}-shot")]
+        lines += ["", *_environment(*_details(job, cells, shots), text, f"{label}-{shots}-shot")]
     return "\n".join(lines) + "\n"
 
 
-def _environment(tabular: list[str], text: str, label: str) -> list[str]:
+def _environment(names: list[str], body: list[str], text: str, label: str) -> list[str]:
+    """A table of the columns ``names``, which follow the one of the rows' labels."""
     return [
         "\\begin{table}",
         "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}",
-        *tabular,
+        f"\\begin{{tabular}}{{l{'c' * len(names)}}}",
+        "\\toprule",
+        " & ".join(["", *map(escape_tex, names)]) + r" \\",
+        *body,
+        "\\bottomrule",
+        "\\end{tabular}",
         f"\\caption{{{text}}}",
         f"\\label{{{label}}}",
         "\\end{table}",
     ]
 
 
-def _compact(job: dict, cells: Sequence[Cell]) -> list[str]:
-    columns = layout.compact_columns(job, cells)
-    head = [title for c in columns for title in ([c.title, "Paper"] if c.quoted else [c.title])]
-
-    def numbers(row: dict) -> Line:
-        values, below = [], []
-        for column in columns:
-            mean = layout.select(cells, row, column.shots, column.metric, VOIDS[0])[-1]
-            values += [_value(mean, bold=True)] + ([escape_tex(layout.number(mean.paper))] if column.quoted else [])
-            below += [_bounds(mean)] + ([""] if column.quoted else [])
-        return values, below
-
-    width = 1 + len(layout.switch_names(job)) + len(head)
-    return [*_open(job, head), "\\midrule", *_body(job, layout.groups(job), width, numbers), *_close()]
+def _compact(job: dict, cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
+    titles, entries = layout.compact(job, cells, "Paper")
+    names = [*layout.switch_names(job), *titles]
+    return names, ["\\midrule", *_body(job, layout.groups(job, quoted=True), 1 + len(names), entries)]
 
 
-def _details(job: dict, cells: Sequence[Cell], shots: int) -> list[str]:
+def _details(job: dict, cells: Sequence[Cell], shots: int) -> tuple[list[str], list[str]]:
     folds = layout.fold_columns(job)
-    head = [*map(str, folds), layout.mean_name(job), "Paper", "Diff."]
-    width = 1 + len(layout.switch_names(job)) + len(head)
-    lines = _open(job, head)
+    names = [*layout.switch_names(job), *map(str, folds), layout.mean_name(job), "Paper", "Diff."]
+    lines, width = [], 1 + len(names)
     for title, of_shots, metric, void in layout.blocks(job):
         if of_shots != shots:
             continue
 
-        def numbers(row: dict, metric: str = metric, void: str = void) -> Line:
+        def entries(row: dict, metric: str = metric, void: str = void) -> list[Cell | str]:
             *parts, mean = layout.select(cells, row, shots, metric, void)
-            parts = parts if folds else []
-            paper = [escape_tex(layout.number(mean.paper)), escape_tex(layout.number(mean.difference, "+"))]
-            values = [*(_value(cell) for cell in parts), _value(mean, bold=True), *paper]
-            return values, [*(_bounds(cell) for cell in [*parts, mean]), "", ""]
+            paper = [layout.number(mean.paper), layout.number(mean.difference, "+")]
+            return [*(parts if folds else []), mean, *paper]
 
         lines += ["\\midrule", _across(width, title), "\\midrule"]
-        lines += _body(job, layout.detail_groups(job), width, numbers)
-    return [*lines, *_close()]
-
-
-def _open(job: dict, head: Sequence[str]) -> list[str]:
-    names = [*layout.switch_names(job), *head]
-    return [
-        f"\\begin{{tabular}}{{l{'c' * len(names)}}}",
-        "\\toprule",
-        " & ".join(["", *map(escape_tex, names)]) + r" \\",
-    ]
-
-
-def _close() -> list[str]:
-    return ["\\bottomrule", "\\end{tabular}"]
+        lines += _body(job, layout.groups(job, quoted=False), width, entries)
+    return names, lines
 
 
 def _across(width: int, text: str) -> str:
     return f"\\multicolumn{{{width}}}{{l}}{{\\emph{{{escape_tex(text)}}}}} \\\\"
 
 
-def _body(job: dict, groups: list, width: int, numbers: Callable[[dict], Line]) -> list[str]:
+def _body(job: dict, groups: list, width: int, entries: layout.Entries) -> list[str]:
     """Two lines a row: values, and below them intervals where there are any."""
     lines, switches = [], layout.switch_names(job)
     for position, (heading, rows) in enumerate(groups):
         lines += [f"\\cmidrule{{1-{width}}}"] if position else []
         lines += [_across(width, heading)] if heading else []
         for row in rows:
-            values, below = numbers(row)
+            values, below = (list(map(shown, entries(row))) for shown in (_value, _bounds))
             label = f"\\emph{{{escape_tex(row['label'])}}}" if row["control"] else escape_tex(row["label"])
             ticks = [escape_tex(layout.setting(row, name)) for name in switches]
             lines.append(" & ".join([label, *ticks, *values]) + r" \\")
@@ -121,13 +97,17 @@ def _body(job: dict, groups: list, width: int, numbers: Callable[[dict], Line]) 
     return lines
 
 
-def _value(cell: Cell, bold: bool = False) -> str:
+def _value(cell: Cell | str) -> str:
+    if isinstance(cell, str):
+        return escape_tex(cell)
     if cell.value is None:
         # the reason of a missing fold is long, and in the caption
         note = layout.short_note(cell)
         return escape_tex(note if note == layout.NOT_AVAILABLE else layout.NONE)
-    return f"\\textbf{{{cell.value:.1f}}}" if bold else f"{cell.value:.1f}"
+    return f"\\textbf{{{cell.value:.1f}}}" if cell.fold == "mean" else f"{cell.value:.1f}"
 
 
-def _bounds(cell: Cell) -> str:
-    return "" if cell.value is None else f"{{\\scriptsize[{cell.low:.1f}, {cell.high:.1f}]}}"
+def _bounds(cell: Cell | str) -> str:
+    if isinstance(cell, str) or cell.value is None:
+        return ""
+    return f"{{\\scriptsize[{cell.low:.1f}, {cell.high:.1f}]}}"
