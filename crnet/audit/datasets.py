@@ -3,14 +3,15 @@
 import hashlib
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from crnet.audit.folder import UNREADABLE, Folder
-from crnet.audit.ledger import Check, Ledger, shown
+from crnet.audit.folder import Folder
+from crnet.audit.ledger import UNREADABLE, Check, Ledger, shown
 from crnet.config import resolve
 from crnet.config.settings import component
 from crnet.data.index import SPLITS, Index
@@ -45,30 +46,24 @@ def _sources(folder: Folder, kind: str, name_of: Callable[[dict], str]) -> Itera
     """Each report's digest of its data set or encoder."""
     for reports in (folder.evaluations, folder.tunings, folder.trainings):
         for report in reports.values():
-            try:
+            with suppress(*UNREADABLE):  # said by the check of specifications
                 training = report["spec"] if reports is folder.trainings else report["spec"]["train"]
                 name = name_of(training[kind])
-            except UNREADABLE:
-                continue  # said by the check of specifications
-            yield name, report.get(f"{kind}_digest"), f"{folder.relative(report['path'])}, {kind}_digest"
+                yield name, report.get(f"{kind}_digest"), f"{folder.relative(report['path'])}, {kind}_digest"
     if kind == "dataset":
         for name, spec in folder.plan.episodes.items():
             path = folder.results / "episodes" / f"{name}.json"
             if path.is_file():
-                try:
+                with suppress(*UNREADABLE):  # said by the check of episodes
                     yield name_of(spec["dataset"]), read_json(path).get("dataset_digest"), f"episodes/{name}.json"
-                except UNREADABLE:
-                    continue  # said by the check of episodes
 
 
 def _agree(check: Check, sources: Iterator[Source]) -> dict[str, tuple[str, str]]:
     first: dict[str, tuple[str, str]] = {}
     for name, digest, where in sources:
         known, source = first.setdefault(name, (digest, where))
-        if digest and digest == known:
-            check.ok()
-        else:
-            check.differs(where, f"is {shown(digest)}, {source} has {shown(known)}")
+        alike = digest and digest == known
+        check.judge(where, None if alike else f"is {shown(digest)}, {source} has {shown(known)}")
     return first
 
 
@@ -78,23 +73,20 @@ def _agree(check: Check, sources: Iterator[Source]) -> dict[str, tuple[str, str]
 def _data_files(folder: Folder, ledger: Ledger, spec: dict, recorded: tuple[str, str] | None) -> None:
     data, name = folder.data(spec), spec["name"]
     if data is None:
-        ledger[DATA_FILES].unknown(f"the data set {name} is not at hand in a work folder")
-        if name == "pascal5i":
-            ledger[PAIRS].unknown("the data set pascal5i is not at hand in a work folder")
+        for check in (DATA_FILES, PAIRS) if name == "pascal5i" else (DATA_FILES,):
+            ledger[check].unknown(f"the data set {name} is not at hand in a work folder")
         return
-    try:
+    check = ledger[DATA_FILES]
+    with check.reading(str(data), "cannot be read", *BROKEN_ZIP):
         index = Index.load(data)
         made = data_digest(data, spec)
         if name == "pascal5i" and spec["pairs"] == "published":
             _published(ledger[PAIRS], data, index)
-    except (*UNREADABLE, *BROKEN_ZIP) as error:
-        ledger[DATA_FILES].differs(str(data), f"cannot be read ({error})")
-        return
-    whole = ledger[DATA_FILES].same(f"{data}/dataset.json, digest", index.digest, made, "its files have")
-    if recorded:
-        whole &= ledger[DATA_FILES].same(recorded[1], recorded[0], made, f"the files in {data} have")
-    if whole:
-        folder.trusted.add(resolve.dataset_name(spec))
+        whole = check.same(f"{data}/dataset.json, digest", index.digest, made, "its files have")
+        if recorded:
+            whole &= check.same(recorded[1], recorded[0], made, f"the files in {data} have")
+        if whole:
+            folder.trusted.add(resolve.dataset_name(spec))
 
 
 def data_digest(data: Path, spec: dict) -> str:
@@ -143,12 +135,12 @@ def _published(check: Check, data: Path, index: Index) -> None:
             found = {(pair.image, pair.class_id) for pair in index.pairs(split, ids)}
             expected = listed.get((split, fold), set())
             where = f"{data}/pairs.csv, {split} of fold {fold}"
-            if found == expected:
-                check.ok()
-            else:
+            problem = None
+            if found != expected:
                 image, class_id = min(found ^ expected)
                 numbers = f"{len(found)} pairs, the published list {len(expected)}"
-                check.differs(where, f"has {numbers}, e.g. {image} of class {class_id} is in one only")
+                problem = f"has {numbers}, e.g. {image} of class {class_id} is in one only"
+            check.judge(where, problem)
 
 
 # ---------------------------------------------------------------- encoder
@@ -162,10 +154,8 @@ def _encoder_file(folder: Folder, check: Check, spec: dict, recorded: tuple[str,
     elif recorded is None:
         check.unknown("no report names its digest")
     else:
-        try:
+        with check.reading(str(path), "is no safetensors file", SafetensorError):
             check.same(recorded[1], recorded[0], encoder_digest(path), f"{path} has")
-        except (OSError, SafetensorError) as error:
-            check.differs(str(path), f"is no safetensors file ({error})")
 
 
 def encoder_digest(path: Path) -> str:
