@@ -14,8 +14,8 @@ import yaml
 from click.testing import CliRunner
 
 from crnet.audit import CHECKS, audit
+from crnet.audit.at_hand import encoder_digest
 from crnet.audit.counts import row_problem
-from crnet.audit.datasets import encoder_digest
 from crnet.audit.folder import STUDIES
 from crnet.audit.ledger import Ledger, first_difference, shown
 from crnet.cli import cli

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-from crnet.audit import choices, counts, datasets, episodes, published, runs, weights
+from crnet.audit import at_hand, choices, counts, episodes, published, runs
 from crnet.audit.folder import Folder, commits
 from crnet.audit.ledger import Ledger
 
@@ -32,13 +32,13 @@ CHECKS = (
     episodes.DIGEST,
     episodes.RULES,
     episodes.DRAWN,
-    datasets.DATA_RECORDS,
-    datasets.DATA_FILES,
-    datasets.PAIRS,
-    datasets.ENCODER_RECORDS,
-    datasets.ENCODER_FILES,
-    weights.RECORDS,
-    weights.FILES,
+    at_hand.DATA_RECORDS,
+    at_hand.DATA_FILES,
+    at_hand.PAIRS,
+    at_hand.ENCODER_RECORDS,
+    at_hand.ENCODER_FILES,
+    at_hand.WEIGHT_RECORDS,
+    at_hand.WEIGHT_FILES,
     choices.CHOICES,
     "sample: episodes predicted again",
 )
@@ -70,15 +70,15 @@ def audit(
     Raises:
         CrnetError: The folder or the study cannot be read.
     """
-    folder = Folder.open(results, files, works)
+    folder = Folder(results, files, works)
     ledger = Ledger(CHECKS)
     seed = secrets.randbelow(2**31) if seed is None else seed
     runs.check_plan(folder, ledger)
     published.check_published(folder, ledger)
-    datasets.check_datasets(folder, ledger)  # says which data at hand the next ones may use
+    at_hand.check_datasets(folder, ledger)  # says which data at hand the next ones may use
     tables = episodes.check_episodes(folder, ledger)
     counts.check_counts(folder, ledger, tables)
-    weights.check_weights(folder, ledger)
+    at_hand.check_weights(folder, ledger)
     choices.check_choices(folder, ledger)
     if sample:
         from crnet.audit.sample import check_sample  # imports torch

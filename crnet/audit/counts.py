@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from crnet.audit.folder import Folder
-from crnet.audit.ledger import UNREADABLE, Check, Ledger, shown
+from crnet.audit.ledger import UNREADABLE, Check, Ledger, parting, shown
 from crnet.config import resolve
 from crnet.data.episodes import EpisodeTable
 from crnet.data.index import Index
@@ -109,14 +109,14 @@ def _episodes(
         return
     expected = [(str(e.seed), str(e.number), str(e.class_id), e.query) for e in table.episodes]
     found = [tuple(row.get(column) for column in IDENTITY) for row in rows]
-    if found == expected:
-        check.ok()
-    elif len(found) != len(expected):
+    if len(found) != len(expected):
         check.differs(where, f"has {len(found)} rows, episodes/{name}.csv {len(expected)}")
-    else:
-        line = next(i for i, pair in enumerate(zip(found, expected, strict=True)) if pair[0] != pair[1])
-        text = f"is of episode {', '.join(map(str, found[line]))}; episodes/{name}.csv has {', '.join(expected[line])}"
+    elif other := parting(found, expected):
+        line, one, wanted = other
+        text = f"is of episode {', '.join(map(str, one))}; episodes/{name}.csv has {', '.join(wanted)}"
         check.differs(f"{where}, line {line + 2}", text)
+    else:
+        check.ok()
 
 
 def _of_supports(rows: list[dict[str, str]]) -> list[list[str | None]]:

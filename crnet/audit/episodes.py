@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from crnet.audit.folder import Folder
-from crnet.audit.ledger import UNREADABLE, Check, Ledger
+from crnet.audit.ledger import UNREADABLE, Check, Ledger, parting
 from crnet.config import resolve
 from crnet.config.settings import component
 from crnet.data.episodes import Episode, EpisodeTable, draw, read, write
@@ -82,10 +82,9 @@ def _rules(check: Check, where: str, table: EpisodeTable, spec: dict, published:
         check.differs(where, f"leaves out {', '.join(table.left_out)}; the study allows none")
     expected = [(seed, number) for seed in asked["seeds"] for number in range(asked["count"])]
     found = [(episode.seed, episode.number) for episode in table.episodes]
-    if found != expected:
-        pairs = zip([*found, None], [*expected, None], strict=False)
-        line, (one, other) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
-        check.differs(f"{where}, line {line + 2}", f"is seed and number {one}, the study asks for {other}")
+    if other := parting(found, expected):
+        line, one, wanted = other
+        check.differs(f"{where}, line {line + 2}", f"is seed and number {one}, the study asks for {wanted}")
     splits = component("dataset", dataset["name"], where).splits(dataset)
     tested = {c for c in splits.folds[spec["fold"]] if splits.classes[c - 1] not in table.left_out}
     listed = published if dataset["name"] == "pascal5i" and dataset.get("pairs") == "published" else None

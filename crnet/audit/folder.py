@@ -1,13 +1,11 @@
 """The folder that is audited: its study's plan, the reports of its runs, and what is at hand to hold them against."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from crnet.audit.ledger import UNREADABLE
 from crnet.config import resolve, study
-from crnet.config.resolve import Plan
 from crnet.config.study import Layout
 from crnet.data.index import Index
 from crnet.errors import CrnetError
@@ -17,9 +15,8 @@ STUDIES = "configs/studies"
 FAILED = "failed.json"  # beside where the results of a training would be
 
 
-@dataclass
 class Folder:
-    """A study's results and what belongs to them.
+    """A study's results and what belongs to them; arguments and errors are those of ``audit``.
 
     Attributes:
         layouts: One for each work folder; all have the audited results.
@@ -30,48 +27,34 @@ class Folder:
         trusted: Data sets at hand that have the digest of the runs; results are not held against any other data.
     """
 
-    results: Path
-    plan: Plan
-    layouts: list[Layout]
-    evaluations: dict[str, dict] = field(default_factory=dict)
-    tunings: dict[str, dict] = field(default_factory=dict)
-    trainings: dict[str, dict] = field(default_factory=dict)
-    broken: dict[str, str] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    failures: dict[str, Path] = field(default_factory=dict)
-    trusted: set[str] = field(default_factory=set)
-    _indices: dict[str, Index] = field(default_factory=dict)
+    def __init__(self, results: Path, files: Sequence[Path], works: Sequence[Path]):
+        if not results.is_dir():
+            raise CrnetError(f"{results}: is no folder; give the results of a study, e.g. results/demo.")
+        self.results = results.resolve()
+        own = f"{STUDIES}/{self.results.name}.yaml"
+        if not files and not (study.ROOT / own).is_file():
+            raise CrnetError(f"{self.results}: there is no {own}; give the study of these results with --configfile.")
+        self.plan = study.load(files or [study.ROOT / own])
+        for work in works:
+            if not work.is_dir():
+                raise CrnetError(f"--work {work}: is no folder; give the one that holds data, encoders and train.")
+        self.layouts = [Layout(self.plan) for _ in works or [None]]
+        for layout, work in zip(self.layouts, works or [self.layout.work], strict=True):
+            layout.results, layout.work = str(self.results), str(work)
+        self.broken: dict[str, str] = {}
+        self.trusted: set[str] = set()
+        self._indices: dict[str, Index] = {}
+        self.evaluations = self._reports(self.results.glob("evaluate/*/evaluation.json"))
+        self.tunings = self._reports(self.results.glob("finetune/*/choice.json"))
+        trainings = (Path(at.training(name)) / "train.json" for name in self.plan.trainings for at in self.layouts)
+        self.trainings = self._reports(path for path in trainings if path.is_file())
+        self.failed: dict[str, str] = {}
+        self.failures: dict[str, Path] = {}
+        self._find_failed()
 
     @property
     def layout(self) -> Layout:
         return self.layouts[0]
-
-    @classmethod
-    def open(cls, results: Path, files: Sequence[Path], works: Sequence[Path]) -> "Folder":
-        """Read the study and the reports; arguments and errors as ``audit`` has them."""
-        if not results.is_dir():
-            raise CrnetError(f"{results}: is no folder; give the results of a study, e.g. results/demo.")
-        results = results.resolve()
-        own = study.ROOT / STUDIES / f"{results.name}.yaml"
-        if not files and not own.is_file():
-            raise CrnetError(
-                f"{results}: there is no {STUDIES}/{results.name}.yaml; give the study of these results with "
-                "--configfile."
-            )
-        plan = study.load(files or [own])
-        for work in works:
-            if not work.is_dir():
-                raise CrnetError(f"--work {work}: is no folder; give the one that holds data, encoders and train.")
-        layouts = [Layout(plan) for _ in works or [None]]
-        for layout, work in zip(layouts, works or [layouts[0].work], strict=True):
-            layout.results, layout.work = str(results), str(work)
-        folder = cls(results, plan, layouts)
-        folder.evaluations = folder._reports(results.glob("evaluate/*/evaluation.json"))
-        folder.tunings = folder._reports(results.glob("finetune/*/choice.json"))
-        trainings = (Path(at.training(name)) / "train.json" for name in plan.trainings for at in layouts)
-        folder.trainings = folder._reports(path for path in trainings if path.is_file())
-        folder._find_failed()
-        return folder
 
     def _find_failed(self) -> None:
         for row in self.rows("runs.csv"):
@@ -80,8 +63,7 @@ class Folder:
         for name in set(self.plan.trainings) - set(self.trainings):
             if path := self._first(f"{at.training(name)}/{FAILED}" for at in self.layouts):
                 try:
-                    self.failed[name] = str(read_json(path)["failed"])
-                    self.failures[name] = path
+                    self.failed[name], self.failures[name] = str(read_json(path)["failed"]), path
                 except UNREADABLE as error:
                     self.broken[self.relative(path)] = f"cannot be read ({error})"
 

@@ -3,10 +3,10 @@
 import csv
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import takewhile, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -139,14 +139,20 @@ def shown(value: Any) -> str:
     return _shortened(canonical(value))
 
 
+def parting(one: Iterable, other: Iterable) -> tuple[int, Any, Any] | None:
+    """Where two sequences begin to differ, with what both have there; None beyond an end, or if they do not."""
+    pairs = enumerate(zip_longest(one, other))
+    return next(((place, a, b) for place, (a, b) in pairs if a != b), None)
+
+
 def first_difference(stored: str, made: str) -> str:
     """Where two texts part: "line 3 is 'a', made again 'b'"; of long lines the part in which they begin to differ."""
-    for number, (a, b) in enumerate(zip_longest(stored.splitlines(), made.splitlines()), 1):
-        if a != b:
-            alike = takewhile(lambda pair: pair[0] == pair[1], zip(a or "", b or "", strict=False))
-            start = max(0, sum(1 for _ in alike) - VALUE_LENGTH // 3)
-            return f"line {number} holds {shown(a and a[start:])}, made again {shown(b and b[start:])}"
-    return "line ends differ from what is made again"
+    found = parting(stored.splitlines(), made.splitlines())
+    if found is None:
+        return "line ends differ from what is made again"
+    line, a, b = found
+    start = max(0, parting(a, b)[0] - VALUE_LENGTH // 3) if a is not None and b is not None else 0
+    return f"line {line + 1} holds {shown(a and a[start:])}, made again {shown(b and b[start:])}"
 
 
 def _wrapped(text: str, indent: str) -> list[str]:

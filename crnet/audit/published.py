@@ -135,9 +135,6 @@ def _page(folder: Folder, check: Check) -> None:
             _bytes(folder, check, mirror, PAGE_FILE)
 
 
-# ---------------------------------------------------------------- index of runs
-
-
 def _index(folder: Folder, ledger: Ledger) -> None:
     check, log_check = ledger[RUNS], ledger[LOG]
     stored = folder.rows("runs.csv")

@@ -13,7 +13,7 @@ from crnet.bench.plain import Plain, PlainFinetuner, PlainTraining
 from crnet.bench.report import Row, Target
 from crnet.bench.timing import Ceiling, Work, measure
 from crnet.data.episodes import Episode
-from crnet.encoders.frozen import FrozenEncoder, as_images
+from crnet.encoders.frozen import as_images
 from crnet.evaluation.finetune import Finetuner
 from crnet.evaluation.predict import Predictor
 from crnet.planning.stages import ENCODER, EVALUATION, FINETUNING, ON_FEATURES, ON_PHOTOS
@@ -32,7 +32,8 @@ ON_STORE = {"features": "cached", "augment": "none", "lr": LEARNING_RATE}
 
 def data(inputs: Inputs) -> list[Row]:
     """Photos from JPEG files to batches: one after the other, by two workers, and as maps of the feature store."""
-    decoded = measure(lambda: lambda: _decode(inputs), "cpu", watched=False)
+    photos = inputs.index.photos
+    decoded = measure(lambda: lambda: len([inputs.image(photo) for photo in photos]), "cpu", watched=False)
     loaded = measure(lambda: _loading(inputs), "cpu", watched=False)
     stored = measure(lambda: _reading(inputs), "cpu", watched=False)
     rows = [
@@ -52,10 +53,6 @@ def _plain(inputs: Inputs, spec: dict) -> Plain:
     plain = Plain(spec, *inputs.trained)
     plain.maps(inputs.image(next(iter(inputs.index.photos))))
     return plain
-
-
-def _decode(inputs: Inputs) -> int:
-    return len([inputs.image(photo) for photo in inputs.index.photos])
 
 
 def _loading(inputs: Inputs) -> Work:
@@ -81,19 +78,19 @@ def encoder(inputs: Inputs) -> list[Row]:
     options, ours = inputs.options, inputs.frozen()
     photos = [inputs.image(photo) for photo in list(inputs.index.photos)[:PHOTOS_TOGETHER]]
     repeats = 16 if options.device == "cuda" else 1
-    fast = measure(lambda: lambda: _encode(ours, photos, repeats), options.device)
+
+    def encode() -> int:
+        for _ in range(repeats):
+            ours(as_images(photos))
+        return repeats * len(photos)
+
+    fast = measure(lambda: encode, options.device)
     plain, few = _plain(inputs, inputs.evaluation()), photos[:4]
     slow = measure(lambda: lambda: len([plain.maps(photo) for photo in few]), options.device, watched=False)
     distance = relative(torch.cat(ours(as_images(few[:1])), 1), torch.cat(plain.maps(few[0]), 1))
     agreement = require("maps", distance, ROUNDING[options.dtype].values)
     note = f"n = {fast.units} in batches of {PHOTOS_TOGETHER}, {slow.units} plain; {agreement}"
     return [Row(ENCODER, "images", fast, slow, note=note)]
-
-
-def _encode(network: FrozenEncoder, photos: list, repeats: int) -> int:
-    for _ in range(repeats):
-        network(as_images(photos))
-    return repeats * len(photos)
 
 
 # ---------------------------------------------------------------- training

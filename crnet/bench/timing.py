@@ -1,8 +1,6 @@
 """Time, operations, waiting and peak memory of a piece of work on a CPU or a GPU, and what the machine does at best."""
 
 import gc
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from crnet.encoders.frozen import compute_dtype
+from crnet.runtime import provenance
 from crnet.runtime.machine import hand_back_freed_memory
 
 # On a CPU the device is torch: it works in these, and waits in whatever Python does between them.
@@ -132,13 +131,10 @@ def reset_peak(device: str) -> None:
 
 
 def peak_bytes(device: str) -> int:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
-    if status.exists():
-        return memory_of(status.read_text(), "VmHWM")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    if device == "cpu" and status.exists():
+        return memory_of(status.read_text(), "VmHWM")  # which reset_peak resets, unlike what getrusage tells
+    return provenance.peak_memory_bytes(device)
 
 
 def memory_of(status: str, field: str) -> int:

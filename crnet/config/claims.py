@@ -136,10 +136,7 @@ def claims_job(plan: Plan, layout: Layout, path: Path) -> dict[str, Any]:
     quoted = {(name, row.id) for name in rows for row in rows[name] if row.reported}
     tables = {name: table_job(plan, layout, name) for name in plan.tables}
     job = {
-        "study": study.study,
-        "title": study.title,
-        "caption": study.caption,
-        "orientation_only": study.orientation_only,
+        **study.model_dump(include={"study", "title", "caption", "orientation_only"}),
         # what needs no archive has been made up
         "generated": any(not layout.archive_names("dataset", spec) for spec in plan.datasets.values()),
         "encoders": {role: encoder_text(spec) for role, spec in study.encoders.items() if spec},

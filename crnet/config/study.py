@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Iterable, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,7 @@ def load(files: Iterable[Path] = (), overrides: Mapping[str, Any] | None = None,
     if base is not None and all(load_yaml(file).get(EXTENDS) != base for file in files):
         raise CrnetError(f"{files[-1]}: {EXTENDS}: in --config it does nothing; write it into the file.")
     layers = [layer for file in files for layer in with_bases(file)]
-    content: dict[str, Any] = {}
-    for _, layer in layers:
-        content = merge(content, layer)
-    content = merge(content, overrides)
+    content = reduce(merge, [*(layer for _, layer in layers), overrides])
     where = " + ".join(str(file) for file, _ in layers)
     study = parse(Study, content, where)
     try:
@@ -190,13 +188,9 @@ def table_job(plan: Plan, layout: Layout, name: str) -> dict[str, Any]:
     roles = {resolve.role(table, row) for row in table.rows if not row.reported} | {"main"}
     rows = [
         {
-            "id": row.id,
-            "label": row.label,
+            **row.model_dump(include={"id", "label", "reported", "absent", "paper"}),
             "switches": list(row.ticks.items()),
             "control": False,
-            "reported": row.reported,
-            "absent": row.absent,
-            "paper": row.paper,
         }
         for row in table.rows
     ]
@@ -213,19 +207,13 @@ def table_job(plan: Plan, layout: Layout, name: str) -> dict[str, Any]:
             if (cell.table, cell.row) == (name, row["id"])
         ]
     return {
-        "study": study.study,
-        "caption": study.caption,
-        "notes": list(table.notes),
+        **study.model_dump(include={"study", "caption", "orientation_only"}),
+        **table.model_dump(include={"title", "source", "notes", "shots", "metrics"}),
         "table": name,
-        "title": table.title,
-        "source": table.source,
         "folds": list(benchmark.folds),
         "fold_classes": {str(fold): class_names[fold] for fold in benchmark.folds},
         "dataset_folds": len(class_names),
         "encoders": {role: encoder_text(spec) for role, spec in study.encoders.items() if spec and role in roles},
-        "shots": list(table.shots),
-        "metrics": list(table.metrics),
-        "orientation_only": study.orientation_only,
         "rows": rows,
     }
 
@@ -241,13 +229,10 @@ def encoder_text(spec: Mapping[str, Any]) -> str:
 def page_job(plan: Plan) -> dict[str, Any]:
     """What a study's page says besides its results: its caption, its tables in order, how it was made."""
     study, file = plan.study, DEFAULT_STUDY.with_stem(plan.study.study)
-    chosen = f" --configfile {file}" if (ROOT / file).is_file() else " --configfile STUDY.yaml"
-    chosen = "" if file == DEFAULT_STUDY else chosen
+    given = file if (ROOT / file).is_file() else "STUDY.yaml"
+    chosen = "" if file == DEFAULT_STUDY else f" --configfile {given}"
     return {
-        "study": study.study,
-        "title": study.title,
-        "caption": study.caption,
-        "orientation_only": study.orientation_only,
+        **study.model_dump(include={"study", "title", "caption", "orientation_only"}),
         "tables": [{"name": name, "title": table.title} for name, table in plan.tables.items()],
         "command": f"snakemake --cores all{chosen}",
         "sheet": study.sheet is not None,

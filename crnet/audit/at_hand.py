@@ -1,4 +1,4 @@
-"""Data sets and encoders: every report names the same, and it is what lies in the work folder."""
+"""Data sets, encoders and trained weights: every report names the same, and it is what lies in the work folder."""
 
 import hashlib
 import zipfile
@@ -25,6 +25,8 @@ DATA_FILES = "data: digest made again from photos"
 PAIRS = "data: pairs are the published lists"
 ENCODER_RECORDS = "encoder: reports agree on the digest"
 ENCODER_FILES = "encoder: digest made again from weights"
+WEIGHT_RECORDS = "weights: reports agree, one a training"
+WEIGHT_FILES = "weights: files are the reports'"
 
 # How torch names the types that the weights of encoders have.
 TORCH_NAMES = {name: f"torch.{name}" for name in ("float64", "float32", "float16", "int64", "int32", "uint8", "bool")}
@@ -65,9 +67,6 @@ def _agree(check: Check, sources: Iterator[Source]) -> dict[str, tuple[str, str]
         alike = digest and digest == known
         check.judge(where, None if alike else f"is {shown(digest)}, {source} has {shown(known)}")
     return first
-
-
-# ---------------------------------------------------------------- data
 
 
 def _data_files(folder: Folder, ledger: Ledger, spec: dict, recorded: tuple[str, str] | None) -> None:
@@ -143,9 +142,6 @@ def _published(check: Check, data: Path, index: Index) -> None:
             check.judge(where, problem)
 
 
-# ---------------------------------------------------------------- encoder
-
-
 def _encoder_file(folder: Folder, check: Check, spec: dict, recorded: tuple[str, str] | None) -> None:
     path = folder.encoder(spec)
     if path is None:
@@ -166,3 +162,60 @@ def encoder_digest(path: Path) -> str:
             tensor = stream.get_tensor(name)
             state.update(f"{name}{tuple(tensor.shape)}{TORCH_NAMES[str(tensor.dtype)]}".encode() + tensor.tobytes())
     return state.hexdigest()
+
+
+def check_weights(folder: Folder, ledger: Ledger) -> None:
+    recorded, check = _weights_of(folder, ledger[WEIGHT_RECORDS]), ledger[WEIGHT_FILES]
+    for name, training in folder.plan.trainings.items():
+        path = folder.weights(training)
+        if path is None:
+            check.unknown("not at hand in a work folder")
+            continue
+        if name in recorded:
+            known, source = recorded[name]
+            check.same(str(path), sha256_file(path), known, f"{source} has")
+        else:
+            check.unknown("no report names its weights")
+        with check.reading(str(path), "is no safetensors file", SafetensorError):
+            with safe_open(path, "np") as stream:
+                spec = (stream.metadata() or {}).get("spec")
+            check.same(f"{path}, specification in its head", spec, canonical(training), "in the plan")
+
+
+def _weights_of(folder: Folder, check: Check) -> dict[str, tuple[str, str]]:
+    """Training -> digest of its weights, and the file that says so first."""
+    first: dict[str, tuple[str, str]] = {}
+    owners: dict[str, str] = {}
+    for name, digest, where in _weight_records(folder, check):
+        if not digest:
+            check.differs(where, "names no weights")
+            continue
+        known, source = first.setdefault(name, (digest, where))
+        problem = None
+        if digest != known:
+            problem = f"weights_sha256 is {shown(digest)}, {source} has {shown(known)}"
+        elif owners.setdefault(digest, name) != name:
+            problem = f"has the weights {shown(digest)} of another training, {owners[digest]}"
+        check.judge(where, problem)
+    return first
+
+
+def _weight_records(folder: Folder, check: Check) -> Iterator[tuple[str, str, str]]:
+    """(training, digest, where) of all reports; a control must have none."""
+    for name, report in folder.trainings.items():
+        yield name, report.get("weights_sha256", ""), str(report["path"])
+    for report in (*folder.tunings.values(), *folder.evaluations.values()):
+        where, digest = folder.relative(report["path"]), report.get("weights_sha256")
+        try:
+            training = report["spec"]["train"]
+            name = resolve.training_name(training)
+        except UNREADABLE:
+            check.unknown(f"{where}: its settings are not those of this version")
+            continue
+        if "train" in training:
+            yield name, digest, where
+        else:
+            check.same(where, digest, "", "for a method without weights")
+    for line, row in enumerate(folder.rows("runs.csv"), 2):
+        if row.get("kind") == "train" and row.get("status") != "failed":
+            yield str(row.get("run")), row.get("weights_sha256", ""), f"runs.csv, line {line}"
