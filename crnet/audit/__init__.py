@@ -16,33 +16,11 @@ from crnet.audit import at_hand, choices, counts, episodes, published, runs
 from crnet.audit.folder import Folder, commits
 from crnet.audit.ledger import Ledger
 
+SAMPLE = "sample: episodes predicted again"
 CHECKS = (
-    runs.PRESENT,
-    runs.STRAY,
-    runs.SPECIFICATION,
-    published.CELLS,
-    published.TEXTS,
-    published.CLAIMS,
-    published.PAGE,
-    published.RUNS,
-    published.LOG,
-    counts.DIGEST,
-    counts.POSSIBLE,
-    counts.EPISODES,
-    episodes.DIGEST,
-    episodes.RULES,
-    episodes.DRAWN,
-    at_hand.DATA_RECORDS,
-    at_hand.DATA_FILES,
-    at_hand.PAIRS,
-    at_hand.ENCODER_RECORDS,
-    at_hand.ENCODER_FILES,
-    at_hand.WEIGHT_RECORDS,
-    at_hand.WEIGHT_FILES,
-    choices.CHOICES,
-    "sample: episodes predicted again",
+    *(*runs.CHECKS, *published.CHECKS, *counts.CHECKS, *episodes.CHECKS),
+    *(*at_hand.CHECKS, choices.CHOICES, SAMPLE),
 )
-SAMPLE = CHECKS[-1]
 
 
 def audit(

@@ -20,13 +20,15 @@ from crnet.data.pixels import read_ids
 from crnet.data.sets import pascal5i
 from crnet.runtime.files import canonical, read_csv, read_json, sha256_file, sha256_text
 
-DATA_RECORDS = "data: reports agree on the digest"
-DATA_FILES = "data: digest made again from photos"
-PAIRS = "data: pairs are the published lists"
-ENCODER_RECORDS = "encoder: reports agree on the digest"
-ENCODER_FILES = "encoder: digest made again from weights"
-WEIGHT_RECORDS = "weights: reports agree, one a training"
-WEIGHT_FILES = "weights: files are the reports'"
+CHECKS = DATA_RECORDS, DATA_FILES, PAIRS, ENCODER_RECORDS, ENCODER_FILES, WEIGHT_RECORDS, WEIGHT_FILES = (
+    "data: reports agree on the digest",
+    "data: digest made again from photos",
+    "data: pairs are the published lists",
+    "encoder: reports agree on the digest",
+    "encoder: digest made again from weights",
+    "weights: reports agree, one a training",
+    "weights: files are the reports'",
+)
 
 # How torch names the types that the weights of encoders have.
 TORCH_NAMES = {name: f"torch.{name}" for name in ("float64", "float32", "float16", "int64", "int32", "uint8", "bool")}

@@ -10,9 +10,11 @@ from crnet.data.index import Index
 from crnet.metrics.iou import QUERY_COLUMNS
 from crnet.runtime.files import read_csv, sha256_file
 
-DIGEST = "counts: digest is the run's"
-POSSIBLE = "counts: possible, image sizes agree"
-EPISODES = "counts: rows are the episodes"
+CHECKS = DIGEST, POSSIBLE, EPISODES = (
+    "counts: digest is the run's",
+    "counts: possible, image sizes agree",
+    "counts: rows are the episodes",
+)
 
 DIGESTS = {"counts.csv": "counts_sha256", "counts-fusion.csv": "counts_fusion_sha256"}
 IDENTITY = ("episode_seed", "episode", "class", "query")

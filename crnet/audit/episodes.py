@@ -14,9 +14,11 @@ from crnet.data.sets import pascal5i
 from crnet.errors import CrnetError
 from crnet.runtime.files import read_json, sha256_file, write_json
 
-DIGEST = "episodes: digests agree"
-RULES = "episodes: as the study asks"
-DRAWN = "episodes: drawn again from the data"
+CHECKS = DIGEST, RULES, DRAWN = (
+    "episodes: digests agree",
+    "episodes: as the study asks",
+    "episodes: drawn again from the data",
+)
 
 
 def check_episodes(folder: Folder, ledger: Ledger) -> dict[str, EpisodeTable]:

@@ -16,12 +16,14 @@ from crnet.report.page.page import write_page
 from crnet.report.tables.render import render_table
 from crnet.runtime.files import read_csv
 
-CELLS = "tables: cells made again from counts"
-TEXTS = "tables: .csv, .md, .tex byte for byte"
-CLAIMS = "claims: made again from counts"
-PAGE = "page: made again from the files"
-RUNS = "runs.csv: rows made again from reports"
-LOG = "training.csv: made again from logs"
+CHECKS = CELLS, TEXTS, CLAIMS, PAGE, RUNS, LOG = (
+    "tables: cells made again from counts",
+    "tables: .csv, .md, .tex byte for byte",
+    "claims: made again from counts",
+    "page: made again from the files",
+    "runs.csv: rows made again from reports",
+    "training.csv: made again from logs",
+)
 
 CELL_KEYS = ("row", "shots", "fold", "metric", "void")
 

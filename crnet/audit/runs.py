@@ -5,9 +5,11 @@ from crnet.audit.ledger import UNREADABLE, Check, Ledger
 from crnet.config import resolve
 from crnet.runtime.files import canonical
 
-PRESENT = "runs: those of the plan are there"
-STRAY = "runs: no other is published"
-SPECIFICATION = "runs: settings are the plan's"
+CHECKS = PRESENT, STRAY, SPECIFICATION = (
+    "runs: those of the plan are there",
+    "runs: no other is published",
+    "runs: settings are the plan's",
+)
 
 
 def check_plan(folder: Folder, ledger: Ledger) -> None:

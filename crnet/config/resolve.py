@@ -160,9 +160,8 @@ def resolve(study: Study, tables_folder: Path) -> Plan:
             )
         for row in table.rows:
             if not row.reported:
-                _add_row(
-                    plan, name, row.id, _merge(table.set, row.set), table.shots if row.shots is None else row.shots
-                )
+                shots = table.shots if row.shots is None else row.shots
+                _add_row(plan, name, row.id, _merge(table.set, row.set), shots)
         for control in study.controls:
             _add_row(plan, name, control, Switches(method=control), table.shots, control=True)
     if study.sheet:
@@ -176,7 +175,10 @@ def resolve(study: Study, tables_folder: Path) -> Plan:
 
 
 def _add_row(plan: Plan, name: str, row: str, switches: Switches, all_shots: list[int], control: bool = False) -> None:
-    """Controls have nothing to train and nothing random: one run a fold, at one scale, shared by all tables."""
+    """Add what a row of table ``name`` runs at these shots, or note why the study leaves it out.
+
+    Controls have nothing to train and nothing random: one run a fold, at one scale, shared by all tables.
+    """
     study, table = plan.study, plan.tables[name]
     where = f"controls.{row}" if control else f"{name}.rows.{row}.set"
     for shots in all_shots:
