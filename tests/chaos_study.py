@@ -14,13 +14,13 @@ import numpy as np
 import yaml
 from PIL import Image
 from scipy.io import savemat
+from snake import ROOT, copy_workflow
 
 from crnet.config.yaml_files import load_yaml
 from crnet.data.sets import shapes5i
 from crnet.data.sets.pascal5i import ARCHIVES
 from crnet.runtime.files import sha256_file
 
-ROOT = Path(__file__).resolve().parents[1]
 BYTES_PER_SECOND = 1 << 20  # of a download: a few seconds, so that it can be hit in the middle
 CHUNK_BYTES = 1 << 14
 SCENES = {**shapes5i.SETTINGS, "size": 64, "images_val": 60}
@@ -101,10 +101,7 @@ def served(folder: Path) -> Iterator[str]:
 
 def checkout(folder: Path, archives: Path, address: str) -> Path:
     """A folder to run the study in, with the rows of Table 4 and the claims on them that one training serves."""
-    for name in ("workflow", "configs", "profiles"):
-        shutil.copytree(ROOT / name, folder / name)
-    for name in ("Snakefile", "environment.yml"):
-        shutil.copy(ROOT / name, folder)
+    copy_workflow(folder)
     table = load_yaml(folder / "configs/tables/table4.yaml")
     table["rows"] = [row for row in table["rows"] if row["id"].startswith("stripped")]
     rows = {("table4", row["id"]) for row in table["rows"]}

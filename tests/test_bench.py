@@ -74,13 +74,19 @@ def both(tiny, folder: Path, settings: dict, **changes) -> tuple[Predictor, Plai
     return Predictor(*given), Plain(*given)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_evaluation_gives_the_plain_loops_logits_and_masks(tiny, chosen, tmp_path, variant):
-    fast, plain = both(tiny, tmp_path, {"refinements": 3}, **VARIANTS[variant])
+@pytest.mark.parametrize(
+    ("variant", "settings"),
+    [
+        *((variant, {"refinements": 3, "precision": "float32"}) for variant in VARIANTS),
+        ("full", {"precision": "bfloat16"}),
+    ],
+)
+def test_evaluation_gives_the_plain_loops_logits_and_masks(tiny, chosen, tmp_path, variant, settings):
+    fast, plain = both(tiny, tmp_path, settings, **VARIANTS[variant])
     with recorded_logits(fast.method) as logits:
         masks = [prediction.query for prediction in fast.fused(chosen)]
     expected = [plain.predict(episode) for episode in chosen]
-    allowed = ROUNDING["float32"]
+    allowed = rounding(settings["precision"])
     assert relative(torch.cat(logits), torch.stack([each.logits for each in expected])) < allowed.values
     assert differing(masks, [each.first for each in expected]) < allowed.pixels
     assert 0 < np.mean([mask.mean() for mask in masks]) < 1, "masks of one class would agree whatever happens"
@@ -92,14 +98,6 @@ def test_supports_and_scales_are_fused_as_in_the_plain_loop(tiny, chosen, tmp_pa
     fast, plain = both(tiny, tmp_path, settings)
     masks = [prediction.query for prediction in fast.fused(chosen)]
     assert differing(masks, [plain.predict(episode).fused for episode in chosen]) < rounding(precision).pixels
-
-
-def test_evaluation_in_bfloat16_parts_by_its_rounding_only(tiny, chosen, tmp_path):
-    fast, plain = both(tiny, tmp_path, {"precision": "bfloat16"})
-    with recorded_logits(fast.method) as logits:
-        list(fast.fused(chosen))
-    expected = torch.stack([plain.predict(episode).logits for episode in chosen])
-    assert relative(torch.cat(logits), expected) < rounding("bfloat16").values
 
 
 def steps(tiny, folder: Path, count: int, model_changes: dict, **train) -> tuple[loop.Training, Plain]:
@@ -147,9 +145,8 @@ def test_finetuning_gives_the_plain_loops_losses_and_masks(tiny, chosen, tmp_pat
     for a, b in zip(ours, theirs, strict=True):
         assert abs(b.support_loss[1] - b.support_loss[0]) > 1e-3, "finetuning has to do something"
         assert a.support_loss == pytest.approx(b.support_loss, rel=allowed.values)
-    pairs = [(a.query, b.first) for a, b in zip(ours, theirs, strict=True)]
-    pairs += [(a.fused, b.fused) for a, b in zip(ours, theirs, strict=True)]
-    assert differing(*zip(*pairs, strict=True)) < allowed.pixels
+    masks = [mask for a in ours for mask in (a.query, a.fused)]
+    assert differing(masks, [mask for b in theirs for mask in (b.first, b.fused)]) < allowed.pixels
 
 
 def test_a_difference_above_rounding_stops_the_bench(tiny, chosen, tmp_path):
