@@ -144,22 +144,20 @@ def claims_job(plan: Plan, layout: Layout, path: Path) -> dict[str, Any]:
         "places": {
             place.key: _place_job(place, tables.get(place.table), (place.table, place.row) in quoted) for place in used
         },
-        "claims": [_claim_job(claim, claims.bound(claim)) for claim in claims.claims],
+        "claims": [
+            {
+                **claim.model_dump(exclude={"first", "second"}),
+                "table": claim.first.table,
+                "first": claim.first.key,
+                "second": claim.second.key,
+                "shots": " vs ".join(map(str, dict.fromkeys([claim.first.shots, claim.second.shots]))),
+                "bound": claims.bound(claim),
+            }
+            for claim in claims.claims
+        ],
     }
     check_command(str(path), job)
     return job
-
-
-def _claim_job(claim: Claim, bound: float) -> dict[str, Any]:
-    shots = dict.fromkeys([claim.first.shots, claim.second.shots])
-    return {
-        **claim.model_dump(include={"id", "claim", "where", "metric", "direction", "at_least", "paper", "note"}),
-        "table": claim.first.table,
-        "first": claim.first.key,
-        "second": claim.second.key,
-        "shots": " vs ".join(map(str, shots)),
-        "bound": bound,
-    }
 
 
 def _place_job(place: Place, table: dict[str, Any] | None, quoted: bool) -> dict[str, Any]:
