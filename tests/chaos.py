@@ -7,21 +7,20 @@ SIGTERM and which is then started again, until it is finished. Both folders have
 import contextlib
 import hashlib
 import json
-import os
 import random
 import re
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
 
 import psutil
-from chaos_study import ROOT
+from snake import command, environment, snakemake
 
 from crnet.runtime.files import canonical, read_csv, read_json, sha256_text
 
@@ -46,11 +45,9 @@ class Tally:
     hits: Counter = field(default_factory=Counter)
     kills: int = 0
 
-    def by_kind(self, kind: str) -> int:
-        return sum(count for (hit, _), count in self.hits.items() if hit == kind)
-
     def missed(self) -> list[str]:
-        return [kind for kind in KINDS if not self.by_kind(kind)]
+        hit = {kind for kind, _ in self.hits}
+        return [kind for kind in KINDS if kind not in hit]
 
     def add(self, kinds: list[str], how: str) -> None:
         self.kills += 1
@@ -67,15 +64,11 @@ class Run:
     """One ``snakemake`` in a folder, in a session of its own; what it says is appended to ``<folder>.log``."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder, self.log = folder, folder.with_name(f"{folder.name}.log")
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
-                _command(), cwd=folder, env=_environment(), stdout=log, stderr=log, start_new_session=True
+                command(), cwd=folder, env=environment(), stdout=log, stderr=log, start_new_session=True
             )
-
-    @property
-    def log(self) -> Path:
-        return self.folder.with_name(f"{self.folder.name}.log")
 
     @property
     def running(self) -> bool:
@@ -88,34 +81,20 @@ class Run:
         return self.log.read_text()[-4000:]
 
 
-def _command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "snakemake", "--cores", "2", *arguments, "--configfile", "study.yaml"]
-
-
-def _environment() -> dict[str, str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "no_proxy": "*"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    return environment
-
-
 def say_again(folder: Path, *arguments: str) -> str:
     """What one more ``snakemake`` says; it has to succeed."""
-    done = subprocess.run(
-        _command(*arguments), check=False, cwd=folder, env=_environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    done = snakemake(folder, *arguments)
+    assert done.returncode == 0, done.output
+    return done.output
 
 
 def at_work(folder: Path) -> list[psutil.Process]:
     """All processes at work in a folder, whoever their parents are or were."""
     found = []
     for process in psutil.process_iter():
-        try:
+        with contextlib.suppress(psutil.Error):  # it ended, or it is another user's
             if Path(process.cwd()) == folder:
                 found.append(process)
-        except psutil.Error:  # it ended, or it is another user's
-            continue
     return found
 
 
@@ -123,21 +102,19 @@ def jobs(folder: Path) -> dict[psutil.Process, str]:
     """The running jobs and their kinds."""
     found = {}
     for process in at_work(folder):
-        try:
-            command = process.cmdline()
-        except psutil.Error:
-            continue
-        if command[1:3] == ["-m", "crnet"]:
-            found[process] = _kind(command, folder)
+        with contextlib.suppress(psutil.Error):
+            words = process.cmdline()
+            if words[1:3] == ["-m", "crnet"]:
+                found[process] = _kind(words, folder)
     return found
 
 
-def _kind(command: list[str], folder: Path) -> str:
-    name = command[3]
-    if name == "evaluate" and any(argument.startswith("--choice") for argument in command):
+def _kind(words: list[str], folder: Path) -> str:
+    name = words[3]
+    if name == "evaluate" and any(word.startswith("--choice") for word in words):
         return "finetune"
     if name == "prepare":
-        extracted = Path(folder, command[command.index("--extracted") + 1])
+        extracted = Path(folder, words[words.index("--extracted") + 1])
         if any(extracted.glob(".*.extracting")):
             return "extract"
         return "convert" if len(list(extracted.glob("*"))) == 2 else "prepare"
@@ -184,7 +161,10 @@ class Chaos:
         name = self.chance.choice(["SIGKILL", "SIGTERM"])
         of_tree = self.chance.random() < 0.5
         # Every other kill is aimed at a kind of job that was not hit yet.
-        aimed = self._wait_for_new(run) if self.tally.kills % 2 == 0 else _wait(run, self._plain_moment())
+        if self.tally.kills % 2 == 0:
+            aimed = self._wait_for_new(run)
+        else:
+            aimed = _wait(run, self.chance.uniform(0, PLAIN_SHARE * self.seconds["study"]))
         found = jobs(run.folder)
         if not run.running or not (of_tree or found):
             return
@@ -192,16 +172,15 @@ class Chaos:
         if of_tree:
             kinds = end_tree(run.folder, signal.Signals[name])
         else:
-            job = aimed if aimed in found else self.chance.choice(sorted(found, key=_pid))
+            job = aimed if aimed in found else self.chance.choice(sorted(found, key=attrgetter("pid")))
             kinds = [found[job]]
-            _end_job(job, self.chance.choice(_doing(job, run.folder)), signal.Signals[name])
+            # As the kernel does that is out of memory, or a machine that shuts down: Snakemake is left to see to it.
+            _send(self.chance.choice(_doing(job, run.folder)), signal.Signals[name])
+            job.wait(GRACE_SECONDS)
         how = f"{name} {'tree' if of_tree else 'job'}"
         self.tally.add(kinds, how)
         named, took = ", ".join(kinds) or "no job", time.monotonic() - started
         print(f"kill {self.tally.kills}: {how}: {named}, gone after {took:.1f} s", flush=True)
-
-    def _plain_moment(self) -> float:
-        return self.chance.uniform(0, PLAIN_SHARE * self.seconds["study"])
 
     def _wait_for_new(self, run: Run) -> psutil.Process | None:
         """Wait for a job of a kind that was not hit yet, if any is left, and then for a random part of its time."""
@@ -224,24 +203,15 @@ def _wait(run: Run, seconds: float) -> None:
 def _doing(job: psutil.Process, folder: Path) -> list[psutil.Process]:
     """The processes that do a job, itself first: all that write into its log."""
     log = _log(job)
-    return [job, *(p for p in sorted(at_work(folder), key=_pid) if p != job and log is not None and _log(p) == log)]
+    return [
+        job,
+        *(p for p in sorted(at_work(folder), key=attrgetter("pid")) if p != job and log is not None and _log(p) == log),
+    ]
 
 
 def _log(process: psutil.Process) -> str | None:
-    try:
+    with contextlib.suppress(psutil.Error):
         return next((file.path for file in process.open_files() if file.fd == 1), None)
-    except psutil.Error:
-        return None
-
-
-def _pid(process: psutil.Process) -> int:
-    return process.pid
-
-
-def _end_job(job: psutil.Process, victim: psutil.Process, number: signal.Signals) -> None:
-    """As the kernel does that is out of memory, or a machine that shuts down: Snakemake is left to see to it."""
-    _send(victim, number)
-    job.wait(GRACE_SECONDS)
 
 
 def end_tree(folder: Path, number: signal.Signals) -> list[str]:
@@ -274,10 +244,6 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-def digest(found: dict[str, str]) -> str:
-    return sha256_text(canonical(found))
-
-
 def _digest(path: Path) -> str:
     if path.suffix in (".json", ".verified"):
         return sha256_text(canonical(_without_times(read_json(path))))
@@ -299,8 +265,5 @@ def tracked(folder: Path) -> list[tuple]:
     query = """SELECT value, status, (SELECT count(*) FROM params AS p WHERE p.run_uuid = runs.run_uuid),
                (SELECT count(*) FROM metrics AS m WHERE m.run_uuid = runs.run_uuid)
                FROM runs JOIN tags USING (run_uuid) WHERE tags.key = 'crnet.key' AND lifecycle_stage = 'active'"""
-    store = sqlite3.connect(folder / "mlflow.db")
-    try:
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as store:
         return sorted(store.execute(query))
-    finally:
-        store.close()

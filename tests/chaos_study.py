@@ -1,7 +1,6 @@
 """What tests/chaos.py runs: the tiny study of chaos.yaml, and a server that gives out its archives slowly."""
 
 import contextlib
-import io
 import shutil
 import tarfile
 import threading
@@ -14,13 +13,13 @@ import numpy as np
 import yaml
 from PIL import Image
 from scipy.io import savemat
+from snake import ROOT, copy_workflow
 
 from crnet.config.yaml_files import load_yaml
 from crnet.data.sets import shapes5i
 from crnet.data.sets.pascal5i import ARCHIVES
 from crnet.runtime.files import sha256_file
 
-ROOT = Path(__file__).resolve().parents[1]
 BYTES_PER_SECOND = 1 << 20  # of a download: a few seconds, so that it can be hit in the middle
 CHUNK_BYTES = 1 << 14
 SCENES = {**shapes5i.SETTINGS, "size": 64, "images_val": 60}
@@ -37,9 +36,8 @@ def make_archives(folder: Path) -> None:
         path.write_text(f"<annotation>{number}</annotation>\n")
     shapes5i.write_voc(sbd, {**SCENES, "images_train": 40, "images_val": 1, "seed": 1})
     _as_sbd(sbd / "VOCdevkit/VOC2012", benchmark / "dataset")
-    for name, source, top in zip(
-        ARCHIVES, (voc / "VOCdevkit", benchmark), ("VOCdevkit", "benchmark_RELEASE"), strict=True
-    ):
+    packed = (voc / "VOCdevkit", "VOCdevkit"), (benchmark, "benchmark_RELEASE")
+    for name, (source, top) in zip(ARCHIVES, packed, strict=True):
         with tarfile.open(folder / name, "w:gz" if name.endswith("tgz") else "w") as archive:
             archive.add(source, top)
     for made in (voc, sbd, benchmark):
@@ -55,9 +53,8 @@ def _as_sbd(voc: Path, dataset: Path) -> None:
         shutil.copy(voc / f"JPEGImages/{name}.jpg", dataset / f"img/sbd_{name}.jpg")
         with Image.open(voc / f"SegmentationClass/{name}.png") as mask:
             ids = np.array(mask)
-        buffer = io.BytesIO()
-        savemat(buffer, {"GTcls": {"Segmentation": np.where(ids == 255, 0, ids)}})  # SBD knows no void
-        (dataset / f"cls/sbd_{name}.mat").write_bytes(buffer.getvalue())
+        without_void = np.where(ids == 255, 0, ids)  # SBD knows none
+        savemat(dataset / f"cls/sbd_{name}.mat", {"GTcls": {"Segmentation": without_void}})
     half = len(names) // 2
     for split, listed in {"train": names[:half], "val": names[half:]}.items():
         (dataset / f"{split}.txt").write_text("".join(f"sbd_{name}\n" for name in listed))
@@ -101,10 +98,7 @@ def served(folder: Path) -> Iterator[str]:
 
 def checkout(folder: Path, archives: Path, address: str) -> Path:
     """A folder to run the study in, with the rows of Table 4 and the claims on them that one training serves."""
-    for name in ("workflow", "configs", "profiles"):
-        shutil.copytree(ROOT / name, folder / name)
-    for name in ("Snakefile", "environment.yml"):
-        shutil.copy(ROOT / name, folder)
+    copy_workflow(folder)
     table = load_yaml(folder / "configs/tables/table4.yaml")
     table["rows"] = [row for row in table["rows"] if row["id"].startswith("stripped")]
     rows = {("table4", row["id"]) for row in table["rows"]}

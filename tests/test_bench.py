@@ -15,12 +15,11 @@ from crnet import methods
 from crnet.bench import report, scaling, timing
 from crnet.bench import run as running
 from crnet.bench.agreement import ROUNDING, differing, gradient, recorded_logits, relative, require
-from crnet.bench.ceiling import Ceiling
 from crnet.bench.inputs import Inputs, Options
-from crnet.bench.plain import Plain, PlainFinetuner
-from crnet.bench.rows import Row, Target, at_least
+from crnet.bench.plain import Plain, PlainFinetuner, PlainTraining
+from crnet.bench.report import Row, Target
 from crnet.bench.run import bench
-from crnet.bench.timing import Measured
+from crnet.bench.timing import Ceiling, Measured
 from crnet.cli import cli
 from crnet.config.defaults import FINETUNE, FINETUNE_LIMITS
 from crnet.config.settings import check
@@ -33,8 +32,6 @@ from crnet.evaluation.predict import Predictor
 from crnet.planning import rates
 from crnet.planning.stages import ENCODER, EVALUATION
 from crnet.training import loop
-from crnet.training.cache import ProbabilityCache
-from crnet.training.optimisation import optimiser
 
 SHOTS = 3
 VARIANTS = {
@@ -77,13 +74,19 @@ def both(tiny, folder: Path, settings: dict, **changes) -> tuple[Predictor, Plai
     return Predictor(*given), Plain(*given)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_evaluation_gives_the_plain_loops_logits_and_masks(tiny, chosen, tmp_path, variant):
-    fast, plain = both(tiny, tmp_path, {"refinements": 3}, **VARIANTS[variant])
+@pytest.mark.parametrize(
+    ("variant", "settings"),
+    [
+        *((variant, {"refinements": 3, "precision": "float32"}) for variant in VARIANTS),
+        ("full", {"precision": "bfloat16"}),
+    ],
+)
+def test_evaluation_gives_the_plain_loops_logits_and_masks(tiny, chosen, tmp_path, variant, settings):
+    fast, plain = both(tiny, tmp_path, settings, **VARIANTS[variant])
     with recorded_logits(fast.method) as logits:
         masks = [prediction.query for prediction in fast.fused(chosen)]
     expected = [plain.predict(episode) for episode in chosen]
-    allowed = ROUNDING["float32"]
+    allowed = rounding(settings["precision"])
     assert relative(torch.cat(logits), torch.stack([each.logits for each in expected])) < allowed.values
     assert differing(masks, [each.first for each in expected]) < allowed.pixels
     assert 0 < np.mean([mask.mean() for mask in masks]) < 1, "masks of one class would agree whatever happens"
@@ -97,14 +100,6 @@ def test_supports_and_scales_are_fused_as_in_the_plain_loop(tiny, chosen, tmp_pa
     assert differing(masks, [plain.predict(episode).fused for episode in chosen]) < rounding(precision).pixels
 
 
-def test_evaluation_in_bfloat16_parts_by_its_rounding_only(tiny, chosen, tmp_path):
-    fast, plain = both(tiny, tmp_path, {"precision": "bfloat16"})
-    with recorded_logits(fast.method) as logits:
-        list(fast.fused(chosen))
-    expected = torch.stack([plain.predict(episode).logits for episode in chosen])
-    assert relative(torch.cat(logits), expected) < rounding("bfloat16").values
-
-
 def steps(tiny, folder: Path, count: int, model_changes: dict, **train) -> tuple[loop.Training, Plain]:
     """A training and the plain loop after ``count`` steps on the same batches; gradients are those of the last."""
     how = {"features": "live", "views": "identity", "optimizer": "sgd", "lr": 1e-4, "schedule": "constant", **train}
@@ -113,16 +108,13 @@ def steps(tiny, folder: Path, count: int, model_changes: dict, **train) -> tuple
     paths = loop.Paths(tiny.data, tiny.encoder, features, folder / "out", folder / "state.pt")
     training = loop.Training(spec, paths, torch.device("cpu"), 1, 0, 60.0)
     training.method.train()
-    plain = Plain(tiny.evaluation(spec), tiny.data, tiny.encoder, None, "cpu")
-    plain.method.load_state_dict(training.method.state_dict())
-    plain.method.train().requires_grad_(True)
-    optimise, cache = optimiser(plain.method, training.settings), ProbabilityCache(training.cache.reset, 0, 0)
-    batches = [training.episodes.epoch(0, 4)] * count  # the same again, so that stored predictions are read
-    for step, batch in enumerate(batches):
-        plain.training_step(batch, optimise, cache, step)
+    plain = PlainTraining(Plain(tiny.evaluation(spec), tiny.data, tiny.encoder, None, "cpu"), training)
+    batch = training.episodes.epoch(0, 4)
+    for _ in range(count):  # the same again, so that stored predictions are read
+        plain.step(batch)
         for encoded in training.source.batches(batch, len(batch)):
             training.step(encoded)
-    return training, plain
+    return training, plain.plain
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -153,9 +145,8 @@ def test_finetuning_gives_the_plain_loops_losses_and_masks(tiny, chosen, tmp_pat
     for a, b in zip(ours, theirs, strict=True):
         assert abs(b.support_loss[1] - b.support_loss[0]) > 1e-3, "finetuning has to do something"
         assert a.support_loss == pytest.approx(b.support_loss, rel=allowed.values)
-    pairs = [(a.query, b.first) for a, b in zip(ours, theirs, strict=True)]
-    pairs += [(a.fused, b.fused) for a, b in zip(ours, theirs, strict=True)]
-    assert differing(*zip(*pairs, strict=True)) < allowed.pixels
+    masks = [mask for a in ours for mask in (a.query, a.fused)]
+    assert differing(masks, [mask for b in theirs for mask in (b.first, b.fused)]) < allowed.pixels
 
 
 def test_a_difference_above_rounding_stops_the_bench(tiny, chosen, tmp_path):
@@ -202,7 +193,7 @@ def test_overlapping_spans_count_once():
 def test_shares_ratios_and_targets_of_a_row():
     ceiling = Ceiling("bfloat16", convolution=4e9, product=1.0, copied=1.0)
     row = Row("stage", "images", Measured(10, 0.5, operations=1e9, waits=0.25, peak_bytes=3 << 30), Measured(2, 2.0))
-    row.targets = [at_least(3, row), at_least(5, row), Target("at most 1 s", 0.5, 1.0, at_most=True)]
+    row.aim(3).aim(5).targets.append(Target("at most 1 s", 0.5, 1.0, at_most=True))
     cells = dict(zip(report.HEADER, report.cells(row, ceiling), strict=True))
     assert cells["plain"] == "0.5 images/s" and cells["crnet"] == "2 images/s" and cells["ratio"] == "4.0"
     assert cells["of the ceiling"] == "50%" and cells["waits"] == "25%" and cells["peak memory"] == "3.0 GiB"
@@ -243,7 +234,7 @@ def test_what_was_measured_is_shown_though_a_file_fails(tmp_path, monkeypatch, c
         raise CrnetError("the disk is full.")
 
     monkeypatch.setattr(running, "write_json", fail)
-    monkeypatch.setattr(running.stage_data, "data", lambda inputs: [])
+    monkeypatch.setattr(running.stages, "data", lambda inputs: [])
     monkeypatch.setattr(running, "Inputs", lambda *_: None)
     monkeypatch.setattr(running, "measure_ceiling", lambda *_: Ceiling("float32", 4e9, 1.0, 1.0))
     with pytest.raises(CrnetError, match="the disk is full"):

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from chaos import KINDS, Chaos, Run, contents, digest, end_tree, run_undisturbed, say_again, tracked
+from chaos import KINDS, Chaos, Run, contents, end_tree, run_undisturbed, say_again, tracked
 from chaos_study import checkout, make_archives, served
+
+from crnet.runtime.files import canonical, sha256_text
 
 KILLS = int(os.environ.get("CRNET_CHAOS_KILLS", 8))
 SEED = int(os.environ.get("CRNET_CHAOS_SEED", int.from_bytes(os.urandom(4))))
@@ -44,7 +46,8 @@ def compare(disturbed: Path, wanted: dict[str, str], runs: list[tuple]) -> None:
     assert [name for name in wanted if found[name] != wanted[name]] == []
     assert tracked(disturbed) == runs
     assert "Nothing to be done" in say_again(disturbed)
-    print(f"{disturbed.name}: {len(found)} files, digest {digest(found)[:16]} = {digest(wanted)[:16]}", flush=True)
+    digests = [sha256_text(canonical(files))[:16] for files in (found, wanted)]
+    print(f"{disturbed.name}: {len(found)} files, digest {' = '.join(digests)}", flush=True)
 
 
 def test_killed_at_random_moments_the_study_ends_with_the_same_bytes(undisturbed, archives, tmp_path, capsys):

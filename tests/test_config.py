@@ -17,14 +17,6 @@ STUDIES = sorted((ROOT / "configs/studies").glob("*.yaml"))
 DEMO = yaml.safe_load((ROOT / "configs/studies/demo.yaml").read_text())
 
 
-def refusal(overrides: dict) -> str:
-    with pytest.raises(CrnetError) as caught:
-        study.load([ROOT / "configs/studies/demo.yaml"], overrides)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -56,24 +48,10 @@ def refusal(overrides: dict) -> str:
     ],
 )
 def test_wrong_input_is_one_sentence(overrides, words):
-    message = refusal(overrides)
+    with pytest.raises(CrnetError) as caught:
+        study.load(overrides=overrides)
     for word in words:
-        assert word in message
-
-
-def test_a_key_given_twice_is_refused(tmp_path):
-    file = tmp_path / "twice.yaml"
-    file.write_text("seeds: [0]\nseeds: [1]\n")
-    with pytest.raises(CrnetError, match=r"line 2: key 'seeds' is given twice"):
-        study.load([file])
-
-
-@pytest.mark.parametrize("content", ["- a\n", "a: [\n", ""])
-def test_broken_yaml_is_one_sentence(tmp_path, content):
-    file = tmp_path / "broken.yaml"
-    file.write_text(content)
-    with pytest.raises(CrnetError, match=r"broken\.yaml") as caught:
-        study.load([file])
+        assert word in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -118,14 +96,16 @@ class TestExtends:
         with pytest.raises(CrnetError, match=r"second\.yaml: extends: .*first\.yaml extends this file already"):
             study.load([first])
 
-    def test_without_a_name_of_its_own_it_is_refused(self, folder):
-        file = self.write(folder / "mine.yaml", extends="demo.yaml", seeds=[0])
-        with pytest.raises(CrnetError, match=r"mine\.yaml: study: is missing; .* overwrite the results of demo\.yaml"):
-            study.load([file])
-
-    def test_a_mistake_names_the_files(self, folder):
-        file = self.write(folder / "mine.yaml", extends="demo.yaml", study="mine", seedz=[0])
-        with pytest.raises(CrnetError, match=r"demo\.yaml \+ .*mine\.yaml: .*seedz"):
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            ({"seeds": [0]}, r"mine\.yaml: study: is missing; .* overwrite the results of demo\.yaml"),
+            ({"study": "mine", "seedz": [0]}, r"demo\.yaml \+ .*mine\.yaml: .*seedz"),
+        ],
+    )
+    def test_a_mistake_names_the_files(self, folder, content, words):
+        file = self.write(folder / "mine.yaml", extends="demo.yaml", **content)
+        with pytest.raises(CrnetError, match=words):
             study.load([file])
 
 
@@ -186,11 +166,10 @@ def test_specifications_are_plain_json_with_every_setting():
     assert set(trained["model"]) == set(components("method")["crnet"].literals["SETTINGS"])
 
 
-def test_booleans_are_not_numbers():
-    with pytest.raises(CrnetError):
-        check({"a": True}, {"a": 1}, {}, "x")
-    with pytest.raises(CrnetError):
-        check({"a": 1}, {"a": True}, {}, "x")
+@pytest.mark.parametrize(("value", "default"), [(True, 1), (1, True)])
+def test_booleans_are_not_numbers(value, default):
+    with pytest.raises(CrnetError, match="is not a"):
+        check({"a": value}, {"a": default}, {}, "x")
 
 
 def test_the_workflow_imports_no_torch_and_training_no_workflow():

@@ -1,30 +1,19 @@
 """The whole chain through Snakemake: what runs, what does not run again, and what stops it."""
 
-import csv
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
+from snake import ROOT, copy_workflow, snakemake
 
 from crnet.report.partial import render
+from crnet.runtime.files import read_csv
 
-ROOT = Path(__file__).resolve().parents[1]
-STUDY = yaml.safe_load((Path(__file__).parent / "tiny.yaml").read_text())
-
-
-def snakemake(folder: Path, *arguments: str, study: str = "study.yaml") -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments, "--configfile", study]
-    done = subprocess.run(command, check=False, cwd=folder, env=environment, capture_output=True, text=True)
-    done.output = done.stdout + done.stderr
-    return done
+STUDY = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
 
 
 def planned(folder: Path, *arguments: str, **options) -> Counter:
@@ -32,19 +21,13 @@ def planned(folder: Path, *arguments: str, **options) -> Counter:
     done = snakemake(folder, *arguments, "--dry-run", **options)
     assert done.returncode == 0, done.output
     counts = Counter(re.findall(r"^(?:local)?rule (\w+):", done.output, re.MULTILINE))
-    counts.pop("all", None)
-    counts.pop("tables", None)
-    return counts
+    return Counter({rule: count for rule, count in counts.items() if rule not in ("all", "tables")})
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     """A folder in which the tiny study has been run once."""
-    folder = tmp_path_factory.mktemp("workflow")
-    for name in ("Snakefile", "workflow", "configs", "profiles"):
-        source = ROOT / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
-    shutil.copy(ROOT / "environment.yml", folder)
+    folder = copy_workflow(tmp_path_factory.mktemp("workflow"))
     (folder / "study.yaml").write_text(yaml.safe_dump(STUDY))
     done = snakemake(folder)
     assert done.returncode == 0, done.output
@@ -53,25 +36,22 @@ def finished(tmp_path_factory) -> Path:
 
 def test_everything_is_there(finished):
     results = finished / "results/tiny"
-    names = {str(p.relative_to(results)) for p in results.rglob("*") if p.is_file()}
-    assert {"README.md", "claims.csv", "claims.md"} <= names
-    for kind in ("csv", "md", "tex"):
-        assert {f"tables/{table}.{kind}" for table in ("table3", "table4", "table7")} <= names
-    for picture in ("table3", "table4", "table7", "claims", "k-shot", "losses", "episodes"):
-        assert {f"figures/{picture}.png", f"figures/{picture}.svg"} <= names
-    with open(results / "runs.csv") as stream:
-        runs = list(csv.DictReader(stream))
-    assert Counter(row["kind"] for row in runs) == {
-        "train": 10,
-        "tune": 2,
-        "evaluate": 28 + 2,
-    }  # two readings a finetuned one
+    tables, pictures = ("table3", "table4", "table7"), ("claims", "k-shot", "losses", "episodes")
+    names = {
+        "README.md",
+        "claims.csv",
+        "claims.md",
+        *(f"tables/{t}.{kind}" for t in tables for kind in ("csv", "md", "tex")),
+    }
+    names |= {f"figures/{picture}.{kind}" for picture in (*tables, *pictures) for kind in ("png", "svg")}
+    assert not [name for name in names if not (results / name).is_file()]
+    runs = Counter(row["kind"] for row in read_csv(results / "runs.csv"))
+    assert runs == {"train": 10, "tune": 2, "evaluate": 28 + 2}  # two readings a finetuned one
     assert (finished / "mlflow.db").exists()
 
 
 def test_the_table_holds_every_cell_with_an_interval(finished):
-    with open(finished / "results/tiny/tables/table3.csv") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = read_csv(finished / "results/tiny/tables/table3.csv")
     wanted = {"row", "fold", "shots", "metric", "void", "value", "low", "high", "seeds", "paper"}
     assert wanted <= set(rows[0])
     assert len(rows) == 5 * 3 * 2 * 2  # rows, folds and mean, metrics, void conventions
@@ -154,16 +134,12 @@ class TestWhatRunsAgain:
 
     def test_a_variant_its_own_jobs(self, finished):
         change_table(finished, lambda table: table["rows"][3]["set"].update(model={"gate_tied": True}))
-        assert planned(finished) == Counter(
-            job=2, train=2, evaluate=2, table=1, claims=1, runs=1, losses=1, sheet=1, track=1, page=1
-        )
+        once = dict.fromkeys(("table", "claims", "runs", "losses", "sheet", "track", "page"), 1)
+        assert planned(finished) == once | dict.fromkeys(("job", "train", "evaluate"), 2)
 
     def test_a_new_row_its_own_jobs(self, finished):
-        row = {
-            "id": "ten",
-            "label": "10 refinements",
-            "set": {"evaluate": {"scales": [0.75, 1.0, 1.25], "refinements": 10}},
-        }
+        switches = {"evaluate": {"scales": [0.75, 1.0, 1.25], "refinements": 10}}
+        row = {"id": "ten", "label": "10 refinements", "set": switches}
         change_table(finished, lambda table: table["rows"].append(row))
         assert planned(finished) == Counter(job=1, evaluate=2, table=1, runs=1, track=1, losses=1, page=1)
 

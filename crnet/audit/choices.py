@@ -3,8 +3,8 @@
 import math
 from collections.abc import Mapping
 
-from crnet.audit.folder import UNREADABLE, Folder
-from crnet.audit.ledger import Check, Ledger, shown
+from crnet.audit.folder import Folder
+from crnet.audit.ledger import UNREADABLE, Check, Ledger, shown
 from crnet.config import resolve
 from crnet.config.settings import component
 from crnet.runtime.files import read_csv, sha256_file
@@ -49,20 +49,16 @@ def _trials(check: Check, folder: Folder, where: str, choice: Mapping) -> None:
     finite = [row for row in rows if int(row["steps"]) and not math.isnan(float(row["miou"]))]
     best = max(finite, key=lambda row: float(row["miou"]))
     # Stored to four decimals, equals may have differed: which of them was chosen is not judged.
-    if float(chosen[0]["miou"]) < float(best["miou"]):
-        text = f"was chosen with mIoU {chosen[0]['miou']}, line {rows.index(best) + 2} has {best['miou']}"
-        check.differs(f"{trials_where}, line {line}", text)
-    else:
-        check.ok()
+    better = float(chosen[0]["miou"]) < float(best["miou"])
+    text = f"was chosen with mIoU {chosen[0]['miou']}, line {rows.index(best) + 2} has {best['miou']}"
+    check.judge(f"{trials_where}, line {line}", text if better else None)
 
 
 def _classes(check: Check, where: str, choice: Mapping) -> None:
     train = choice["spec"]["train"]
     tested = component("dataset", train["dataset"]["name"], where).class_names(train["dataset"])[train["fold"]]
-    if both := sorted(set(choice["classes"]) & set(tested)):
-        check.differs(where, f"was chosen on {both[0]}, which fold {train['fold']} tests")
-    else:
-        check.ok()
+    both = sorted(set(choice["classes"]) & set(tested))
+    check.judge(where, f"was chosen on {both[0]}, which fold {train['fold']} tests" if both else None)
 
 
 def _used(check: Check, folder: Folder, about: Mapping) -> None:

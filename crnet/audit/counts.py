@@ -1,28 +1,30 @@
 """Stored counts: unchanged since they were written, possible, and of the episodes that they claim."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
-from crnet.audit.folder import UNREADABLE, Folder
-from crnet.audit.ledger import Check, Ledger, shown
+from crnet.audit.folder import Folder
+from crnet.audit.ledger import UNREADABLE, Check, Ledger, parting, shown
 from crnet.config import resolve
 from crnet.data.episodes import EpisodeTable
 from crnet.data.index import Index
 from crnet.metrics.iou import QUERY_COLUMNS
 from crnet.runtime.files import read_csv, sha256_file
 
-DIGEST = "counts: digest is the run's"
-POSSIBLE = "counts: possible, image sizes agree"
-EPISODES = "counts: rows are the episodes"
+CHECKS = DIGEST, POSSIBLE, EPISODES = (
+    "counts: digest is the run's",
+    "counts: possible, image sizes agree",
+    "counts: rows are the episodes",
+)
 
 DIGESTS = {"counts.csv": "counts_sha256", "counts-fusion.csv": "counts_fusion_sha256"}
 IDENTITY = ("episode_seed", "episode", "class", "query")
 Size = tuple[int, int]  # of a query: pixels, and pixels that are not void
+Sizes = dict[tuple[str, str, str], tuple[Size, str]]  # by data set, query and class, and where it was read first
 
 
 def check_counts(folder: Folder, ledger: Ledger, tables: Mapping[str, EpisodeTable]) -> None:
-    """All counts that are there, planned or not; ``tables`` as ``crnet.audit.episodes.check`` gives them."""
-    sizes: dict[tuple[str, str, str], tuple[Size, str]] = {}
+    """All counts that are there, planned or not; ``tables`` as ``crnet.audit.episodes.check_episodes`` gives them."""
+    sizes: Sizes = {}
     for name, about in folder.evaluations.items():
         if about.get("failed"):
             ledger[POSSIBLE].unknown("runs that failed have no counts")
@@ -34,11 +36,16 @@ def check_counts(folder: Folder, ledger: Ledger, tables: Mapping[str, EpisodeTab
             if not path.is_file():
                 ledger[DIGEST].differs(where, "is missing")
                 continue
-            _digest(ledger[DIGEST], where, path, about.get(DIGESTS[file]))
+            if recorded := about.get(DIGESTS[file]):
+                ledger[DIGEST].same(where, sha256_file(path), recorded, "evaluation.json has")
+            else:
+                ledger[DIGEST].unknown(
+                    "evaluation.json holds no digest of the counts: it was written by an earlier version"
+                )
             try:
                 rows = read_csv(path)
                 readings.append(rows)
-                _possible(ledger[POSSIBLE], where, rows, _known_sizes(folder, about, sizes))
+                _possible(ledger[POSSIBLE], where, rows, folder, about["spec"]["train"]["dataset"], sizes)
                 _episodes(ledger[EPISODES], where, rows, about, tables)
             except UNREADABLE as error:
                 ledger[POSSIBLE].differs(where, f"cannot be read ({type(error).__name__}: {error})")
@@ -47,49 +54,29 @@ def check_counts(folder: Folder, ledger: Ledger, tables: Mapping[str, EpisodeTab
             ledger[POSSIBLE].differs(folder.relative(about["path"].with_name("counts-fusion.csv")), text)
 
 
-def _digest(check: Check, where: str, path: Path, recorded: str | None) -> None:
-    if recorded:
-        check.same(where, sha256_file(path), recorded, "evaluation.json has")
-    else:
-        check.unknown("evaluation.json holds no digest of the counts: it was written by an earlier version")
-
-
-class _Sizes:
-    """Sizes of the queries of one data set, from the data if they are at hand and from all runs that were read."""
-
-    def __init__(self, dataset: str, index: Index | None, known: dict):
-        self.dataset, self.index, self.known = dataset, index, known
-
-    def problem(self, row: Mapping[str, str], size: Size, where: str) -> str | None:
-        if self.index is not None:
-            photo = self.index.photos.get(row["query"])
-            if photo is None:
-                return f"the data have no photo {row['query']!r}"
-            if photo.width * photo.height != size[0]:
-                return f"counts {size[0]} pixels, photo {row['query']} has {photo.width * photo.height}"
-        first, other = self.known.setdefault((self.dataset, row["query"], row["class"]), (size, where))
-        if first == size:
-            return None
-        return f"counts {size[0]} pixels, {size[1]} of them not void; {other} has {first[0]} and {first[1]}"
-
-
-def _known_sizes(folder: Folder, about: dict, known: dict) -> _Sizes:
-    spec = about["spec"]["train"]["dataset"]
-    return _Sizes(resolve.dataset_name(spec), folder.index(spec), known)
-
-
-def _possible(check: Check, where: str, rows: list[dict[str, str]], sizes: _Sizes) -> None:
+def _possible(
+    check: Check, where: str, rows: list[dict[str, str]], folder: Folder, dataset: dict, sizes: Sizes
+) -> None:
+    name, index = resolve.dataset_name(dataset), folder.index(dataset)
     for line, row in enumerate(rows, 2):
         place = f"{where}, line {line}"
-        if problem := row_problem(row):
-            check.differs(place, problem)
-            continue
-        total = int(row["void_fg_union"]) + int(row["void_bg_intersection"])
-        seen = int(row["ignore_fg_union"]) + int(row["ignore_bg_intersection"])
-        if problem := sizes.problem(row, (total, seen), place):
-            check.differs(place, problem)
-        else:
-            check.ok()
+        check.judge(place, row_problem(row) or _size_problem(row, name, index, sizes, place))
+
+
+def _size_problem(row: Mapping[str, str], dataset: str, index: Index | None, sizes: Sizes, place: str) -> str | None:
+    """Held against the data if they are at hand, and against all runs that were read before."""
+    total = int(row["void_fg_union"]) + int(row["void_bg_intersection"])
+    seen = int(row["ignore_fg_union"]) + int(row["ignore_bg_intersection"])
+    if index is not None:
+        photo = index.photos.get(row["query"])
+        if photo is None:
+            return f"the data have no photo {row['query']!r}"
+        if photo.width * photo.height != total:
+            return f"counts {total} pixels, photo {row['query']} has {photo.width * photo.height}"
+    first, other = sizes.setdefault((dataset, row["query"], row["class"]), ((total, seen), place))
+    if first == (total, seen):
+        return None
+    return f"counts {total} pixels, {seen} of them not void; {other} has {first[0]} and {first[1]}"
 
 
 def row_problem(row: Mapping[str, str]) -> str | None:
@@ -124,14 +111,14 @@ def _episodes(
         return
     expected = [(str(e.seed), str(e.number), str(e.class_id), e.query) for e in table.episodes]
     found = [tuple(row.get(column) for column in IDENTITY) for row in rows]
-    if found == expected:
-        check.ok()
-    elif len(found) != len(expected):
+    if len(found) != len(expected):
         check.differs(where, f"has {len(found)} rows, episodes/{name}.csv {len(expected)}")
-    else:
-        line = next(i for i, pair in enumerate(zip(found, expected, strict=True)) if pair[0] != pair[1])
-        text = f"is of episode {', '.join(map(str, found[line]))}; episodes/{name}.csv has {', '.join(expected[line])}"
+    elif other := parting(found, expected):
+        line, one, wanted = other
+        text = f"is of episode {', '.join(map(str, one))}; episodes/{name}.csv has {', '.join(wanted)}"
         check.differs(f"{where}, line {line + 2}", text)
+    else:
+        check.ok()
 
 
 def _of_supports(rows: list[dict[str, str]]) -> list[list[str | None]]:

@@ -1,11 +1,12 @@
 """Episode tables: unchanged, as the study asks for them, and the ones that the seed draws from the data."""
 
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from crnet.audit.folder import UNREADABLE, Folder
-from crnet.audit.ledger import Check, Ledger, first_difference
+from crnet.audit.folder import Folder
+from crnet.audit.ledger import UNREADABLE, Check, Ledger, parting
 from crnet.config import resolve
 from crnet.config.settings import component
 from crnet.data.episodes import Episode, EpisodeTable, draw, read, write
@@ -13,36 +14,37 @@ from crnet.data.sets import pascal5i
 from crnet.errors import CrnetError
 from crnet.runtime.files import read_json, sha256_file, write_json
 
-DIGEST = "episodes: digests agree"
-RULES = "episodes: as the study asks"
-DRAWN = "episodes: drawn again from the data"
+CHECKS = DIGEST, RULES, DRAWN = (
+    "episodes: digests agree",
+    "episodes: as the study asks",
+    "episodes: drawn again from the data",
+)
 
 
 def check_episodes(folder: Folder, ledger: Ledger) -> dict[str, EpisodeTable]:
     """Check the tables that the plan or an evaluation names; returns those that can be read, by name."""
-    specs = dict(folder.plan.episodes)
-    for about in folder.evaluations.values():
-        try:
+    specs, digests = dict(folder.plan.episodes), {}
+    for evaluation, about in folder.evaluations.items():
+        with suppress(*UNREADABLE):  # said by the check of specifications
             spec = resolve.episodes_spec(about["spec"])
-            specs.setdefault(resolve.episodes_name(spec), spec)
-        except UNREADABLE:
-            continue  # said by the check of specifications
-    tables, published = {}, _published_pairs(ledger[RULES])
+            name = resolve.episodes_name(spec)
+            specs.setdefault(name, spec)
+            digests.setdefault(name, {})[f"{folder.where(evaluation)}, episodes_digest"] = about.get("episodes_digest")
+    tables, published, check = {}, _published_pairs(ledger[RULES]), ledger[DIGEST]
     for name, spec in specs.items():
         path = folder.results / "episodes" / f"{name}.csv"
         where = folder.relative(path)
         if not path.is_file() or not path.with_suffix(".json").is_file():
-            ledger[DIGEST].differs(where, "is missing, or the .json beside it")
+            check.differs(where, "is missing, or the .json beside it")
             continue
-        try:
-            digest = sha256_file(path)
-            _records(folder, ledger[DIGEST], name, digest, read_json(path.with_suffix(".json"))["digest"])
-            table = _read(path)
-            tables[name] = table
-            _rules(ledger[RULES], where, table, spec, published)
+        with ledger[RULES].reading(f"{where} or the .json beside it"):
+            stated, digest = read_json(path.with_suffix(".json"))["digest"], sha256_file(path)
+            check.same(f"episodes/{name}.json, digest", stated, digest, f"{name}.csv is")
+            for source, recorded in digests.get(name, {}).items():
+                check.same(source, recorded, digest, f"episodes/{name}.csv is")
+            tables[name] = _read(path)
+            _rules(ledger[RULES], where, tables[name], spec, published)
             _drawn(folder, ledger[DRAWN], where, path, spec)
-        except UNREADABLE as error:
-            ledger[RULES].differs(f"{where} or the .json beside it", f"cannot be read ({error})")
     return tables
 
 
@@ -55,30 +57,15 @@ def _read(path: Path) -> EpisodeTable:
         return read(copy)
 
 
-def _records(folder: Folder, check: Check, name: str, digest: str, stated: str) -> None:
-    where = f"episodes/{name}.json, digest"
-    check.same(where, stated, digest, f"{name}.csv is")
-    for evaluation, about in folder.evaluations.items():
-        try:
-            if resolve.episodes_name(resolve.episodes_spec(about["spec"])) != name:
-                continue
-        except UNREADABLE:
-            continue
-        where = f"{folder.where(evaluation)}, episodes_digest"
-        check.same(where, about.get("episodes_digest"), digest, f"episodes/{name}.csv is")
-
-
 def _published_pairs(check: Check) -> dict[int, set[str]]:
     """Class of PASCAL-5i -> test photos of the lists that the field shares, which are checked by their digests."""
+    photos: dict[int, set[str]] = {}
     try:
-        pairs = pascal5i.published_pairs()
+        for split, image, class_id in pascal5i.published_pairs():
+            if split == "val":
+                photos.setdefault(class_id, set()).add(image)
     except CrnetError as error:
         check.differs("published pair lists", str(error))
-        return {}
-    photos: dict[int, set[str]] = {}
-    for split, image, class_id in pairs:
-        if split == "val":
-            photos.setdefault(class_id, set()).add(image)
     return photos
 
 
@@ -97,18 +84,14 @@ def _rules(check: Check, where: str, table: EpisodeTable, spec: dict, published:
         check.differs(where, f"leaves out {', '.join(table.left_out)}; the study allows none")
     expected = [(seed, number) for seed in asked["seeds"] for number in range(asked["count"])]
     found = [(episode.seed, episode.number) for episode in table.episodes]
-    if found != expected:
-        pairs = zip([*found, None], [*expected, None], strict=False)
-        line, (one, other) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
-        check.differs(f"{where}, line {line + 2}", f"is seed and number {one}, the study asks for {other}")
+    if other := parting(found, expected):
+        line, one, wanted = other
+        check.differs(f"{where}, line {line + 2}", f"is seed and number {one}, the study asks for {wanted}")
     splits = component("dataset", dataset["name"], where).splits(dataset)
     tested = {c for c in splits.folds[spec["fold"]] if splits.classes[c - 1] not in table.left_out}
     listed = published if dataset["name"] == "pascal5i" and dataset.get("pairs") == "published" else None
     for line, episode in enumerate(table.episodes, 2):
-        if problem := _problem(episode, tested, table.shots, listed):
-            check.differs(f"{where}, line {line}", problem)
-        else:
-            check.ok()
+        check.judge(f"{where}, line {line}", _problem(episode, tested, table.shots, listed))
 
 
 def _problem(episode: Episode, tested: set[int], shots: int, listed: dict[int, set[str]] | None) -> str | None:
@@ -120,10 +103,9 @@ def _problem(episode: Episode, tested: set[int], shots: int, listed: dict[int, s
     twice = [photo for photo, count in Counter(photos).items() if count > 1]
     if twice:
         return f"has the photo {twice[0]} twice among query and supports"
-    if listed is not None:
-        foreign = [photo for photo in photos if photo not in listed[episode.class_id]]
-        if foreign:
-            return f"has {foreign[0]}, which the published test list has not for class {episode.class_id}"
+    foreign = [photo for photo in photos if listed is not None and photo not in listed[episode.class_id]]
+    if foreign:
+        return f"has {foreign[0]}, which the published test list has not for class {episode.class_id}"
     return None
 
 
@@ -136,9 +118,6 @@ def _drawn(folder: Folder, check: Check, where: str, path: Path, spec: dict) -> 
     with TemporaryDirectory() as temporary:
         again = Path(temporary) / path.name
         write(again, draw(index, spec["fold"], **settings))
-        for made, stored in ((again, path), (again.with_suffix(".json"), path.with_suffix(".json"))):
-            name = f"{where.removesuffix('.csv')}{made.suffix}"
-            if made.read_bytes() == stored.read_bytes():
-                check.ok()
-            else:
-                check.differs(name, first_difference(stored.read_text(), made.read_text()))
+        for kind in (".csv", ".json"):
+            made, stored = again.with_suffix(kind), path.with_suffix(kind)
+            check.same_bytes(f"{where.removesuffix('.csv')}{kind}", stored, made)

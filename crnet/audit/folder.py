@@ -1,13 +1,11 @@
 """The folder that is audited: its study's plan, the reports of its runs, and what is at hand to hold them against."""
 
-import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crnet.audit.ledger import UNREADABLE
 from crnet.config import resolve, study
-from crnet.config.resolve import Plan
 from crnet.config.study import Layout
 from crnet.data.index import Index
 from crnet.errors import CrnetError
@@ -15,13 +13,10 @@ from crnet.runtime.files import read_csv, read_json
 
 STUDIES = "configs/studies"
 FAILED = "failed.json"  # beside where the results of a training would be
-# What reading a file raises that is not what it should be, or what using its content then does.
-UNREADABLE = (CrnetError, csv.Error, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError)
 
 
-@dataclass
 class Folder:
-    """A study's results and what belongs to them.
+    """A study's results and what belongs to them; arguments and errors are those of ``audit``.
 
     Attributes:
         layouts: One for each work folder; all have the audited results.
@@ -32,61 +27,43 @@ class Folder:
         trusted: Data sets at hand that have the digest of the runs; results are not held against any other data.
     """
 
-    results: Path
-    plan: Plan
-    layouts: list[Layout]
-    evaluations: dict[str, dict] = field(default_factory=dict)
-    tunings: dict[str, dict] = field(default_factory=dict)
-    trainings: dict[str, dict] = field(default_factory=dict)
-    broken: dict[str, str] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    failures: dict[str, Path] = field(default_factory=dict)
-    trusted: set[str] = field(default_factory=set)
-    _indices: dict[str, Index] = field(default_factory=dict)
+    def __init__(self, results: Path, files: Sequence[Path], works: Sequence[Path]):
+        if not results.is_dir():
+            raise CrnetError(f"{results}: is no folder; give the results of a study, e.g. results/demo.")
+        self.results = results.resolve()
+        own = f"{STUDIES}/{self.results.name}.yaml"
+        if not files and not (study.ROOT / own).is_file():
+            raise CrnetError(f"{self.results}: there is no {own}; give the study of these results with --configfile.")
+        self.plan = study.load(files or [study.ROOT / own])
+        for work in works:
+            if not work.is_dir():
+                raise CrnetError(f"--work {work}: is no folder; give the one that holds data, encoders and train.")
+        self.layouts = [Layout(self.plan) for _ in works or [None]]
+        for layout, work in zip(self.layouts, works or [self.layout.work], strict=True):
+            layout.results, layout.work = str(self.results), str(work)
+        self.broken: dict[str, str] = {}
+        self.trusted: set[str] = set()
+        self._indices: dict[str, Index] = {}
+        self.evaluations = self._reports(self.results.glob("evaluate/*/evaluation.json"))
+        self.tunings = self._reports(self.results.glob("finetune/*/choice.json"))
+        trainings = (Path(at.training(name)) / "train.json" for name in self.plan.trainings for at in self.layouts)
+        self.trainings = self._reports(path for path in trainings if path.is_file())
+        self.failed: dict[str, str] = {}
+        self.failures: dict[str, Path] = {}
+        self._find_failed()
 
     @property
     def layout(self) -> Layout:
         return self.layouts[0]
-
-    @classmethod
-    def open(cls, results: Path, files: Sequence[Path], works: Sequence[Path]) -> "Folder":
-        """Read the study and the reports.
-
-        Args:
-            files: The study's YAML files; without any, the checkout's study of the folder's name.
-            works: Work folders to look into; without any, the study's own.
-
-        Raises:
-            CrnetError: There is no such folder or study.
-        """
-        if not results.is_dir():
-            raise CrnetError(f"{results}: is no folder; give the results of a study, e.g. results/demo.")
-        results = results.resolve()
-        plan = study.load(files or [_study_file(results)])
-        for work in works:
-            if not work.is_dir():
-                raise CrnetError(f"--work {work}: is no folder; give the one that holds data, encoders and train.")
-        layouts = [Layout(plan) for _ in works or [None]]
-        for layout, work in zip(layouts, works or [layouts[0].work], strict=True):
-            layout.results, layout.work = str(results), str(work)
-        folder = cls(results, plan, layouts)
-        folder.evaluations = folder._reports(results.glob("evaluate/*/evaluation.json"))
-        folder.tunings = folder._reports(results.glob("finetune/*/choice.json"))
-        trainings = (Path(at.training(name)) / "train.json" for name in plan.trainings for at in layouts)
-        folder.trainings = folder._reports(path for path in trainings if path.is_file())
-        folder._find_failed()
-        return folder
 
     def _find_failed(self) -> None:
         for row in self.rows("runs.csv"):
             if row.get("kind") == "train" and row.get("status") == "failed":
                 self.failed[str(row.get("run"))] = row.get("failed") or ""
         for name in set(self.plan.trainings) - set(self.trainings):
-            path = self._first([f"{at.training(name)}/{FAILED}" for at in self.layouts])
-            if path:
+            if path := self._first(f"{at.training(name)}/{FAILED}" for at in self.layouts):
                 try:
-                    self.failed[name] = str(read_json(path)["failed"])
-                    self.failures[name] = path
+                    self.failed[name], self.failures[name] = str(read_json(path)["failed"]), path
                 except UNREADABLE as error:
                     self.broken[self.relative(path)] = f"cannot be read ({error})"
 
@@ -116,15 +93,10 @@ class Folder:
         path = Path(path)
         return str(path.relative_to(self.results)) if path.is_relative_to(self.results) else str(path)
 
-    def named(self) -> set[str]:
-        """Folders and episode tables under the results that the plan names, relative to them."""
-        plan, at = self.plan, self.layout
-        paths = [at.evaluation(name) for name in plan.evaluations] + [at.tuning(name) for name in plan.tunings]
-        return {self.relative(path) for path in [*paths, *(at.episodes(e) for e in plan.evaluations.values())]}
-
     def data(self, spec: dict) -> Path | None:
         """The prepared data set, if a work folder has it whole."""
-        return self._first([f"{at.data(spec)}/dataset.json" for at in self.layouts], parent=True)
+        description = self._first(f"{at.data(spec)}/dataset.json" for at in self.layouts)
+        return description and description.parent
 
     def index(self, spec: dict) -> Index | None:
         """The prepared data set opened; None if it was not found to be the one of the runs."""
@@ -134,16 +106,15 @@ class Folder:
         return self._indices.get(name)
 
     def encoder(self, spec: dict) -> Path | None:
-        return self._first([path for at in self.layouts if (path := at.encoder(spec))])
+        return self._first(path for at in self.layouts if (path := at.encoder(spec)))
 
     def weights(self, training: dict) -> Path | None:
         name = resolve.training_name(training)
-        return self._first([f"{at.training(name)}/model.safetensors" for at in self.layouts])
+        return self._first(f"{at.training(name)}/model.safetensors" for at in self.layouts)
 
     @staticmethod
-    def _first(paths: list[str], parent: bool = False) -> Path | None:
-        found = next((Path(path) for path in paths if Path(path).is_file()), None)
-        return found.parent if found and parent else found
+    def _first(paths: Iterable[str]) -> Path | None:
+        return next((path for path in map(Path, paths) if path.is_file()), None)
 
     def counts_files(self, name: str) -> list[str]:
         """Names of the counts that an evaluation writes."""
@@ -151,15 +122,6 @@ class Folder:
 
     def where(self, name: str) -> str:
         return f"evaluate/{name}/evaluation.json"
-
-
-def _study_file(results: Path) -> Path:
-    path = study.ROOT / STUDIES / f"{results.name}.yaml"
-    if not path.is_file():
-        raise CrnetError(
-            f"{results}: there is no {STUDIES}/{results.name}.yaml; give the study of these results with --configfile."
-        )
-    return path
 
 
 def commits(reports: Iterable[dict[str, Any]]) -> str:

@@ -1,12 +1,20 @@
 """What an audit verified, what differs, and what could not be checked, with how it is told."""
 
+import csv
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
+from crnet.errors import CrnetError
 from crnet.runtime.files import canonical
+
+# What reading a file raises that is not what it should be, or what using its content then does.
+UNREADABLE = (CrnetError, csv.Error, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError)
 
 SHOWN = 10  # differences of one check that are listed unless all are asked for
 VALUE_LENGTH = 60
@@ -29,42 +37,60 @@ class Check:
     differences: list[str] = field(default_factory=list)
     unchecked: Counter = field(default_factory=Counter)
 
-    def ok(self, count: int = 1) -> None:
-        self.verified += count
+    def ok(self) -> None:
+        self.verified += 1
 
     def differs(self, where: str, text: str) -> None:
         self.differences.append(f"{where}: {text}")
+
+    def judge(self, where: str, problem: str | None) -> bool:
+        """Note what is wrong there, or that nothing is."""
+        if problem:
+            self.differs(where, problem)
+        else:
+            self.ok()
+        return not problem
 
     def unknown(self, reason: str, count: int = 1) -> None:
         self.unchecked[reason] += count
 
     def same(self, where: str, found: Any, expected: Any, source: str = "expected") -> bool:
         """Note whether ``found`` is ``expected``, which ``source`` tells."""
-        if found == expected:
+        return self.judge(where, None if found == expected else f"holds {shown(found)}, {source} {shown(expected)}")
+
+    def same_bytes(self, where: str, stored: Path, made: Path) -> None:
+        """Note whether the file ``stored``, called ``where``, is there and holds what was made again."""
+        if not stored.is_file():
+            self.differs(where, "is missing")
+        elif stored.read_bytes() == made.read_bytes():
             self.ok()
-            return True
-        self.differs(where, f"holds {shown(found)}, {source} {shown(expected)}")
-        return False
+        else:
+            self.differs(where, first_difference(stored.read_text(errors="replace"), made.read_text()))
+
+    @contextmanager
+    def reading(self, where: str, problem: str = "cannot be read", *more: type[Exception]) -> Iterator[None]:
+        """Notes ``problem`` if what is read within is not what it should be, or raises one of ``more``."""
+        try:
+            yield
+        except (*UNREADABLE, *more) as error:
+            self.differs(where, f"{problem} ({error})")
 
 
-class Ledger:
+class Ledger(dict[str, Check]):
     """All checks of an audit in the order of ``names``."""
 
     def __init__(self, names: Sequence[str]):
-        self.checks = {name: Check(name) for name in names}
+        super().__init__((name, Check(name)) for name in names)
         self.notes: list[str] = []
-
-    def __getitem__(self, name: str) -> Check:
-        return self.checks[name]
 
     @property
     def differences(self) -> int:
-        return sum(len(check.differences) for check in self.checks.values())
+        return sum(len(check.differences) for check in self.values())
 
     def table(self) -> list[str]:
         """Name and counts of each check, aligned."""
         rows = [("checked", "verified", "differ", "not checked")]
-        for check in self.checks.values():
+        for check in self.values():
             counts = (check.verified, len(check.differences), check.unchecked.total())
             rows.append((check.name, *(f"{count:,}" if count else "-" for count in counts)))
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -76,12 +102,10 @@ class Ledger:
         Args:
             everything: List all differences, not just the first ones of each check.
         """
-        parts = [self.table()]
-        if self.notes:
-            parts.append([line for note in self.notes for line in _wrapped(note, "")])
+        parts = [self.table(), [line for note in self.notes for line in _wrapped(note, "")]]
         reasons = [
             line
-            for check in self.checks.values()
+            for check in self.values()
             for reason, count in check.unchecked.items()
             for line in _wrapped(f"{check.name}: {reason}" + (f" ({count:,})" if count > 1 else ""), "  ")
         ]
@@ -91,11 +115,11 @@ class Ledger:
             parts.append(["differs", *self._difference_lines(everything)])
         number = self.differences
         parts.append(["result: " + (f"{number:,} difference{'s'[: number > 1]}" if number else "nothing differs")])
-        return "\n\n".join("\n".join(lines) for lines in parts)
+        return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
     def _difference_lines(self, everything: bool) -> list[str]:
         lines = []
-        for check in self.checks.values():
+        for check in self.values():
             found = check.differences
             kept = found if everything or len(found) <= SHOWN else found[: SHOWN - 1]
             lines += [f"  {line}" for line in kept]
@@ -115,24 +139,20 @@ def shown(value: Any) -> str:
     return _shortened(canonical(value))
 
 
+def parting(one: Iterable, other: Iterable) -> tuple[int, Any, Any] | None:
+    """Where two sequences begin to differ, with what both have there; None beyond an end, or if they do not."""
+    pairs = enumerate(zip_longest(one, other))
+    return next(((place, a, b) for place, (a, b) in pairs if a != b), None)
+
+
 def first_difference(stored: str, made: str) -> str:
-    """Where two texts part: "line 3 is 'a', made again 'b'"."""
-    one, other = stored.splitlines(), made.splitlines()
-    for number in range(max(len(one), len(other))):
-        a, b = (lines[number] if number < len(lines) else None for lines in (one, other))
-        if a != b:
-            a, b = _around_difference(a, b)
-            return f"line {number + 1} holds {shown(a)}, made again {shown(b)}"
-    return "line ends differ from what is made again"
-
-
-def _around_difference(a: str | None, b: str | None) -> tuple[str | None, str | None]:
-    """Of two long lines the part in which they begin to differ."""
-    if a is None or b is None:
-        return a, b
-    start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    start = max(0, start - VALUE_LENGTH // 3)
-    return a[start:], b[start:]
+    """Where two texts part: "line 3 is 'a', made again 'b'"; of long lines the part in which they begin to differ."""
+    found = parting(stored.splitlines(), made.splitlines())
+    if found is None:
+        return "line ends differ from what is made again"
+    line, a, b = found
+    start = max(0, parting(a, b)[0] - VALUE_LENGTH // 3) if a is not None and b is not None else 0
+    return f"line {line + 1} holds {shown(a and a[start:])}, made again {shown(b and b[start:])}"
 
 
 def _wrapped(text: str, indent: str) -> list[str]:

@@ -1,12 +1,11 @@
 """What is published, made again from what is stored: tables and claims from counts, the page, the index of runs."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from crnet.audit.folder import UNREADABLE, Folder
-from crnet.audit.ledger import Check, Ledger, first_difference, shown
+from crnet.audit.folder import Folder
+from crnet.audit.ledger import UNREADABLE, Check, Ledger, shown
 from crnet.config import claims as paper_claims
 from crnet.config import resolve, study
 from crnet.metrics.bootstrap import Bootstrap
@@ -17,42 +16,37 @@ from crnet.report.page.page import write_page
 from crnet.report.tables.render import render_table
 from crnet.runtime.files import read_csv
 
-CELLS = "tables: cells made again from counts"
-TEXTS = "tables: .csv, .md, .tex byte for byte"
-CLAIMS = "claims: made again from counts"
-PAGE = "page: made again from the files"
-RUNS = "runs.csv: rows made again from reports"
-LOG = "training.csv: made again from logs"
+CHECKS = CELLS, TEXTS, CLAIMS, PAGE, RUNS, LOG = (
+    "tables: cells made again from counts",
+    "tables: .csv, .md, .tex byte for byte",
+    "claims: made again from counts",
+    "page: made again from the files",
+    "runs.csv: rows made again from reports",
+    "training.csv: made again from logs",
+)
 
 CELL_KEYS = ("row", "shots", "fold", "metric", "void")
-Made = Callable[[Path], None]
 
 
 def check_published(folder: Folder, ledger: Ledger) -> None:
     bootstrap = Bootstrap()  # shared: its draws depend on folds, episodes and seeds alone
+    cells, texts = ledger[CELLS], ledger[TEXTS]
     for name in folder.plan.tables:
         job = _table_job(folder, name)
-        counts = [cell["counts"] for row in job["rows"] for cell in row["cells"]]
-        if not any(Path(path).is_file() for path in counts):
-            _without_counts(folder, ledger, f"tables/{name}.csv", ("csv", "md", "tex"))
-            continue
-        with _made(ledger[TEXTS], f"tables/{name}", lambda to, job=job: render_table(job, to, bootstrap)) as again:
-            if again:
-                _rows(folder, ledger[CELLS], again.with_suffix(".csv"), f"tables/{name}.csv", CELL_KEYS)
-                for kind in ("csv", "md", "tex"):
-                    _bytes(folder, ledger[TEXTS], again.with_suffix(f".{kind}"), f"tables/{name}.{kind}")
+        if any(Path(cell["counts"]).is_file() for row in job["rows"] for cell in row["cells"]):
+            with texts.reading(f"tables/{name}", "cannot be made again"), TemporaryDirectory() as temporary:
+                render_table(job, Path(temporary) / name, bootstrap)
+                _rows(folder, cells, Path(temporary), f"tables/{name}.csv", CELL_KEYS)
+                _bytes(folder, texts, Path(temporary), *(f"tables/{name}.{kind}" for kind in ("csv", "md", "tex")))
+        else:
+            _without_counts(folder, ledger, f"tables/{name}.csv")
     job = paper_claims.claims_job(folder.plan, folder.layout, study.ROOT / paper_claims.CLAIMS)
-    with _made(ledger[CLAIMS], "claims.csv", lambda to: render_claims(job, to, bootstrap)) as again:
-        if again:
-            _rows(folder, ledger[CLAIMS], again.with_suffix(".csv"), "claims.csv", ("id",))
-            for kind in ("csv", "md"):
-                _bytes(folder, ledger[CLAIMS], again.with_suffix(f".{kind}"), f"claims.{kind}")
+    with ledger[CLAIMS].reading("claims.csv", "cannot be made again"), TemporaryDirectory() as temporary:
+        render_claims(job, Path(temporary) / "claims", bootstrap)
+        _rows(folder, ledger[CLAIMS], Path(temporary), "claims.csv", ("id",))
+        _bytes(folder, ledger[CLAIMS], Path(temporary), "claims.csv", "claims.md")
     _page(folder, ledger[PAGE])
-    if (
-        ledger[CELLS].verified
-        and not ledger[CELLS].differences
-        and (ledger[TEXTS].differences or ledger[PAGE].differences)
-    ):
+    if cells.verified and not cells.differences and (texts.differences or ledger[PAGE].differences):
         ledger.notes.append(
             "All numbers of the tables that are here come out again; a text that differs was edited, or written by "
             "another version of crnet."
@@ -74,50 +68,27 @@ def _table_job(folder: Folder, name: str) -> dict:
     return job
 
 
-@contextmanager
-def _made(check: Check, where: str, make: Made):
-    """Path of what ``make`` wrote; None, and a difference noted, if the counts do not allow it."""
-    with TemporaryDirectory() as temporary:
-        again: Path | None = Path(temporary) / Path(where).stem
-        try:
-            make(again)
-        except UNREADABLE as error:
-            check.differs(where, f"cannot be made again ({error})")
-            again = None
-        yield again
-
-
-def _without_counts(folder: Folder, ledger: Ledger, name: str, kinds: Sequence[str]) -> None:
+def _without_counts(folder: Folder, ledger: Ledger, name: str) -> None:
     """A table of which the study's counts are all absent must not hold a number: one line says it for all its cells."""
     path = folder.results / name
     if not path.is_file():
         ledger[TEXTS].differs(name, "is missing, and so are its counts")
         return
-    try:
-        values = sum(bool(row.get("value")) for row in read_csv(path))
-    except UNREADABLE as error:
-        ledger[CELLS].differs(name, f"cannot be read ({error})")
-        return
-    if values:
-        ledger[CELLS].differs(
-            name, f"holds {values} values, but the counts from which the study makes them are missing"
-        )
-    ledger[TEXTS].unknown("the counts that the study makes them from are missing", len(kinds))
+    with ledger[CELLS].reading(name):
+        if values := sum(bool(row.get("value")) for row in read_csv(path)):
+            text = f"holds {values} values, but the counts from which the study makes them are missing"
+            ledger[CELLS].differs(name, text)
+        ledger[TEXTS].unknown("the counts that the study makes them from are missing", 3)  # .csv, .md, .tex
 
 
-def _bytes(folder: Folder, check: Check, made: Path, name: str) -> None:
-    stored = folder.results / name
-    if not stored.is_file():
-        check.differs(name, "is missing")
-        return
-    if stored.read_bytes() == made.read_bytes():
-        check.ok()
-    else:
-        check.differs(name, first_difference(stored.read_text(errors="replace"), made.read_text()))
+def _bytes(folder: Folder, check: Check, made: Path, *names: str) -> None:
+    """Compare files with what was made again of them in the folder ``made``."""
+    for name in names:
+        check.same_bytes(name, folder.results / name, made / Path(name).name)
 
 
 def _rows(folder: Folder, check: Check, made: Path, name: str, keys: Sequence[str]) -> None:
-    """Compare two CSVs row by row, a row known by its ``keys``."""
+    """Compare a CSV with the one in the folder ``made`` row by row, a row known by its ``keys``."""
     path = folder.results / name
     if not path.is_file():
         check.unknown(f"{name} is missing")
@@ -127,18 +98,21 @@ def _rows(folder: Folder, check: Check, made: Path, name: str, keys: Sequence[st
     except UNREADABLE as error:
         check.differs(name, f"cannot be read ({type(error).__name__}: {error})")
         return
-    for row in read_csv(made):
+    for row in read_csv(made / path.name):
         key = tuple(row[k] for k in keys)
         line, found = stored.pop(key, (None, None))
-        where = f"{name}, line {line}, {_named(keys, key)}"
         if found is None:
             check.differs(f"{name}, {_named(keys, key)}", "is missing")
-        elif column := next((column for column in row if found.get(column) != row[column]), None):
-            check.differs(where, f"{column} is {shown(found.get(column))}, made again {shown(row[column])}")
         else:
-            check.ok()
+            check.judge(f"{name}, line {line}, {_named(keys, key)}", _first_other(found, row, row))
     for key, (line, _) in stored.items():
         check.differs(f"{name}, line {line}, {_named(keys, key)}", "does not come out of the counts")
+
+
+def _first_other(found: Mapping[str, str], made: Mapping[str, str], columns: Iterable[str]) -> str | None:
+    """The first column of a row in which it differs from the one made again."""
+    column = next((column for column in columns if found.get(column) != made[column]), None)
+    return column and f"{column} is {shown(found.get(column))}, made again {shown(made[column])}"
 
 
 def _named(keys: Sequence[str], values: Sequence[str]) -> str:
@@ -148,9 +122,6 @@ def _named(keys: Sequence[str], values: Sequence[str]) -> str:
 
 def _page(folder: Folder, check: Check) -> None:
     """The page, made from the files beside it as they are: one that differs is found by its own check."""
-    if not (folder.results / PAGE_FILE).is_file():
-        check.differs(PAGE_FILE, "is missing")
-        return
     with TemporaryDirectory() as temporary:
         mirror = Path(temporary) / folder.plan.study.study
         mirror.mkdir()
@@ -158,69 +129,56 @@ def _page(folder: Folder, check: Check) -> None:
             if path.name != PAGE_FILE:
                 (mirror / path.name).symlink_to(path)
         try:
-            write_page(study.page_job(folder.plan), mirror)
+            if (folder.results / PAGE_FILE).is_file():
+                write_page(study.page_job(folder.plan), mirror)
         except UNREADABLE as error:
             check.unknown(f"{PAGE_FILE} cannot be made again ({str(error).replace(f'{mirror}/', '')})")
-            return
-        _bytes(folder, check, mirror / PAGE_FILE, PAGE_FILE)
-
-
-# ---------------------------------------------------------------- index of runs
+        else:
+            _bytes(folder, check, mirror, PAGE_FILE)
 
 
 def _index(folder: Folder, ledger: Ledger) -> None:
-    path = folder.results / "runs.csv"
-    if not path.is_file():
-        ledger[RUNS].differs("runs.csv", "is missing")
-        ledger[LOG].unknown("runs.csv is missing")
-        return
+    check, log_check = ledger[RUNS], ledger[LOG]
     stored = folder.rows("runs.csv")
     if not stored or not {"run", "kind"} <= set(stored[0]):
-        ledger[RUNS].differs("runs.csv", "holds no runs")
-        ledger[LOG].unknown("runs.csv holds no runs")
+        there = (folder.results / "runs.csv").is_file()
+        check.differs("runs.csv", "holds no runs" if there else "is missing")
+        log_check.unknown("runs.csv holds no runs" if there else "runs.csv is missing")
         return
     listed = {str(row["run"]).removesuffix("+fusion") for row in stored}
     plan, there = folder.plan, {*folder.trainings, *folder.tunings, *folder.evaluations}
     for name in [*plan.trainings, *plan.tunings, *plan.evaluations]:
         if name in there and name not in listed:
-            ledger[RUNS].differs("runs.csv", f"lacks the run {name}")
-    trained = [about["path"] for name, about in folder.trainings.items() if name in listed]
-    failed = [path for name, path in folder.failures.items() if name in listed]
-    reports = (
-        [about["path"] for name, about in folder.tunings.items() if name in listed],
-        [about["path"] for name, about in folder.evaluations.items() if name in listed],
+            check.differs("runs.csv", f"lacks the run {name}")
+    trained, tuned, evaluated = (
+        [about["path"] for name, about in reports.items() if name in listed]
+        for reports in (folder.trainings, folder.tunings, folder.evaluations)
     )
     logs = [log for log in (path.with_name("log.csv") for path in trained) if log.is_file()]
+    trained += [path for name, path in folder.failures.items() if name in listed]
     absent = len(set(plan.trainings) - set(folder.failed)) - len(logs)
     with TemporaryDirectory() as temporary:
-        again, log = Path(temporary) / "runs.csv", Path(temporary) / "training.csv"
-        try:
-            index.collect([*trained, *failed], [], *reports, again, log)
-        except UNREADABLE as error:
-            ledger[RUNS].differs("runs.csv", f"cannot be made again ({error})")
-        else:
-            _compare_runs(ledger[RUNS], stored, {row["run"]: row for row in read_csv(again)})
+        runs, log = Path(temporary) / "runs.csv", Path(temporary) / "training.csv"
+        with check.reading("runs.csv", "cannot be made again"):
+            index.collect(trained, [], tuned, evaluated, runs, log)
+            _compare_runs(check, stored, {row["run"]: row for row in read_csv(runs)})
         if absent:
-            ledger[LOG].unknown(f"log.csv of {absent} trainings is not at hand in a work folder")
+            log_check.unknown(f"log.csv of {absent} trainings is not at hand in a work folder")
             return
-        try:
-            index.collect([*trained, *failed], logs, *reports, again, log)
-        except UNREADABLE as error:
-            ledger[LOG].differs("training.csv", f"cannot be made again from each training's log.csv ({error})")
-        else:
-            _bytes(folder, ledger[LOG], log, "training.csv")
+        with log_check.reading("training.csv", "cannot be made again from each training's log.csv"):
+            index.collect(trained, logs, tuned, evaluated, runs, log)
+            _bytes(folder, log_check, Path(temporary), "training.csv")
 
 
 def _compare_runs(check: Check, stored: Sequence[Mapping[str, str]], made: Mapping[str, Mapping[str, str]]) -> None:
     # Names of variants say in what runs of a kind differ: they need all runs of that kind.
     complete = {kind for kind in index.KINDS if all(row["run"] in made for row in stored if row["kind"] == kind)}
-    newer = sorted({column for row in made.values() for column in row} - set(stored[0] if stored else ()))
+    newer = sorted({column for row in made.values() for column in row} - set(stored[0]))
     if newer:
         check.unknown(f"columns that this version writes and the file lacks: {', '.join(newer)}")
-    for run in set(made) - {row["run"] for row in stored}:
+    for run in sorted(set(made) - {row["run"] for row in stored}):
         check.differs("runs.csv", f"lacks the run {run}")
     for line, row in enumerate(stored, 2):
-        where = f"runs.csv, line {line}, {row['run']}"
         again = made.get(row["run"])
         if again is None:
             check.unknown(f"no report of these runs is at hand (kind {row['kind']})")
@@ -228,7 +186,4 @@ def _compare_runs(check: Check, stored: Sequence[Mapping[str, str]], made: Mappi
         skipped = {*newer, *(() if row["kind"] in complete else ("variant",))}
         skipped |= set() if "train" in complete else {"train_run"}
         columns = [column for column in again if column not in skipped]
-        if column := next((column for column in columns if row.get(column) != again[column]), None):
-            check.differs(where, f"{column} is {shown(row.get(column))}, made again {shown(again[column])}")
-        else:
-            check.ok()
+        check.judge(f"runs.csv, line {line}, {row['run']}", _first_other(row, again, columns))

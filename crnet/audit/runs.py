@@ -1,13 +1,15 @@
 """The runs of a plan against the folders that are there: none missing, none published besides, same settings."""
 
-from crnet.audit.folder import UNREADABLE, Folder, commits
-from crnet.audit.ledger import Check, Ledger
+from crnet.audit.folder import Folder, commits
+from crnet.audit.ledger import UNREADABLE, Check, Ledger
 from crnet.config import resolve
 from crnet.runtime.files import canonical
 
-PRESENT = "runs: those of the plan are there"
-STRAY = "runs: no other is published"
-SPECIFICATION = "runs: settings are the plan's"
+CHECKS = PRESENT, STRAY, SPECIFICATION = (
+    "runs: those of the plan are there",
+    "runs: no other is published",
+    "runs: settings are the plan's",
+)
 
 
 def check_plan(folder: Folder, ledger: Ledger) -> None:
@@ -47,27 +49,22 @@ def _present(folder: Folder, ledger: Ledger) -> None:
 
 def _stray(folder: Folder, check: Check) -> None:
     """A folder that the plan does not name may lie there, as long as nothing that is published comes from it."""
-    results, named = folder.results, folder.named()
-    found = [path for kind in ("evaluate", "finetune") for path in sorted((results / kind).glob("*")) if path.is_dir()]
-    found += sorted((results / "episodes").glob("*.csv"))
-    strays = [path for path in found if folder.relative(path) not in named]
-    if strays:
-        names = ", ".join(sorted(folder.relative(path) for path in strays)[:2])
+    results, plan, at = folder.results, folder.plan, folder.layout
+    named = {*map(at.evaluation, plan.evaluations), *map(at.tuning, plan.tunings)}
+    named |= {at.episodes(evaluation) for evaluation in plan.evaluations.values()}
+    found = [path for kind in ("evaluate", "finetune") for path in (results / kind).glob("*") if path.is_dir()]
+    found += (results / "episodes").glob("*.csv")
+    if strays := sorted(folder.relative(path) for path in found if str(path) not in named):
         more = f" and {len(strays) - 2} more" if len(strays) > 2 else ""
-        check.unknown(f"not in the plan, and no table is made from it: {names}{more}", len(strays))
-    planned = {*folder.plan.trainings, *folder.plan.tunings, *folder.plan.evaluations}
+        check.unknown(f"not in the plan, and no table is made from it: {', '.join(strays[:2])}{more}", len(strays))
+    planned = {*plan.trainings, *plan.tunings, *plan.evaluations}
     for line, row in enumerate(folder.rows("runs.csv"), 2):
         run = str(row.get("run"))
-        if run.removesuffix("+fusion") in planned:
-            check.ok()
-        else:
-            check.differs(f"runs.csv, line {line}", f"holds the run {run!r}, which the plan has not")
-    tables = {f"{name}.{kind}" for name in folder.plan.tables for kind in ("csv", "md", "tex")}
+        there = run.removesuffix("+fusion") in planned
+        check.judge(f"runs.csv, line {line}", None if there else f"holds the run {run!r}, which the plan has not")
+    tables = {f"{name}.{kind}" for name in plan.tables for kind in ("csv", "md", "tex")}
     for path in sorted((results / "tables").glob("*")):
-        if path.name in tables:
-            check.ok()
-        else:
-            check.differs(folder.relative(path), "is no table of the study")
+        check.judge(folder.relative(path), None if path.name in tables else "is no table of the study")
 
 
 def _specifications(folder: Folder, check: Check) -> None:
@@ -95,11 +92,11 @@ def _compare(check: Check, where: str, found: dict, planned: dict) -> None:
         check.ok()
         return
     one, other = _flat(found), _flat(planned)
-    key = next(key for key in sorted({*one, *other}) if one.get(key, ...) != other.get(key, ...))
+    key = next((key for key in sorted({*one, *other}) if one.get(key) != other.get(key)), "")
     check.differs(where, f"{key} is {one.get(key, 'absent')}, in the plan {other.get(key, 'absent')}")
 
 
 def _flat(nested: object, prefix: str = "") -> dict[str, str]:
-    if not isinstance(nested, dict):
+    if not isinstance(nested, dict) or not nested:
         return {prefix: canonical(nested)}
     return {k: v for key, value in nested.items() for k, v in _flat(value, f"{prefix}.{key}".lstrip(".")).items()}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from crnet.audit.folder import UNREADABLE, Folder
+from crnet.audit.folder import Folder
 from crnet.audit.ledger import Check
 from crnet.config import resolve
 from crnet.data.episodes import Episode, EpisodeTable
@@ -56,8 +56,7 @@ def check_sample(
     configure(device, 1)
     usable = {}
     for name in sorted(set(folder.evaluations) & set(folder.plan.evaluations)):
-        reason = _missing(folder, name, tables, device)
-        if reason:
+        if reason := _missing(folder, name, tables, device):
             check.unknown(f"evaluations of which {reason}")
         else:
             usable[name] = _table(folder, name, tables)
@@ -121,25 +120,22 @@ def _evaluation(
 ) -> list[int]:
     """Check episodes of one evaluation; returns by how many pixels those within tolerance are off."""
     spec, about = folder.plan.evaluations[name], folder.evaluations[name]
-    train = spec["train"]
+    train, where, offs = spec["train"], f"evaluate/{name}", []
     weights = folder.weights(train) if "train" in train else None
-    where = f"evaluate/{name}"
-    try:
+    with check.reading(where, "cannot be predicted again", RuntimeError, SafetensorError):
         predictor = Predictor(spec, folder.data(train["dataset"]), folder.encoder(train["encoder"]), weights, device)
-        check_digest = predictor.encoder.digest == about.get("encoder_digest")
         predictions = [_predict(predictor, spec, about, episode) for episode in episodes]
-    except (*UNREADABLE, RuntimeError, SafetensorError) as error:
-        check.differs(where, f"cannot be predicted again ({error})")
-        return []
-    if not check_digest:
-        check.differs(f"{where}/evaluation.json", "names another encoder than the one at hand")
-    stored = {file: read_csv(about["path"].with_name(file)) for file in folder.counts_files(name)}
-    share = tolerance(spec, about, device)
-    offs = []
-    for number, prediction in zip(numbers, predictions, strict=True):
-        off = _compare(check, where, predictor, prediction, {file: rows[number] for file, rows in stored.items()
-                                                             if number < len(rows)}, number, share)  # fmt: skip
-        offs += [] if off is None else [off]
+        if predictor.encoder.digest != about.get("encoder_digest"):
+            check.differs(f"{where}/evaluation.json", "names another encoder than the one at hand")
+        stored = {file: read_csv(about["path"].with_name(file)) for file in folder.counts_files(name)}
+        for number, prediction in zip(numbers, predictions, strict=True):
+            rows = {file: rows[number] for file, rows in stored.items() if number < len(rows)}
+            off, place, text = _farthest(predictor, prediction, rows)
+            pixels = math.prod(predictor.index.size(prediction.episode.query))
+            allowed = max(LEAST, int(tolerance(spec, about, device) * pixels))
+            problem = f"{text} (tolerance {allowed} pixels)" if off > allowed else None
+            if check.judge(f"{where}/{place}, line {number + 2}", problem):
+                offs.append(off)
     return offs
 
 
@@ -158,39 +154,22 @@ def _predict(predictor: Predictor, spec: dict, about: Mapping[str, Any], episode
     return next(finetuner.predictions([episode], about["choice"]["lr"], about["choice"]["steps"]))
 
 
-def counts_of(predictor: Predictor, prediction: Prediction) -> dict[str, dict[str, int]]:
-    """File -> column -> pixels, as ``crnet.evaluation.evaluate`` writes them."""
+def _farthest(
+    predictor: Predictor, prediction: Prediction, stored: Mapping[str, Mapping[str, str]]
+) -> tuple[int, str, str]:
+    """By how many pixels the count of an episode that is farthest off is so, its file, and both values.
+
+    Args:
+        stored: File -> row of the episode, as ``crnet.evaluation.evaluate`` writes it.
+    """
     index, episode = predictor.index, prediction.episode
-    mask = index.class_mask(episode.query, episode.class_id)
-    readings = {"counts.csv": prediction.query, "counts-fusion.csv": prediction.fused}
-    return {
-        file: dict(zip(QUERY_COLUMNS, episode_counts(reading, mask), strict=True))
-        for file, reading in readings.items()
-        if reading is not None
-    }
-
-
-def _compare(
-    check: Check,
-    where: str,
-    predictor: Predictor,
-    prediction: Prediction,
-    stored: Mapping[str, Mapping[str, str]],
-    number: int,
-    share: float,
-) -> int | None:
-    """Note whether an episode's counts come out again; by how many pixels they are off, or None if too many."""
-    worst, place, height_width = 0, "", predictor.index.size(prediction.episode.query)
-    for file, made in counts_of(predictor, prediction).items():
-        for column, value in made.items():
+    mask, worst = index.class_mask(episode.query, episode.class_id), (0, "", "")
+    for file, reading in (("counts.csv", prediction.query), ("counts-fusion.csv", prediction.fused)):
+        made = episode_counts(reading, mask) if reading is not None else ()
+        for column, value in zip(QUERY_COLUMNS, made, strict=False):
             text = stored.get(file, {}).get(column, "")
-            off = abs(int(text) - value) if text.isascii() and text.isdigit() else math.prod(height_width)
-            if off > worst:
-                line = f"{where}/{file}, line {number + 2}: {column} is {text or 'absent'}"
-                worst, place = off, f"{line}, predicted again {value}"
-    allowed = max(LEAST, int(share * math.prod(height_width)))
-    if worst <= allowed:
-        check.ok()
-        return worst
-    check.differences.append(f"{place} (tolerance {allowed} pixels)")
-    return None
+            known = text.isascii() and text.isdigit()
+            off = abs(int(text) - value) if known else math.prod(index.size(episode.query))
+            if off > worst[0]:
+                worst = off, file, f"{column} is {text or 'absent'}, predicted again {value}"
+    return worst

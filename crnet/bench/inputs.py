@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from crnet import encoders, methods
-from crnet.config.defaults import EVALUATE, EVALUATE_LIMITS, FINETUNE, FINETUNE_LIMITS, TRAIN, TRAIN_LIMITS
+from crnet.config.defaults import EVALUATE, EVALUATE_LIMITS, FINETUNE, TRAIN, TRAIN_LIMITS
 from crnet.config.settings import check, component
 from crnet.data import episodes, transforms
 from crnet.data.episodes import Episode
@@ -81,20 +81,25 @@ class Options:
 
 
 class Inputs:
-    """Files below ``folder``, made once, and the specifications that go with them."""
+    """Files below ``folder``, made once, and the specifications that go with them.
+
+    Attributes:
+        trained: (data, encoder, weights, device): what predicts takes them behind its specification.
+    """
 
     def __init__(self, options: Options, folder: Path):
         self.options, self.folder, self.data = options, folder, folder / "data"
         write_photos(options, self.data)
         self.index = Index.load(self.data)
-        device = torch.device(options.device)
+        self._encoder = self._describe_encoder()
         self.encoder = self._write_encoder()
-        channels = FrozenEncoder(self._encoder(), self.encoder, device, options.precision).channels
-        torch.manual_seed(derive("bench head"))
         self.weights = folder / "model.safetensors"
+        self.trained = self.data, self.encoder, self.weights, options.device
+        channels = self.frozen().channels  # first: to build an encoder takes chance
+        torch.manual_seed(derive("bench head"))
         save_file(methods.build("crnet", channels, self.training()["model"]).state_dict(), self.weights)
 
-    def _encoder(self) -> dict:
+    def _describe_encoder(self) -> dict:
         name = self.options.encoder
         if encoders.is_factory(name):
             return {"name": name}
@@ -104,23 +109,30 @@ class Inputs:
 
     def _write_encoder(self) -> Path | None:
         """Random weights for a built-in encoder; batch-norm statistics of the photos keep its maps in scale."""
-        spec = self._encoder()
-        if encoders.is_factory(spec["name"]):
+        name = self.options.encoder
+        if encoders.is_factory(name):
             return None
         torch.manual_seed(derive("bench encoder"))
-        network = _born(spec)
+        network = importlib.import_module(component("encoder", name, "bench").module).network(self._encoder["layers"])
         for name, norm in network.named_modules():
             if isinstance(norm, nn.BatchNorm2d):
                 norm.momentum = None  # the mean over all that is seen
                 if name.endswith("bn3"):
                     nn.init.constant_(norm.weight, BLOCK)
-        photos = list(self.index.photos)[:8]
-        images = as_images([transforms.squash(self.index.read_image(photo), 96) for photo in photos])
+        images = as_images([self.image(photo, 96) for photo in list(self.index.photos)[:8]])
         with torch.no_grad():
             network.train()(encoders.normalise(images))
         path = self.folder / "encoder.safetensors"
         save_file(network.state_dict(), path)
         return path
+
+    def frozen(self) -> FrozenEncoder:
+        device = torch.device(self.options.device)
+        return FrozenEncoder(self._encoder, self.encoder, device, self.options.precision)
+
+    def image(self, photo: str, size: int = 0) -> np.ndarray:
+        """A photo uint8 (S, S, 3) of the given side, or that of the network's input."""
+        return transforms.squash(self.index.read_image(photo), size or self.options.size)
 
     def training(self, **changes) -> dict:
         """Specification of a training, the paper's but for ``changes``; without dropout, so that chance is alike."""
@@ -131,7 +143,7 @@ class Inputs:
             "method": "crnet",
             "model": component("method", "crnet", "bench").settings(model, "bench"),
             "dataset": {"name": self.index.name},
-            "encoder": self._encoder(),
+            "encoder": self._encoder,
             "fold": FOLD,
             "seed": 0,
             "train": check({**given, **changes}, TRAIN, TRAIN_LIMITS, "bench"),
@@ -143,26 +155,19 @@ class Inputs:
         return {
             "train": self.training(),
             "evaluate": check(given, EVALUATE, EVALUATE_LIMITS, "bench"),
-            "finetune": check({}, FINETUNE, FINETUNE_LIMITS, "bench"),
+            "finetune": dict(FINETUNE),
         }
 
     def episodes(self, count: int, shots: int) -> list[Episode]:
-        table = episodes.draw(self.index, FOLD, count, [0], shots, "leave out")
-        return list(table.episodes)
+        return list(episodes.draw(self.index, FOLD, count, [0], shots, "leave out").episodes)
 
     def write_features(self) -> Path:
         """The feature store of the training photos."""
         options, out = self.options, self.folder / "features"
         if not out.is_dir():
-            encoder = FrozenEncoder(self._encoder(), self.encoder, torch.device(options.device), options.precision)
-            spec = {"dataset": {"name": self.index.name}, "encoder": self._encoder(), "size": options.size}
-            write_store({**spec, "views": "identity", "precision": options.precision}, self.data, encoder, out)
+            spec = {"dataset": {"name": self.index.name}, "encoder": self._encoder, "size": options.size}
+            write_store({**spec, "views": "identity", "precision": options.precision}, self.data, self.frozen(), out)
         return out
-
-
-def _born(spec: dict) -> nn.Module:
-    """A built-in encoder with the random weights that torch gives it."""
-    return importlib.import_module(component("encoder", spec["name"], "bench").module).network(spec["layers"])
 
 
 def write_photos(options: Options, out: Path) -> None:

@@ -7,6 +7,7 @@ finetuning; float32, default memory layout, one episode after the other. Same mo
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from crnet.evaluation.predict import load_method
 from crnet.methods.crnet import CRNet
 from crnet.training.cache import ProbabilityCache
 from crnet.training.episodes import TrainingEpisode
+from crnet.training.loop import Training
 from crnet.training.optimisation import optimiser
 
 
@@ -68,10 +70,10 @@ class Plain:
         """The encoder's maps [(1, C_i, h, w)] of a photo."""
         pixels = encoders.normalise(torch.from_numpy(image).permute(2, 0, 1)[None].to(self.device))
         if mask is not None:
-            pixels = pixels * self._tensor(mask == 1)
+            pixels = pixels * self.tensor(mask == 1)
         return self.encoder(pixels.contiguous())
 
-    def _tensor(self, mask: np.ndarray) -> Tensor:
+    def tensor(self, mask: np.ndarray) -> Tensor:
         return torch.from_numpy(mask)[None].to(self.device)
 
     @torch.no_grad()
@@ -98,33 +100,12 @@ class Plain:
             f_support = self.embed(self.image(support, size))
             f_masked = self.embed(self.image(support, size), mask) if method.needs_masked else f_support
             _, query = network.reinforce(method, f_support, f_query)
-            category = network.category(method, f_masked, self._tensor(mask))
+            category = network.category(method, f_masked, self.tensor(mask))
             logits = network.logits(method, query, category, cache)
             cache = logits.softmax(1)
         return logits
 
-    def training_step(
-        self, episodes: list[TrainingEpisode], optimise: torch.optim.Optimizer, cache: ProbabilityCache, step: int
-    ) -> float:
-        """One step on a batch of episodes; its gradients stay in the parameters. Support augmented if so set."""
-        size, how = self.train["train"]["size"], self.train["train"]["augment"]
-        pairs = []
-        for episode in episodes:
-            chance = np.random.default_rng(episode.seed)
-            images = [self.image(photo, size) for photo in (episode.query, episode.support)]
-            masks = [self.mask(photo, episode.class_id, size) for photo in (episode.query, episode.support)]
-            if how != "none":
-                images[1], masks[1] = transforms.scale_crop_flip(images[1], masks[1], 1, chance)
-            if how == "both":
-                images[0], masks[0] = transforms.scale_crop_flip(images[0], masks[0], 1, chance)
-            embedded = [self.embed(images[0]), self.embed(images[1])]
-            embedded.append(self.embed(images[1], masks[1]) if self.method.needs_masked else embedded[1])
-            pairs.append((*embedded, *map(self._tensor, masks)))
-        keys = [[(getattr(e, branch), e.class_id) for e in episodes] for branch in ("query", "support")]
-        flipped = [None if how == "both" else [False] * len(pairs), None if how != "none" else [False] * len(pairs)]
-        return self._step(pairs, keys, flipped, optimise, cache, step, auxiliary=True)
-
-    def _step(self, pairs, keys, flipped, optimise, cache, step: int, auxiliary: bool) -> float:
+    def step(self, pairs, keys, flipped, optimise, cache, step: int, auxiliary: bool) -> float:
         """``pairs``: (query, support, masked, query mask, support mask) of each."""
         caches = None
         if self.method.stores_cache:
@@ -165,6 +146,43 @@ class Plain:
         return loss, [torch.cat(branch).detach().softmax(1) for branch in by_pass[-1]]
 
 
+class PlainTraining:
+    """The steps of a training as a script would do them, from the weights that it begins with.
+
+    Args:
+        plain: Made with the training's specification.
+    """
+
+    def __init__(self, plain: Plain, training: Training):
+        self.plain, self.number = plain, 0
+        plain.method.load_state_dict(training.method.state_dict())
+        plain.method.train().requires_grad_(True)
+        self.optimise = optimiser(plain.method, training.settings)
+        self.cache = ProbabilityCache(training.cache.reset, training.cache.fold, training.cache.seed)
+
+    def step(self, episodes: list[TrainingEpisode]) -> int:
+        """One step on a batch, its gradients stay in the parameters; returns 1. Support augmented if so set."""
+        plain, settings = self.plain, self.plain.train["train"]
+        size, how = settings["size"], settings["augment"]
+        pairs = []
+        for episode in episodes:
+            chance = np.random.default_rng(episode.seed)
+            images = [plain.image(photo, size) for photo in (episode.query, episode.support)]
+            masks = [plain.mask(photo, episode.class_id, size) for photo in (episode.query, episode.support)]
+            if how != "none":
+                images[1], masks[1] = transforms.scale_crop_flip(images[1], masks[1], 1, chance)
+            if how == "both":
+                images[0], masks[0] = transforms.scale_crop_flip(images[0], masks[0], 1, chance)
+            query, support = plain.embed(images[0]), plain.embed(images[1])
+            masked = plain.embed(images[1], masks[1]) if plain.method.needs_masked else support
+            pairs.append((query, support, masked, *map(plain.tensor, masks)))
+        keys = [[(getattr(e, branch), e.class_id) for e in episodes] for branch in ("query", "support")]
+        flipped = [None if how == "both" else [False] * len(pairs), None if how != "none" else [False] * len(pairs)]
+        plain.step(pairs, keys, flipped, self.optimise, self.cache, self.number, auxiliary=True)
+        self.number += 1
+        return 1
+
+
 class PlainFinetuner:
     """Finetuning as a script would: the supports are decoded and encoded again at every step.
 
@@ -181,16 +199,17 @@ class PlainFinetuner:
             photos = episode.supports[: plain.settings["shots"]]
             plain.method = copy.deepcopy(trained)
             before = self._support_loss(photos, episode.class_id)
-            seed, draws = _chance(self.finetuner, episode, len(photos))
+            seed, settings = self.finetuner.seed_of(episode), self.finetuner.settings
+            pairs_of_supports = finetune.ordered_pairs(len(photos), settings["pairs"])
+            draws = finetune.batches_of_pairs(pairs_of_supports, settings["batch"], seed)
             cache = ProbabilityCache(plain.train["model"].get("cache_reset", 0.0), plain.train["fold"], seed)
             plain.method.train().requires_grad_(True)
-            optimise = optimiser(plain.method, {**self.finetuner.settings, "lr": lr})
-            for step in range(steps):
-                chosen = next(draws)
+            optimise = optimiser(plain.method, settings | {"lr": lr})
+            for step, chosen in enumerate(islice(draws, steps)):
                 pairs = self._pairs(photos, episode.class_id, chosen)
                 keys = [[(photos[pair[branch]], episode.class_id) for pair in chosen] for branch in (1, 0)]
                 flipped = [[False] * len(chosen)] * 2
-                plain._step(pairs, keys, flipped, optimise, cache, step, auxiliary=False)
+                plain.step(pairs, keys, flipped, optimise, cache, step, auxiliary=False)
             plain.method.eval().requires_grad_(False)
             prediction = plain.predict(episode)
             prediction.support_loss = before, self._support_loss(photos, episode.class_id)
@@ -206,15 +225,9 @@ class PlainFinetuner:
         masked = whole
         if plain.method.needs_masked:
             masked = {support: plain.embed(images[support], masks[support]) for support, _ in chosen}
-        return [(whole[q], whole[s], masked[s], plain._tensor(masks[q]), plain._tensor(masks[s])) for s, q in chosen]
+        return [(whole[q], whole[s], masked[s], plain.tensor(masks[q]), plain.tensor(masks[s])) for s, q in chosen]
 
     @torch.no_grad()
     def _support_loss(self, photos: tuple[str, ...], class_id: int) -> float:
         ring = [(i, (i + 1) % len(photos)) for i in range(len(photos))]
         return self.plain.loss(self._pairs(photos, class_id, ring), None, auxiliary=False)[0].item()
-
-
-def _chance(finetuner: Finetuner, episode: Episode, shots: int) -> tuple[int, Iterator[list[tuple[int, int]]]]:
-    """Seed of an episode's finetuning, and the pairs (support, query) of its steps."""
-    seed, settings = finetuner.seed_of(episode), finetuner.settings
-    return seed, finetune.batches_of_pairs(finetune.ordered_pairs(shots, settings["pairs"]), settings["batch"], seed)

@@ -1,14 +1,60 @@
-"""The bench's results for a terminal, for a Markdown file and for machines."""
+"""The bench's results: a row a stage, for a terminal, for a Markdown file and for machines."""
 
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
-from crnet.bench.ceiling import Ceiling
 from crnet.bench.inputs import Options
-from crnet.bench.rows import Row
+from crnet.bench.timing import Ceiling, Measured
 from crnet.runtime.files import readable
 
 HEADER = ("stage", "plain", "crnet", "ratio", "of the ceiling", "waits", "peak memory", "target", "met")
+
+
+@dataclass
+class Target:
+    """``reached`` should be at least, or at most, ``wanted``; ``text`` says it in words."""
+
+    text: str
+    reached: float
+    wanted: float
+    at_most: bool = False
+
+    @property
+    def met(self) -> bool:
+        return self.reached <= self.wanted if self.at_most else self.reached >= self.wanted
+
+
+@dataclass
+class Row:
+    """One stage.
+
+    Attributes:
+        unit: What is counted: images, steps, episodes; "seconds" where a time is given and not a rate.
+        plain: The plain loop; None where there is none.
+        note: How often, and how well both agree.
+    """
+
+    stage: str
+    unit: str
+    crnet: Measured
+    plain: Measured | None = None
+    targets: list[Target] = field(default_factory=list)
+    note: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.plain is None else self.plain.seconds / self.crnet.seconds
+
+    def of_ceiling(self, ceiling: Ceiling) -> float | None:
+        """Share of the large convolution's operations a second."""
+        if not self.crnet.operations:
+            return None
+        return self.crnet.operations / self.crnet.seconds / ceiling.convolution
+
+    def aim(self, ratio: float, text: str = "") -> Self:
+        """Adds a target for the ratio to the plain loop, and returns the row."""
+        self.targets.append(Target(text or f"≥ {ratio:g} × plain", self.ratio, ratio))
+        return self
 
 
 def cells(row: Row, ceiling: Ceiling) -> tuple[str, ...]:
@@ -58,13 +104,12 @@ def terminal(lines: list[str], rows: list[Row], ceiling: Ceiling) -> str:
     """Aligned columns, a note below each stage."""
     table = [HEADER, *(cells(row, ceiling) for row in rows)]
     widths = [max(len(line[i]) for line in table) for i in range(len(HEADER))]
-    text = list(lines)
-    for number, line in enumerate(table):
-        aligned = (f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True))
-        text += ["" if number == 0 else None, "  ".join(aligned).rstrip()]
-        if number and rows[number - 1].note:
-            text.append(f"    {rows[number - 1].note}")
-    return "\n".join(line for line in text if line is not None)
+    text = [*lines, ""]
+    for line, note in zip(table, ["", *(row.note for row in rows)], strict=True):
+        text.append("  ".join(map(str.ljust, line, widths)).rstrip())
+        if note:
+            text.append(f"    {note}")
+    return "\n".join(text)
 
 
 def markdown(lines: list[str], rows: list[Row], ceiling: Ceiling) -> str:

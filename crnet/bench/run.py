@@ -3,11 +3,10 @@
 import tempfile
 from pathlib import Path
 
-from crnet.bench import report, stage_data, stage_episodes, stage_jobs, stage_training
-from crnet.bench.ceiling import measure_ceiling
+from crnet.bench import report, stage_jobs, stages
 from crnet.bench.inputs import Inputs, Options
-from crnet.bench.rows import Row
 from crnet.bench.scaling import describe, scaling
+from crnet.bench.timing import measure_ceiling
 from crnet.errors import CrnetError
 from crnet.runtime import provenance
 from crnet.runtime.files import atomic_write, require_writable, write_json
@@ -18,7 +17,7 @@ STAGES = ("data", "encoder", "training", "evaluation", "finetuning", "jobs")
 
 def bench(
     options: Options,
-    stages: tuple[str, ...] = (),
+    chosen: tuple[str, ...] = (),
     with_scaling: bool = False,
     json: Path | None = None,
     markdown: Path | None = None,
@@ -26,7 +25,7 @@ def bench(
     """Measure and print the table for a terminal.
 
     Args:
-        stages: Of ``STAGES``; none given: all of them.
+        chosen: Of ``STAGES``; none given: all of them.
         with_scaling: Also how cost grows; minutes more.
         json, markdown: Where to write the same for machines, and for docs/performance.md.
 
@@ -34,7 +33,7 @@ def bench(
         CrnetError: A stage, the device or the encoder is not there, a file cannot be written, which is found before
             anything is measured, or a fast way's results are not the plain one's.
     """
-    if unknown := set(stages) - set(STAGES):
+    if unknown := set(chosen) - set(STAGES):
         raise CrnetError(f"bench: has no stage {min(unknown)!r}; known: {', '.join(STAGES)}.")
     for path in filter(None, (json, markdown)):
         require_writable(path)
@@ -46,16 +45,16 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="crnet-bench-") as folder:
         inputs = Inputs(options, Path(folder))
         work = {
-            "data": lambda: stage_data.data(inputs),
-            "encoder": lambda: stage_data.encoder(inputs),
-            "training": lambda: stage_training.training(inputs, ceilings[0]),
-            "evaluation": lambda: stage_episodes.evaluation(inputs),
-            "finetuning": lambda: stage_episodes.finetuning(inputs),
+            "data": lambda: stages.data(inputs),
+            "encoder": lambda: stages.encoder(inputs),
+            "training": lambda: stages.training(inputs, ceilings[0]),
+            "evaluation": lambda: stages.evaluation(inputs),
+            "finetuning": lambda: stages.finetuning(inputs),
             "jobs": lambda: stage_jobs.jobs(inputs),
         }
-        rows: list[Row] = []
+        rows: list[report.Row] = []
         for name in STAGES:
-            if not stages or name in stages:
+            if not chosen or name in chosen:
                 print(f"measuring {name}", flush=True)
                 rows += work[name]()
     grown = scaling(options) if with_scaling else []

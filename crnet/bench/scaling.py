@@ -7,15 +7,16 @@ import json
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from crnet.bench import stages
 from crnet.bench.inputs import Inputs, Options
 from crnet.bench.stage_jobs import run
 from crnet.bench.timing import Work, memory_of, peak_bytes, reset_peak, timed
 from crnet.runtime.files import readable
+from crnet.runtime.machine import configure
 
 FACTORS, SHOTS = (1, 2, 4), (2, 5, 10)
 # Where memory is measured, embedded photos kept and episodes predicted in one go: few, so that all sizes fill both.
@@ -65,24 +66,13 @@ def describe(found: list[dict]) -> list[str]:
     return lines
 
 
-@contextmanager
-def anonymous_peak(found: list[int]) -> Iterator[None]:
-    """Appends the peak of the memory that is the process's own: without files that are mapped, whose pages may go."""
-    over, peak = threading.Event(), [0]
-
-    def watch() -> None:
-        while not over.is_set():
-            peak[0] = max(peak[0], memory_of(Path("/proc/self/status").read_text(), "RssAnon"))
-            over.wait(0.02)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watcher.join()
-        found.append(peak[0])
+def _peak_without_files(over: threading.Event) -> int:
+    """The peak, until ``over``, of the memory that is the process's own: pages of files that are mapped may go."""
+    peak = 0
+    while not over.is_set():
+        peak = max(peak, memory_of(Path("/proc/self/status").read_text(), "RssAnon"))
+        over.wait(0.02)
+    return peak
 
 
 def measure(kind: str, size: int, options: Options) -> dict:
@@ -93,37 +83,34 @@ def measure(kind: str, size: int, options: Options) -> dict:
         "memory of evaluation with data": {"test_photos": size, "episodes": size},
         "memory of training with data": {"train_photos": size},
     }
-    options = replace(options, **changes[kind])
-    with tempfile.TemporaryDirectory(prefix="crnet-bench-") as folder:
+    options, over = replace(options, **changes[kind]), threading.Event()
+    with tempfile.TemporaryDirectory(prefix="crnet-bench-") as folder, ThreadPoolExecutor(1) as watcher:
         work = _work(kind, size, Inputs(options, Path(folder)))
         reset_peak(options.device)
-        own: list[int] = []
-        with anonymous_peak(own):
+        own = watcher.submit(_peak_without_files, over)
+        try:
             seconds, units = timed(work, options.device)
-        peak = peak_bytes(options.device)
-    return {"seconds": seconds, "units": units, "peak_bytes": peak, "anonymous_bytes": own[0]}
+        finally:
+            over.set()
+        found = {"peak_bytes": peak_bytes(options.device), "anonymous_bytes": own.result()}
+    return {"seconds": seconds, "units": units, **found}
 
 
 def _work(kind: str, size: int, inputs: Inputs) -> Work:
-    from crnet.bench import stage_episodes, stage_training
-
     options = inputs.options
     if kind == "finetuning with shots":
         episodes = inputs.episodes(1, max(SHOTS))
-        return stage_episodes.finetune(stage_episodes.finetuner(inputs, size), episodes, options.steps)
+        return stages.finetune(stages.finetuner(inputs, size), episodes, options.steps)
     if kind == "memory of training with data":
-        spec = inputs.training(features="cached", augment="none", lr=1e-6)
-        return stage_training.steps(inputs, spec, options.training_steps)
+        return stages.steps(inputs, inputs.training(**stages.ON_STORE))
     changes = {"refinements": 1} if kind.startswith("memory") else {}
-    predictor = stage_episodes.predictor(inputs, 1, **changes)
+    predictor = stages.predictor(inputs, 1, **changes)
     if kind.startswith("memory"):
         predictor.embedded.room, predictor.together = POOL_BYTES, TOGETHER
-    return stage_episodes.evaluate(predictor, inputs.episodes(options.episodes, 1))
+    return stages.evaluate(predictor, inputs.episodes(options.episodes, 1))
 
 
 def main() -> None:
-    from crnet.runtime.machine import configure
-
     job = json.loads(sys.argv[1])
     options = Options(**{**job["options"], "photo": tuple(job["options"]["photo"])})
     configure(options.device, options.threads)

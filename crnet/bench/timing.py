@@ -1,22 +1,29 @@
-"""Time, operations, waiting and peak memory of a piece of work, on a CPU or a GPU."""
+"""Time, operations, waiting and peak memory of a piece of work on a CPU or a GPU, and what the machine does at best."""
 
 import gc
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.autograd import DeviceType
+from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from crnet.encoders.frozen import compute_dtype
+from crnet.runtime import provenance
 from crnet.runtime.machine import hand_back_freed_memory
 
 # On a CPU the device is torch: it works in these, and waits in whatever Python does between them.
 CPU_WORK = ("aten::", "mkldnn::", "autograd::", "Optimizer.step")
+
+# Of the ceiling. The convolution is like those of the heads, on a larger map.
+CHANNELS, SIDE, KERNEL = 256, 96, 3
+PRODUCT = 4096  # side of the matrices
+COPY_BYTES = 1 << 28
 
 Work = Callable[[], int]  # does it and returns how many units (images, steps, episodes) it did
 
@@ -67,13 +74,13 @@ def measure(make: Callable[[], Work], device: str, watched: bool = True) -> Meas
     return Measured(units, seconds / units, operations, waits, peak)
 
 
-def timed(work: Work, device: str) -> tuple[float, int]:
-    """(seconds, units)"""
+def timed(work: Callable[[], Any], device: str) -> tuple[float, Any]:
+    """(seconds, what it returned)"""
     synchronise(device)
     started = time.perf_counter()
-    units = work()
+    returned = work()
     synchronise(device)
-    return time.perf_counter() - started, units
+    return time.perf_counter() - started, returned
 
 
 def best(work: Callable[[], object], device: str, seconds: float) -> float:
@@ -81,11 +88,7 @@ def best(work: Callable[[], object], device: str, seconds: float) -> float:
     work()
     times: list[float] = []
     while sum(times) < seconds or len(times) < 2:
-        synchronise(device)
-        started = time.perf_counter()
-        work()
-        synchronise(device)
-        times.append(time.perf_counter() - started)
+        times.append(timed(work, device)[0])
     return min(times)
 
 
@@ -128,16 +131,55 @@ def reset_peak(device: str) -> None:
 
 
 def peak_bytes(device: str) -> int:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
-    if status.exists():
-        return memory_of(status.read_text(), "VmHWM")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    if device == "cpu" and status.exists():
+        return memory_of(status.read_text(), "VmHWM")  # which reset_peak resets, unlike what getrusage tells
+    return provenance.peak_memory_bytes(device)
 
 
 def memory_of(status: str, field: str) -> int:
     """Bytes of a field of ``/proc/<process>/status``."""
     line = next(line for line in status.splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """What the machine can do at best, in this run: a large convolution, a large matrix product, a large copy.
+
+    Operations and bytes a second, an operation being an addition or a multiplication.
+
+    Attributes:
+        dtype: Of convolution and product, e.g. "bfloat16".
+        copied: Read and written.
+    """
+
+    dtype: str
+    convolution: float
+    product: float
+    copied: float
+
+
+@torch.no_grad()
+def measure_ceiling(device: str, precision: str, seconds: float) -> Ceiling:
+    """The best of the runs that fit into ``seconds`` each; ``precision`` as in ``train.precision``."""
+    large = device == "cuda"
+    dtype = compute_dtype(torch.device(device), precision)
+    channels, batch = (512, 64) if large else (CHANNELS, 4)
+    images = torch.randn(batch, channels, SIDE, SIDE, device=device, dtype=dtype)
+    images = images.contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(channels, channels, KERNEL, KERNEL, device=device, dtype=dtype)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    convolution = best(lambda: F.conv2d(images, weight, padding=1), device, seconds)
+    side = 2 * PRODUCT if large else PRODUCT // 2
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    product = best(lambda: left @ right, device, seconds)
+    source = torch.zeros((4 if large else 1) * COPY_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copied = best(lambda: target.copy_(source), device, seconds)
+    return Ceiling(
+        str(dtype).removeprefix("torch."),
+        2 * batch * SIDE**2 * channels**2 * KERNEL**2 / convolution,
+        2 * side**3 / product,
+        2 * source.nbytes / copied,
+    )

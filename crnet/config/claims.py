@@ -4,14 +4,14 @@ A claim is checked against the tables under ``configs/tables`` whether or not a 
 a table out must say "not run" for its claims, and a misspelt row must not look like one.
 """
 
-from collections.abc import Container, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from crnet.config.resolve import Plan
-from crnet.config.schema import Sentence, Slug, Table, load_table, parse
+from crnet.config.schema import Sentence, Shots, Slug, Strict, Table, distinct_ids, load_table, parse
 from crnet.config.study import Layout, check_command, encoder_text, table_job
 from crnet.config.yaml_files import load_yaml
 from crnet.errors import CrnetError
@@ -26,23 +26,19 @@ def table_name(table: str) -> str:
     return f"Table {number}" if number.isdigit() else table.replace("-", " ").capitalize()
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Place(_Strict):
+class Place(Strict):
     """A cell of a table of the paper, over all folds and seeds."""
 
     table: Slug
     row: Slug
-    shots: Annotated[int, Field(ge=1, le=20)]
+    shots: Shots
 
     @property
     def key(self) -> str:
         return f"{self.table}/{self.row}/{self.shots}-shot"
 
 
-class Claim(_Strict):
+class Claim(Strict):
     """``first`` minus ``second``, in points: ``more`` than 0 or than ``at_least``, or ``not-more`` than the margin."""
 
     id: Slug
@@ -65,20 +61,11 @@ class Claim(_Strict):
         return self
 
 
-class Claims(_Strict):
+class Claims(Strict):
     """All claims, and the margin in points below which a gain counts as none."""
 
     margin: Annotated[float, Field(ge=0, le=10)]
-    claims: Annotated[list[Claim], Field(min_length=1)]
-
-    @field_validator("claims")
-    @classmethod
-    def _distinct(cls, claims: list[Claim]) -> list[Claim]:
-        ids = [claim.id for claim in claims]
-        for name in ids:
-            if ids.count(name) > 1:
-                raise ValueError(f"claim id {name!r} is used {ids.count(name)} times; ids must differ")
-        return claims
+    claims: Annotated[list[Claim], Field(min_length=1), distinct_ids("claim")]
 
     def bound(self, claim: Claim) -> float:
         """What the difference is judged against, in points."""
@@ -97,14 +84,15 @@ def load_claims(path: Path, tables_folder: Path) -> Claims:
             cells of two benchmarks, which share no episodes.
     """
     claims = parse(Claims, load_yaml(path), str(path))
-    tables: dict[str, Table] = {}
+    load = cache(partial(load_table, tables_folder))  # once each: there are many claims on few tables
     for claim in claims.claims:
-        for side in ("first", "second"):
+        tables = []
+        for side, place in (("first", claim.first), ("second", claim.second)):
             try:
-                _check_place(getattr(claim, side), tables, tables_folder)
+                tables.append(_checked(load(place.table), place))
             except CrnetError as error:
                 raise CrnetError(f"{path}: {claim.id}.{side}: {error}") from error
-        one, other = (tables[place.table].benchmark for place in (claim.first, claim.second))
+        one, other = (table.benchmark for table in tables)
         if one != other:
             raise CrnetError(
                 f"{path}: {claim.id}: {claim.first.table} is run on benchmark {one!r} and {claim.second.table} on "
@@ -113,16 +101,15 @@ def load_claims(path: Path, tables_folder: Path) -> Claims:
     return claims
 
 
-def _check_place(place: Place, tables: dict[str, Table], folder: Path) -> None:
-    if place.table not in tables:
-        tables[place.table] = load_table(folder, place.table)
-    table = tables[place.table]
+def _checked(table: Table, place: Place) -> Table:
+    """The table of a place; raises CrnetError if it has no such cell."""
     rows = [row.id for row in table.rows]
     if place.row not in rows:
         raise CrnetError(f"{place.table} has no row {place.row!r}; known: {', '.join(rows)}.")
     if place.shots not in table.shots:
         known = ", ".join(map(str, table.shots))
         raise CrnetError(f"{place.table} has no {place.shots}-shot column; known shots: {known}.")
+    return table
 
 
 def claims_job(plan: Plan, layout: Layout, path: Path) -> dict[str, Any]:
@@ -145,55 +132,47 @@ def claims_job(plan: Plan, layout: Layout, path: Path) -> dict[str, Any]:
     folder, study = path.parent / "tables", plan.study
     claims = load_claims(path, folder)
     used = dict.fromkeys(place for claim in claims.claims for place in (claim.first, claim.second))
-    known = {name: load_table(folder, name) for name in dict.fromkeys(place.table for place in used)}
-    quoted = {(name, row.id) for name, table in known.items() for row in table.rows if row.reported}
-    tables = {name: table_job(plan, layout, name) for name in plan.tables if name in known}
+    rows = {name: load_table(folder, name).rows for name in {place.table for place in used}}
+    quoted = {(name, row.id) for name in rows for row in rows[name] if row.reported}
+    tables = {name: table_job(plan, layout, name) for name in plan.tables}
     job = {
-        "study": study.study,
-        "title": study.title,
-        "caption": study.caption,
-        "orientation_only": study.orientation_only,
+        **study.model_dump(include={"study", "title", "caption", "orientation_only"}),
         # what needs no archive has been made up
         "generated": any(not layout.archive_names("dataset", spec) for spec in plan.datasets.values()),
         "encoders": {role: encoder_text(spec) for role, spec in study.encoders.items() if spec},
         "margin": claims.margin,
-        "places": {place.key: _place_job(tables, quoted, place) for place in used},
-        "claims": [_claim_job(claim, claims.bound(claim)) for claim in claims.claims],
+        "places": {
+            place.key: _place_job(place, tables.get(place.table), (place.table, place.row) in quoted) for place in used
+        },
+        "claims": [
+            {
+                **claim.model_dump(exclude={"first", "second"}),
+                "table": claim.first.table,
+                "first": claim.first.key,
+                "second": claim.second.key,
+                "shots": " vs ".join(map(str, dict.fromkeys([claim.first.shots, claim.second.shots]))),
+                "bound": claims.bound(claim),
+            }
+            for claim in claims.claims
+        ],
     }
     check_command(str(path), job)
     return job
 
 
-def _claim_job(claim: Claim, bound: float) -> dict[str, Any]:
-    shots = dict.fromkeys([claim.first.shots, claim.second.shots])
-    return {
-        **claim.model_dump(include={"id", "claim", "where", "metric", "direction", "at_least", "paper", "note"}),
-        "table": claim.first.table,
-        "first": claim.first.key,
-        "second": claim.second.key,
-        "shots": " vs ".join(map(str, shots)),
-        "bound": bound,
-    }
-
-
-def _place_job(tables: Mapping[str, dict], quoted: Container[tuple[str, str]], place: Place) -> dict[str, Any]:
+def _place_job(place: Place, table: dict[str, Any] | None, quoted: bool) -> dict[str, Any]:
     """The counts of one cell by fold and seed, or a few words on why the study has none."""
-    nothing: dict[str, Any] = {"cells": [], "folds": [], "dataset_folds": 0, "reported": False}
-    if (place.table, place.row) in quoted:
-        return {**nothing, "reported": True, "absent": "the other method is quoted, not run"}
+    found = {"cells": [], "folds": [], "dataset_folds": 0, "absent": "", "reported": quoted}
+    if quoted:
+        return found | {"absent": "the other method is quoted, not run"}
     name = table_name(place.table)
-    table = tables.get(place.table)
     if table is None:
-        return {**nothing, "absent": f"{name} is not in this study"}
-    row = next((row for row in table["rows"] if row["id"] == place.row), None)
-    cells = [] if row is None else [cell for cell in row["cells"] if cell["shots"] == place.shots]
-    if cells:
+        return found | {"absent": f"{name} is not in this study"}
+    row = next((row for row in table["rows"] if row["id"] == place.row), {"cells": [], "absent": {}})
+    if cells := [cell for cell in row["cells"] if cell["shots"] == place.shots]:
         kept = [{key: cell[key] for key in ("fold", "seed", "counts")} for cell in cells]
-        folds = {"folds": list(table["folds"]), "dataset_folds": table["dataset_folds"]}
-        return {"cells": kept, **folds, "reported": False, "absent": ""}
-    why = (row or {}).get("absent", {}).get(f"{place.shots}-shot") or "not in this study"
+        return found | {"cells": kept, "folds": table["folds"], "dataset_folds": table["dataset_folds"]}
+    why = row["absent"].get(f"{place.shots}-shot") or "not in this study"
     # What the study leaves out as a whole needs no place, and is said once for both sides of a claim.
-    return {
-        **nothing,
-        "absent": why if why.startswith("the study") else f"{name}, {place.row}, {place.shots}-shot: {why}",
-    }
+    place_named = "" if why.startswith("the study") else f"{name}, {place.row}, {place.shots}-shot: "
+    return found | {"absent": f"{place_named}{why}"}

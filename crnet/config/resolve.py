@@ -113,14 +113,17 @@ def episodes_name(spec: Spec) -> str:
     return name_of(f"{spec['dataset']['name']}-f{spec['fold']}", spec)
 
 
+def _slug(training: Spec) -> str:
+    return f"{training['method']}-{training['dataset']['name']}-f{training['fold']}-s{training['seed']}"
+
+
 def training_name(spec: Spec) -> str:
-    return name_of(f"{spec['method']}-{spec['dataset']['name']}-f{spec['fold']}-s{spec['seed']}", spec)
+    return name_of(_slug(spec), spec)
 
 
 def evaluation_name(spec: Spec) -> str:
-    train, shots = spec["train"], spec["evaluate"]["shots"]
-    slug = f"{train['method']}-{train['dataset']['name']}-f{train['fold']}-s{train['seed']}-{shots}shot"
-    return name_of(slug + ("-finetuned" if "finetune" in spec else ""), spec)
+    finetuned = "-finetuned" if "finetune" in spec else ""
+    return name_of(f"{_slug(spec['train'])}-{spec['evaluate']['shots']}shot{finetuned}", spec)
 
 
 def tuning_spec(evaluation: Spec) -> Spec | None:
@@ -133,8 +136,7 @@ def tuning_spec(evaluation: Spec) -> Spec | None:
 
 
 def tuning_name(spec: Spec) -> str:
-    train = spec["train"]
-    return name_of(f"{train['method']}-{train['dataset']['name']}-f{train['fold']}-s{train['seed']}-trials", spec)
+    return name_of(f"{_slug(spec['train'])}-trials", spec)
 
 
 def trains(method: str, where: str = "method") -> bool:
@@ -157,17 +159,11 @@ def resolve(study: Study, tables_folder: Path) -> Plan:
                 f"{name}: benchmark {table.benchmark!r} is not defined by study {study.study!r}; known: {known}."
             )
         for row in table.rows:
-            for shots in [] if row.reported else table.shots if row.shots is None else row.shots:
-                if reason := _left_out(study, role(table, row), shots):
-                    plan.not_run[name, row.id, shots] = reason
-                else:
-                    _add_row(plan, name, table, row, shots)
+            if not row.reported:
+                shots = table.shots if row.shots is None else row.shots
+                _add_row(plan, name, row.id, _merge(table.set, row.set), shots)
         for control in study.controls:
-            for shots in table.shots:
-                if reason := _left_out(study, "main", shots):
-                    plan.not_run[name, control, shots] = reason
-                else:
-                    _add_control(plan, name, table, control, shots)
+            _add_row(plan, name, control, Switches(method=control), table.shots, control=True)
     if study.sheet:
         table, row = study.sheet.table, study.sheet.row
         if table not in plan.tables:
@@ -178,23 +174,24 @@ def resolve(study: Study, tables_folder: Path) -> Plan:
     return plan
 
 
-def _add_row(plan: Plan, name: str, table: Table, row: Row, shots: int) -> None:
-    where = f"{name}.rows.{row.id}.set"
-    switches = _merge(table.set, row.set)
-    for fold in plan.study.benchmarks[table.benchmark].folds:
-        for seed in plan.study.seeds:
-            evaluation, fused = _evaluation(plan.study, table, switches, shots, fold, seed, where)
-            _add(plan, evaluation, Cell(name, row.id, shots, fold, seed, evaluation_name(evaluation), fused))
+def _add_row(plan: Plan, name: str, row: str, switches: Switches, all_shots: list[int], control: bool = False) -> None:
+    """Add what a row of table ``name`` runs at these shots, or note why the study leaves it out.
 
-
-def _add_control(plan: Plan, name: str, table: Table, control: str, shots: int) -> None:
-    """Controls have nothing to train and nothing random: one run a fold, at one scale, shared by all tables."""
-    if trains(control, "controls"):
-        untrained = ", ".join(m for m in components("method") if not trains(m))
-        raise CrnetError(f"controls: {control!r} has weights to train, a control has none; known: {untrained}.")
-    for fold in plan.study.benchmarks[table.benchmark].folds:
-        evaluation, _ = _evaluation(plan.study, table, Switches(method=control), shots, fold, 0, f"controls.{control}")
-        _add(plan, evaluation, Cell(name, control, shots, fold, 0, evaluation_name(evaluation)))
+    Controls have nothing to train and nothing random: one run a fold, at one scale, shared by all tables.
+    """
+    study, table = plan.study, plan.tables[name]
+    where = f"controls.{row}" if control else f"{name}.rows.{row}.set"
+    for shots in all_shots:
+        if reason := _left_out(study, switches.encoder or "main", shots):
+            plan.not_run[name, row, shots] = reason
+            continue
+        if control and trains(row, "controls"):
+            untrained = ", ".join(m for m in components("method") if not trains(m))
+            raise CrnetError(f"controls: {row!r} has weights to train, a control has none; known: {untrained}.")
+        for fold in study.benchmarks[table.benchmark].folds:
+            for seed in [0] if control else study.seeds:
+                evaluation, fused = _evaluation(study, table, switches, shots, fold, seed, where)
+                _add(plan, evaluation, Cell(name, row, shots, fold, seed, evaluation_name(evaluation), fused))
 
 
 def _left_out(study: Study, encoder: str, shots: int) -> str | None:
@@ -273,11 +270,9 @@ def _add(plan: Plan, evaluation: Spec, cell: Cell) -> None:
     plan.episodes[episodes_name(episodes)] = episodes
     if "train" in training:
         plan.trainings[training_name(training)] = training
-        features = features_spec(training)
-        if features:
+        if features := features_spec(training):
             plan.features[features_name(features)] = features
-    tuning = tuning_spec(evaluation)
-    if tuning:
+    if tuning := tuning_spec(evaluation):
         plan.tunings[tuning_name(tuning)] = tuning
     if plan.caches_test_photos:
         for predicted in filter(None, (evaluation, tuning)):
@@ -310,20 +305,16 @@ def _encoder(encoders: Mapping[str, Any], role: str, where: str) -> Spec:
         raise CrnetError(f"{where}.encoder: unknown encoder role {role!r}; the study defines: {', '.join(encoders)}.")
     if encoders[role] is None:
         raise CrnetError(f"encoders.{role}: is null, but controls and other rows need it; name an encoder.")
-    place = f"encoders.{role}"
-    settings = dict(encoders[role])
-    name = settings.pop("name", None)
-    known = components("encoder")
+    place, settings, known = f"encoders.{role}", dict(encoders[role]), components("encoder")
+    name, choices = settings.pop("name", None), f"{', '.join(known)}, or package.module:factory"
     if name is None:
-        raise CrnetError(f"{place}.name: is missing; known: {', '.join(known)}, or package.module:factory.")
+        raise CrnetError(f"{place}.name: is missing; known: {choices}.")
     if isinstance(name, str) and FACTORY.fullmatch(name):
         if not _importable(name.split(":")[0].split(".")[0]):
             raise CrnetError(f"{place}.name: no module of encoder {name!r} is found; put its folder on PYTHONPATH.")
         return {"name": name, **check(settings, {"rev": 1}, {}, place)}
     if not isinstance(name, str) or name not in known:
-        raise CrnetError(
-            f"{place}.name: unknown encoder {name!r}; known: {', '.join(known)}, or package.module:factory."
-        )
+        raise CrnetError(f"{place}.name: unknown encoder {name!r}; known: {choices}.")
     layers = settings.pop("layers", known[name].literals["DEFAULT_LAYERS"])
     available = known[name].literals["LAYERS"]
     if not isinstance(layers, list | tuple) or not layers or not all(layer in available for layer in layers):

@@ -1,6 +1,7 @@
 """The shape of studies and tables. A study says on what data the tables are run; a table says what is compared."""
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -28,11 +29,25 @@ Settings = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Refuses unknown keys."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Switches(_Strict):
+def distinct_ids(kind: str) -> AfterValidator:
+    """Refuses a list of things, ``kind`` in words, of which two have the same id."""
+
+    def check(things: list) -> list:
+        for name, count in Counter(thing.id for thing in things).items():
+            if count > 1:
+                raise ValueError(f"{kind} id {name!r} is used {count} times; ids must differ")
+        return things
+
+    return AfterValidator(check)
+
+
+class Switches(Strict):
     """Differences from the study's settings, by section; later ones win: study, then table, then row."""
 
     method: Slug | None = None
@@ -42,7 +57,7 @@ class Switches(_Strict):
     evaluate: Settings = {}
 
 
-class Row(_Strict):
+class Row(Strict):
     """One row: its label, its ticks in the printed table, its switches, and the paper's values in percent.
 
     Attributes:
@@ -67,7 +82,7 @@ class Row(_Strict):
         return self
 
 
-class Table(_Strict):
+class Table(Strict):
     """One table of the paper, independent of the data it is run on."""
 
     title: Sentence
@@ -76,17 +91,8 @@ class Table(_Strict):
     shots: Annotated[list[Shots], Field(min_length=1)] = [1]
     metrics: Annotated[list[Literal["miou", "fbiou"]], Field(min_length=1)] = ["miou", "fbiou"]
     set: Switches = Switches()
-    rows: Annotated[list[Row], Field(min_length=1)]
+    rows: Annotated[list[Row], Field(min_length=1), distinct_ids("row")]
     notes: list[Sentence] = []
-
-    @field_validator("rows")
-    @classmethod
-    def _distinct(cls, rows: list[Row]) -> list[Row]:
-        ids = [row.id for row in rows]
-        for name in ids:
-            if ids.count(name) > 1:
-                raise ValueError(f"row id {name!r} is used {ids.count(name)} times; ids must differ")
-        return rows
 
     @model_validator(mode="after")
     def _shots_of_rows(self) -> "Table":
@@ -104,7 +110,7 @@ class Table(_Strict):
         return self
 
 
-class Benchmark(_Strict):
+class Benchmark(Strict):
     """Data, folds and test episodes that a table's ``benchmark`` stands for in this study.
 
     Attributes:
@@ -117,14 +123,14 @@ class Benchmark(_Strict):
     train: Settings = {}
 
 
-class ArchiveSettings(_Strict):
+class ArchiveSettings(Strict):
     """Where a file is fetched instead of from its official address, and what it must hash to."""
 
     url: str | None = None
     checksum: Annotated[str, Field(pattern=r"^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{8,64})$")] | None = None
 
 
-class LimitSettings(_Strict):
+class LimitSettings(Strict):
     """See ``crnet.runtime.limits``; nothing here is part of a run's specification."""
 
     pairs_at_once: Annotated[int, Field(ge=0, le=256)] = 0
@@ -135,7 +141,7 @@ class LimitSettings(_Strict):
         return Limits(**self.model_dump())
 
 
-class Sheet(_Strict):
+class Sheet(Strict):
     """Whose predictions the episode sheet shows, and how many episodes of each fold."""
 
     table: Slug
@@ -143,7 +149,7 @@ class Sheet(_Strict):
     episodes: Annotated[int, Field(ge=1, le=10)] = 2
 
 
-class Folders(_Strict):
+class Folders(Strict):
     """Relative to the folder that ``snakemake`` is started in."""
 
     archives: str = "data/archives"
@@ -160,7 +166,7 @@ class Folders(_Strict):
         return value.rstrip("/")
 
 
-class Study(_Strict):
+class Study(Strict):
     """On what data, encoders, sizes, seeds and budget the tables are run."""
 
     study: Slug

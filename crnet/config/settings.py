@@ -58,9 +58,8 @@ def read_literals(path: Path) -> dict[str, Any]:
     """What a module assigns to the names in ``LITERALS``, without running any of its code."""
     found = {}
     for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-            name = node.targets[0].id
-            if name in LITERALS:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)]) if name in LITERALS:
                 try:
                     found[name] = ast.literal_eval(node.value)
                 except ValueError as error:

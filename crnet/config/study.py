@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Iterable, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,7 @@ def load(files: Iterable[Path] = (), overrides: Mapping[str, Any] | None = None,
     if base is not None and all(load_yaml(file).get(EXTENDS) != base for file in files):
         raise CrnetError(f"{files[-1]}: {EXTENDS}: in --config it does nothing; write it into the file.")
     layers = [layer for file in files for layer in with_bases(file)]
-    content: dict[str, Any] = {}
-    for _, layer in layers:
-        content = merge(content, layer)
-    content = merge(content, overrides)
+    content = reduce(merge, [*(layer for _, layer in layers), overrides])
     where = " + ".join(str(file) for file, _ in layers)
     study = parse(Study, content, where)
     try:
@@ -126,9 +124,8 @@ class Layout:
 
     def _checksums(self, spec: dict) -> str:
         """Archives with another checksum hold other photos: they get folders of their own."""
-        settings = self.plan.study.archives
-        other = {name: settings[name].checksum for name in self.archive_names("dataset", spec) if name in settings}
-        other = {name: checksum for name, checksum in other.items() if checksum}
+        settings, names = self.plan.study.archives, self.archive_names("dataset", spec)
+        other = {name: settings[name].checksum for name in names if name in settings and settings[name].checksum}
         return "-" + sha256_text(canonical(other))[:8] if other else ""
 
     def extracted(self, spec: dict) -> str:
@@ -158,9 +155,7 @@ class Layout:
 
     def weights(self, evaluation: dict) -> str | None:
         training = evaluation["train"]
-        if "train" not in training:
-            return None
-        return f"{self.training(resolve.training_name(training))}/model.safetensors"
+        return f"{self.training(resolve.training_name(training))}/model.safetensors" if "train" in training else None
 
     def job(self, name: str) -> str:
         """What a table, or "claims", is made of, as its command gets it."""
@@ -191,60 +186,36 @@ def table_job(plan: Plan, layout: Layout, name: str) -> dict[str, Any]:
     benchmark = study.benchmarks[table.benchmark]
     class_names = component("dataset", benchmark.dataset["name"], name).class_names(benchmark.dataset)
     roles = {resolve.role(table, row) for row in table.rows if not row.reported} | {"main"}
-    cells: dict[str, list[Cell]] = {}
-    for cell in plan.cells:
-        if cell.table == name:
-            cells.setdefault(cell.row, []).append(cell)
     rows = [
         {
-            "id": row.id,
-            "label": row.label,
+            **row.model_dump(include={"id", "label", "reported", "absent", "paper"}),
             "switches": list(row.ticks.items()),
             "control": False,
-            "reported": row.reported,
-            "absent": row.absent | _not_run(plan, name, row.id, table.shots),
-            "paper": row.paper,
         }
         for row in table.rows
     ]
-    rows += [
-        {
-            "id": control,
-            "label": control.replace("-", " ").capitalize(),
-            "switches": [],
-            "control": True,
-            "reported": False,
-            "absent": _not_run(plan, name, control, table.shots),
-            "paper": {},
-        }
-        for control in study.controls
-    ]
+    quoted_nowhere = {"switches": [], "control": True, "reported": False, "absent": {}, "paper": {}}
+    for control in study.controls:
+        rows.append({"id": control, "label": control.replace("-", " ").capitalize(), **quoted_nowhere})
     for row in rows:
+        places = {f"{shots}-shot": (name, row["id"], shots) for shots in table.shots}
+        not_run = {shots: plan.not_run[place] for shots, place in places.items() if place in plan.not_run}
+        row["absent"] = row["absent"] | not_run
         row["cells"] = [
-            {"shots": c.shots, "fold": c.fold, "seed": c.seed, "counts": layout.counts_of(c)}
-            for c in cells.get(row["id"], [])
+            {"shots": cell.shots, "fold": cell.fold, "seed": cell.seed, "counts": layout.counts_of(cell)}
+            for cell in plan.cells
+            if (cell.table, cell.row) == (name, row["id"])
         ]
     return {
-        "study": study.study,
-        "caption": study.caption,
-        "notes": list(table.notes),
+        **study.model_dump(include={"study", "caption", "orientation_only"}),
+        **table.model_dump(include={"title", "source", "notes", "shots", "metrics"}),
         "table": name,
-        "title": table.title,
-        "source": table.source,
         "folds": list(benchmark.folds),
         "fold_classes": {str(fold): class_names[fold] for fold in benchmark.folds},
         "dataset_folds": len(class_names),
         "encoders": {role: encoder_text(spec) for role, spec in study.encoders.items() if spec and role in roles},
-        "shots": list(table.shots),
-        "metrics": list(table.metrics),
-        "orientation_only": study.orientation_only,
         "rows": rows,
     }
-
-
-def _not_run(plan: Plan, table: str, row: str, shots: Iterable[int]) -> dict[str, str]:
-    """Why a study leaves a row out, by shots."""
-    return {f"{count}-shot": plan.not_run[table, row, count] for count in shots if (table, row, count) in plan.not_run}
 
 
 def encoder_text(spec: Mapping[str, Any]) -> str:
@@ -258,13 +229,10 @@ def encoder_text(spec: Mapping[str, Any]) -> str:
 def page_job(plan: Plan) -> dict[str, Any]:
     """What a study's page says besides its results: its caption, its tables in order, how it was made."""
     study, file = plan.study, DEFAULT_STUDY.with_stem(plan.study.study)
-    chosen = f" --configfile {file}" if (ROOT / file).is_file() else " --configfile STUDY.yaml"
-    chosen = "" if file == DEFAULT_STUDY else chosen
+    given = file if (ROOT / file).is_file() else "STUDY.yaml"
+    chosen = "" if file == DEFAULT_STUDY else f" --configfile {given}"
     return {
-        "study": study.study,
-        "title": study.title,
-        "caption": study.caption,
-        "orientation_only": study.orientation_only,
+        **study.model_dump(include={"study", "title", "caption", "orientation_only"}),
         "tables": [{"name": name, "title": table.title} for name, table in plan.tables.items()],
         "command": f"snakemake --cores all{chosen}",
         "sheet": study.sheet is not None,
@@ -276,19 +244,16 @@ def sheet_job(plan: Plan, layout: Layout) -> dict[str, Any] | None:
     wanted = plan.study.sheet
     if wanted is None:
         return None
-    models = []
-    for cell in plan.cells:
-        first = cell.seed == plan.study.seeds[0] and cell.shots == plan.tables[wanted.table].shots[0]
-        if (cell.table, cell.row) == (wanted.table, wanted.row) and first:
-            spec = plan.evaluations[cell.evaluation]
-            models.append(
-                {
-                    "spec": spec,
-                    "data": layout.data(spec["train"]["dataset"]),
-                    "encoder": layout.encoder(spec["train"]["encoder"]),
-                    "weights": layout.weights(spec),
-                    "episodes": layout.episodes(spec),
-                }
-            )
-    title = f"{plan.study.title}: test episodes"
-    return {"title": title, "episodes": wanted.episodes, "models": models}
+    shown = (wanted.table, wanted.row, plan.tables[wanted.table].shots[0], plan.study.seeds[0])
+    specs = [plan.evaluations[c.evaluation] for c in plan.cells if (c.table, c.row, c.shots, c.seed) == shown]
+    models = [
+        {
+            "spec": spec,
+            "data": layout.data(spec["train"]["dataset"]),
+            "encoder": layout.encoder(spec["train"]["encoder"]),
+            "weights": layout.weights(spec),
+            "episodes": layout.episodes(spec),
+        }
+        for spec in specs
+    ]
+    return {"title": f"{plan.study.title}: test episodes", "episodes": wanted.episodes, "models": models}

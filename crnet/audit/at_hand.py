@@ -1,16 +1,17 @@
-"""Data sets and encoders: every report names the same, and it is what lies in the work folder."""
+"""Data sets, encoders and trained weights: every report names the same, and it is what lies in the work folder."""
 
 import hashlib
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from crnet.audit.folder import UNREADABLE, Folder
-from crnet.audit.ledger import Check, Ledger, shown
+from crnet.audit.folder import Folder
+from crnet.audit.ledger import UNREADABLE, Check, Ledger, shown
 from crnet.config import resolve
 from crnet.config.settings import component
 from crnet.data.index import SPLITS, Index
@@ -19,11 +20,15 @@ from crnet.data.pixels import read_ids
 from crnet.data.sets import pascal5i
 from crnet.runtime.files import canonical, read_csv, read_json, sha256_file, sha256_text
 
-DATA_RECORDS = "data: reports agree on the digest"
-DATA_FILES = "data: digest made again from photos"
-PAIRS = "data: pairs are the published lists"
-ENCODER_RECORDS = "encoder: reports agree on the digest"
-ENCODER_FILES = "encoder: digest made again from weights"
+CHECKS = DATA_RECORDS, DATA_FILES, PAIRS, ENCODER_RECORDS, ENCODER_FILES, WEIGHT_RECORDS, WEIGHT_FILES = (
+    "data: reports agree on the digest",
+    "data: digest made again from photos",
+    "data: pairs are the published lists",
+    "encoder: reports agree on the digest",
+    "encoder: digest made again from weights",
+    "weights: reports agree, one a training",
+    "weights: files are the reports'",
+)
 
 # How torch names the types that the weights of encoders have.
 TORCH_NAMES = {name: f"torch.{name}" for name in ("float64", "float32", "float16", "int64", "int32", "uint8", "bool")}
@@ -45,56 +50,44 @@ def _sources(folder: Folder, kind: str, name_of: Callable[[dict], str]) -> Itera
     """Each report's digest of its data set or encoder."""
     for reports in (folder.evaluations, folder.tunings, folder.trainings):
         for report in reports.values():
-            try:
+            with suppress(*UNREADABLE):  # said by the check of specifications
                 training = report["spec"] if reports is folder.trainings else report["spec"]["train"]
                 name = name_of(training[kind])
-            except UNREADABLE:
-                continue  # said by the check of specifications
-            yield name, report.get(f"{kind}_digest"), f"{folder.relative(report['path'])}, {kind}_digest"
+                yield name, report.get(f"{kind}_digest"), f"{folder.relative(report['path'])}, {kind}_digest"
     if kind == "dataset":
         for name, spec in folder.plan.episodes.items():
             path = folder.results / "episodes" / f"{name}.json"
             if path.is_file():
-                try:
+                with suppress(*UNREADABLE):  # said by the check of episodes
                     yield name_of(spec["dataset"]), read_json(path).get("dataset_digest"), f"episodes/{name}.json"
-                except UNREADABLE:
-                    continue  # said by the check of episodes
 
 
 def _agree(check: Check, sources: Iterator[Source]) -> dict[str, tuple[str, str]]:
     first: dict[str, tuple[str, str]] = {}
     for name, digest, where in sources:
         known, source = first.setdefault(name, (digest, where))
-        if digest and digest == known:
-            check.ok()
-        else:
-            check.differs(where, f"is {shown(digest)}, {source} has {shown(known)}")
+        alike = digest and digest == known
+        check.judge(where, None if alike else f"is {shown(digest)}, {source} has {shown(known)}")
     return first
-
-
-# ---------------------------------------------------------------- data
 
 
 def _data_files(folder: Folder, ledger: Ledger, spec: dict, recorded: tuple[str, str] | None) -> None:
     data, name = folder.data(spec), spec["name"]
     if data is None:
-        ledger[DATA_FILES].unknown(f"the data set {name} is not at hand in a work folder")
-        if name == "pascal5i":
-            ledger[PAIRS].unknown("the data set pascal5i is not at hand in a work folder")
+        for check in (DATA_FILES, PAIRS) if name == "pascal5i" else (DATA_FILES,):
+            ledger[check].unknown(f"the data set {name} is not at hand in a work folder")
         return
-    try:
+    check = ledger[DATA_FILES]
+    with check.reading(str(data), "cannot be read", *BROKEN_ZIP):
         index = Index.load(data)
         made = data_digest(data, spec)
         if name == "pascal5i" and spec["pairs"] == "published":
             _published(ledger[PAIRS], data, index)
-    except (*UNREADABLE, *BROKEN_ZIP) as error:
-        ledger[DATA_FILES].differs(str(data), f"cannot be read ({error})")
-        return
-    whole = ledger[DATA_FILES].same(f"{data}/dataset.json, digest", index.digest, made, "its files have")
-    if recorded:
-        whole &= ledger[DATA_FILES].same(recorded[1], recorded[0], made, f"the files in {data} have")
-    if whole:
-        folder.trusted.add(resolve.dataset_name(spec))
+        whole = check.same(f"{data}/dataset.json, digest", index.digest, made, "its files have")
+        if recorded:
+            whole &= check.same(recorded[1], recorded[0], made, f"the files in {data} have")
+        if whole:
+            folder.trusted.add(resolve.dataset_name(spec))
 
 
 def data_digest(data: Path, spec: dict) -> str:
@@ -143,15 +136,12 @@ def _published(check: Check, data: Path, index: Index) -> None:
             found = {(pair.image, pair.class_id) for pair in index.pairs(split, ids)}
             expected = listed.get((split, fold), set())
             where = f"{data}/pairs.csv, {split} of fold {fold}"
-            if found == expected:
-                check.ok()
-            else:
+            problem = None
+            if found != expected:
                 image, class_id = min(found ^ expected)
                 numbers = f"{len(found)} pairs, the published list {len(expected)}"
-                check.differs(where, f"has {numbers}, e.g. {image} of class {class_id} is in one only")
-
-
-# ---------------------------------------------------------------- encoder
+                problem = f"has {numbers}, e.g. {image} of class {class_id} is in one only"
+            check.judge(where, problem)
 
 
 def _encoder_file(folder: Folder, check: Check, spec: dict, recorded: tuple[str, str] | None) -> None:
@@ -162,10 +152,8 @@ def _encoder_file(folder: Folder, check: Check, spec: dict, recorded: tuple[str,
     elif recorded is None:
         check.unknown("no report names its digest")
     else:
-        try:
+        with check.reading(str(path), "is no safetensors file", SafetensorError):
             check.same(recorded[1], recorded[0], encoder_digest(path), f"{path} has")
-        except (OSError, SafetensorError) as error:
-            check.differs(str(path), f"is no safetensors file ({error})")
 
 
 def encoder_digest(path: Path) -> str:
@@ -176,3 +164,60 @@ def encoder_digest(path: Path) -> str:
             tensor = stream.get_tensor(name)
             state.update(f"{name}{tuple(tensor.shape)}{TORCH_NAMES[str(tensor.dtype)]}".encode() + tensor.tobytes())
     return state.hexdigest()
+
+
+def check_weights(folder: Folder, ledger: Ledger) -> None:
+    recorded, check = _weights_of(folder, ledger[WEIGHT_RECORDS]), ledger[WEIGHT_FILES]
+    for name, training in folder.plan.trainings.items():
+        path = folder.weights(training)
+        if path is None:
+            check.unknown("not at hand in a work folder")
+            continue
+        if name in recorded:
+            known, source = recorded[name]
+            check.same(str(path), sha256_file(path), known, f"{source} has")
+        else:
+            check.unknown("no report names its weights")
+        with check.reading(str(path), "is no safetensors file", SafetensorError):
+            with safe_open(path, "np") as stream:
+                spec = (stream.metadata() or {}).get("spec")
+            check.same(f"{path}, specification in its head", spec, canonical(training), "in the plan")
+
+
+def _weights_of(folder: Folder, check: Check) -> dict[str, tuple[str, str]]:
+    """Training -> digest of its weights, and the file that says so first."""
+    first: dict[str, tuple[str, str]] = {}
+    owners: dict[str, str] = {}
+    for name, digest, where in _weight_records(folder, check):
+        if not digest:
+            check.differs(where, "names no weights")
+            continue
+        known, source = first.setdefault(name, (digest, where))
+        problem = None
+        if digest != known:
+            problem = f"weights_sha256 is {shown(digest)}, {source} has {shown(known)}"
+        elif owners.setdefault(digest, name) != name:
+            problem = f"has the weights {shown(digest)} of another training, {owners[digest]}"
+        check.judge(where, problem)
+    return first
+
+
+def _weight_records(folder: Folder, check: Check) -> Iterator[tuple[str, str, str]]:
+    """(training, digest, where) of all reports; a control must have none."""
+    for name, report in folder.trainings.items():
+        yield name, report.get("weights_sha256", ""), str(report["path"])
+    for report in (*folder.tunings.values(), *folder.evaluations.values()):
+        where, digest = folder.relative(report["path"]), report.get("weights_sha256")
+        try:
+            training = report["spec"]["train"]
+            name = resolve.training_name(training)
+        except UNREADABLE:
+            check.unknown(f"{where}: its settings are not those of this version")
+            continue
+        if "train" in training:
+            yield name, digest, where
+        else:
+            check.same(where, digest, "", "for a method without weights")
+    for line, row in enumerate(folder.rows("runs.csv"), 2):
+        if row.get("kind") == "train" and row.get("status") != "failed":
+            yield str(row.get("run")), row.get("weights_sha256", ""), f"runs.csv, line {line}"
