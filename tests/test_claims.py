@@ -15,13 +15,12 @@ from crnet.config import study
 from crnet.config.claims import CLAIMS, claims_job, load_claims
 from crnet.config.schema import load_table
 from crnet.errors import CrnetError
-from crnet.metrics.bootstrap import Bootstrap, Interval, read_fold
+from crnet.metrics.intervals import Interval, interval, read_fold
 from crnet.report.claims import HEADER, ONE_SEED, judge_all, render_claims, verdict
 from crnet.report.claims_plot import plot_claims
 from crnet.runtime.files import canonical, read_csv, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-BOOTSTRAP = Bootstrap(300)
 FOLDS, EPISODES = (0, 1), 60
 # IoU of each cell, in percent of the union; void as background takes a little off.
 QUALITY = {"low/1": 40, "low/5": 40.2, "high/1": 55, "high/5": 60, "quoted/1": None}
@@ -60,7 +59,7 @@ def make_job(folder: Path, claims: list[dict], seeds=(0,), noise: float = 0.02, 
 
 
 def lines_of(job: dict, folder: Path) -> tuple[dict[str, dict], str]:
-    render_claims(job, folder / "out/claims", BOOTSTRAP)
+    render_claims(job, folder / "out/claims")
     lines = read_csv(folder / "out/claims.csv")
     return {line["id"]: line for line in lines}, (folder / "out/claims.md").read_text()
 
@@ -135,13 +134,13 @@ def test_an_interval_that_holds_the_margin_is_undecided(tmp_path):
 
 def test_differences_are_paired_over_episodes(tmp_path):
     job = make_job(tmp_path, [entry("helps", "high/1", "low/1")])
-    (result,) = judge_all(job, BOOTSTRAP)
+    (result,) = judge_all(job)
     paired = result.difference["background"]
     widths = []
     for key in ("high/1", "low/1"):
         folds = [read_fold(cell["fold"], {0: cell["counts"]}) for cell in job["places"][key]["cells"]]
-        interval = BOOTSTRAP.interval(folds, "miou", "background")
-        widths.append(100 * (interval.high - interval.low))
+        alone = interval(folds, "miou", "background")
+        widths.append(100 * (alone.high - alone.low))
     assert paired.high - paired.low < 0.5 * np.hypot(*widths)
 
 
@@ -157,7 +156,7 @@ def test_seeds_are_paired_where_equal(tmp_path):
     assert line["seeds"] == "2" and "2 training seeds" in page and ONE_SEED not in page
     assert float(line["high"]) - float(line["low"]) < 1
     job["places"]["low/1"]["cells"] = [cell for cell in job["places"]["low/1"]["cells"] if cell["seed"] == 0]
-    assert "resampled apart" in lines_of(job, tmp_path)[0]["helps"]["note"]
+    assert "left out apart" in lines_of(job, tmp_path)[0]["helps"]["note"]
 
 
 def test_missing_counts_are_not_run_and_say_which(tmp_path):
@@ -177,14 +176,14 @@ def test_other_episodes_stop(tmp_path):
     job = make_job(tmp_path, [entry("helps", "high/1", "low/1")])
     write(job["places"]["low/1"]["cells"][0]["counts"], 0, 40, query="other")
     with pytest.raises(CrnetError, match=r"Claim helps.*same episodes"):
-        judge_all(job, BOOTSTRAP)
+        judge_all(job)
 
 
 def test_files_have_the_agreed_columns_and_equal_bytes(tmp_path):
     job = make_job(tmp_path, [claim for claim, _, _ in KINDS])
     files = []
     for name in ("a", "b"):
-        render_claims(job, tmp_path / name, Bootstrap(300))
+        render_claims(job, tmp_path / name)
         plot_claims(job, tmp_path / f"{name}.csv", tmp_path / name)
         files.append([(tmp_path / f"{name}.{suffix}").read_bytes() for suffix in ("csv", "md", "png", "svg")])
     assert files[0] == files[1]

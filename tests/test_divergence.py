@@ -12,7 +12,6 @@ from faults import one_sentence, paths
 from crnet.cli import cli
 from crnet.config import resolve, study
 from crnet.errors import CrnetError
-from crnet.metrics.bootstrap import Bootstrap
 from crnet.report.partial import failures, mark
 from crnet.report.runs import collect
 from crnet.report.tables.cells import collect as cells
@@ -78,7 +77,7 @@ class TestDivergence:
         marked = [cell for row in job["rows"] for cell in row["cells"] if "failed" in cell]
         own = [c for c in plan.cells if resolve.training_name(plan.evaluations[c.evaluation]["train"]) == name]
         assert len(marked) == len(own) > 0
-        notes = {c.note for c in cells(job, Bootstrap()) if c.note.startswith("failed") and c.fold != "mean"}
+        notes = {c.note for c in cells(job) if c.note.startswith("failed") and c.fold != "mean"}
         assert notes == {f"failed (fold {spec['fold']}, seed 0): {why}"}
         assert {short_gap(note) for note in notes} == {f"failed (fold {spec['fold']}, seed 0)"}
 

@@ -7,7 +7,6 @@ from PIL import Image
 from test_tables import make_job
 
 from crnet.errors import CrnetError
-from crnet.metrics.bootstrap import Bootstrap
 from crnet.report.page.cost import COLUMNS, CPU, GPU, costs, render_cost
 from crnet.report.page.finetuning import render_finetuning
 from crnet.report.page.html import write_html
@@ -81,7 +80,7 @@ def results(tmp_path: Path) -> Path:
     folder = tmp_path / "results" / "demo"
     job = make_job(tmp_path)
     for name, source in (("table2", "CRNet (CVPR 2020), Table 2"), ("table3", "CRNet (CVPR 2020), Table 3")):
-        render_table(job | {"table": name, "source": source}, folder / "tables" / name, Bootstrap(50))
+        render_table(job | {"table": name, "source": source}, folder / "tables" / name)
     (folder / "figures").mkdir()
     Image.new("RGB", (4, 4)).save(folder / "figures" / "table2.png")
     return folder
@@ -124,7 +123,7 @@ def test_page_shows_grids_and_says_shared_text_once(results: Path) -> None:
     assert "Fold 0" not in text  # the details are a click away
     said_once = (
         "Generated scenes.",
-        "stratified bootstrap",
+        "interval of a jackknife",
         "2 training seeds and 60 episodes",
         "The data differ from",
     )

@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 
 from crnet.errors import CrnetError
-from crnet.metrics.bootstrap import Bootstrap
 from crnet.metrics.iou import QUERY_COLUMNS
 from crnet.report.tables.render import HEADER, render_table
 from crnet.report.tables.tex import escape_tex
 from crnet.runtime.files import read_csv, write_csv, write_json
 
 FOLDS, SEEDS, EPISODES = (0, 1, 2, 3), (0, 1), 60
-BOOTSTRAP = Bootstrap(200)
 
 
 def write_counts(path: Path, fold: int, iou: np.ndarray, void: int, query: str = "q") -> None:
@@ -64,7 +62,7 @@ def job(tmp_path: Path) -> dict:
 def render(job: dict, folder: Path) -> tuple[dict[tuple, dict], str, str]:
     """The CSV's lines by (row, shots if there are several, fold, metric, void), the Markdown and the LaTeX."""
     prefix = folder / "out" / "table2"
-    render_table(job, prefix, BOOTSTRAP)
+    render_table(job, prefix)
     lines, tex = read_csv(f"{prefix}.csv"), Path(f"{prefix}.tex").read_text()
     assert tuple(lines[0]) == HEADER
     keys = ["row", *(["shots"] if len(job["shots"]) > 1 else []), "fold", "metric", "void"]
@@ -141,8 +139,8 @@ def test_caption_names_estimator_sizes_and_limits(job: dict, tmp_path: Path) -> 
     _, text, tex = render(job, tmp_path)
     for words in (
         "Generated scenes.",
-        "95 % percentile interval of a stratified bootstrap: query photos resampled within class, each with all its "
-        "episodes, training seeds within fold, 200 resamples.",
+        "[low, high] is the 95 % interval of a jackknife, which leaves out one query photo of a class with all its "
+        "episodes, or one training seed of a fold, at a time",
         "2 training seeds and 60 episodes a fold on 60 query photos",
         "Standard deviation of the mean mIoU between training seeds: ",
         "The mean is over folds 0, 1, 2 and 3.",

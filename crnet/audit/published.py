@@ -8,7 +8,6 @@ from crnet.audit.folder import Folder
 from crnet.audit.ledger import UNREADABLE, Check, Ledger, shown
 from crnet.config import claims as paper_claims
 from crnet.config import resolve, study
-from crnet.metrics.bootstrap import Bootstrap
 from crnet.report import runs as index
 from crnet.report.claims import render_claims
 from crnet.report.page.page import PAGE as PAGE_FILE
@@ -29,20 +28,19 @@ CELL_KEYS = ("row", "shots", "fold", "metric", "void")
 
 
 def check_published(folder: Folder, ledger: Ledger) -> None:
-    bootstrap = Bootstrap()  # shared: its draws depend on folds, episodes and seeds alone
     cells, texts = ledger[CELLS], ledger[TEXTS]
     for name in folder.plan.tables:
         job = _table_job(folder, name)
         if any(Path(cell["counts"]).is_file() for row in job["rows"] for cell in row["cells"]):
             with texts.reading(f"tables/{name}", "cannot be made again"), TemporaryDirectory() as temporary:
-                render_table(job, Path(temporary) / name, bootstrap)
+                render_table(job, Path(temporary) / name)
                 _rows(folder, cells, Path(temporary), f"tables/{name}.csv", CELL_KEYS)
                 _bytes(folder, texts, Path(temporary), *(f"tables/{name}.{kind}" for kind in ("csv", "md", "tex")))
         else:
             _without_counts(folder, ledger, f"tables/{name}.csv")
     job = paper_claims.claims_job(folder.plan, folder.layout, study.ROOT / paper_claims.CLAIMS)
     with ledger[CLAIMS].reading("claims.csv", "cannot be made again"), TemporaryDirectory() as temporary:
-        render_claims(job, Path(temporary) / "claims", bootstrap)
+        render_claims(job, Path(temporary) / "claims")
         _rows(folder, ledger[CLAIMS], Path(temporary), "claims.csv", ("id",))
         _bytes(folder, ledger[CLAIMS], Path(temporary), "claims.csv", "claims.md")
     _page(folder, ledger[PAGE])

@@ -99,7 +99,7 @@ def _table(inputs: Inputs) -> Row:
             render_table(job, inputs.folder / "table")
         return 1
 
-    note = f"{inputs.options.rows} rows, {FOLDS} folds, {SEEDS} seeds, {EPISODES:,} episodes each, 2,000 resamples"
+    note = f"{inputs.options.rows} rows, {FOLDS} folds, {SEEDS} seeds, {EPISODES:,} episodes each"
     return Row("a table from counts", "seconds", measure(lambda: render, "cpu", watched=False), note=note)
 
 

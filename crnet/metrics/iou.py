@@ -1,7 +1,7 @@
 """IoU from integer counts: mIoU as in Shaban et al. (BMVC 2017), FB-IoU as in Rakelly et al. (2018).
 
 An episode is reduced to pixel counts once, at the original image size; every score is made from sums of
-counts, so that classes, seeds and resamples can be combined later without looking at a mask again.
+counts, so that classes, seeds and samples can be combined later without looking at a mask again.
 
 Pixels marked void (255) follow one of two conventions, both counted in the same pass:
 

@@ -1,8 +1,8 @@
 """A verdict on each of the paper's claims, from stored counts: ``claims.csv`` for programs, ``claims.md`` for readers.
 
 A claim compares two cells of the paper's tables. Its difference, first minus second, is paired: both cells were scored
-on the same episodes, and the bootstrap draws the same ones for both, and the same training seeds where these are equal
-(``crnet.metrics.bootstrap``). The difference and its 95 % interval [low, high] are judged against one bound:
+on the same episodes, and of both the same photos are left out, and the same training seeds where these are equal
+(``crnet.metrics.intervals``). The difference and its 95 % interval [low, high] are judged against one bound:
 
 =========  =========================  ==========================  ========================
 direction  bound                      supported                   contradicted
@@ -28,7 +28,7 @@ from typing import Any
 
 from crnet.config.claims import table_name
 from crnet.errors import CrnetError
-from crnet.metrics.bootstrap import Bootstrap, FoldCounts, Interval
+from crnet.metrics.intervals import LEVEL, METHOD, FoldCounts, Interval, difference
 from crnet.report.tables.captions import data_sentences, evaluations, span, training_seeds
 from crnet.report.tables.cells import UNDEFINED, VOID_NAMES, VOIDS, place, read_folds
 from crnet.report.tables.render import plain
@@ -69,16 +69,15 @@ class Judged:
         return "yes" if interval.low <= paper <= interval.high else "no"
 
 
-def render_claims(job: dict[str, Any], out_prefix: Path, bootstrap: Bootstrap | None = None) -> None:
-    """Write ``<out_prefix>.csv`` and ``.md`` from ``crnet.config.claims.claims_job``; by default with 2000 resamples.
+def render_claims(job: dict[str, Any], out_prefix: Path) -> None:
+    """Write ``<out_prefix>.csv`` and ``.md`` from ``crnet.config.claims.claims_job``.
 
     Raises:
         CrnetError: counts that cannot be read, or cells of one claim that were scored on different episodes.
     """
-    bootstrap = bootstrap or Bootstrap()
-    results = judge_all(job, bootstrap)
+    results = judge_all(job)
     write_csv(f"{out_prefix}.csv", HEADER, (_csv_row(result) for result in results))
-    atomic_write(f"{out_prefix}.md", render_markdown(job, results, bootstrap))
+    atomic_write(f"{out_prefix}.md", render_markdown(job, results))
 
 
 def verdict(interval: Interval, direction: str, bound: float) -> str:
@@ -89,10 +88,10 @@ def verdict(interval: Interval, direction: str, bound: float) -> str:
     return SUPPORTED if above else CONTRADICTED if below else UNDECIDED
 
 
-def judge_all(job: dict[str, Any], bootstrap: Bootstrap) -> list[Judged]:
+def judge_all(job: dict[str, Any]) -> list[Judged]:
     """Every claim of the job, in its order."""
     rows = {key: cell["absent"] or _read(cell) for key, cell in job["places"].items()}
-    return [_judge(job, claim, rows, bootstrap) for claim in job["claims"]]
+    return [_judge(job, claim, rows) for claim in job["claims"]]
 
 
 def _read(cell: Mapping[str, Any]) -> list[FoldCounts] | str:
@@ -101,9 +100,7 @@ def _read(cell: Mapping[str, Any]) -> list[FoldCounts] | str:
     return f"missing ({'; '.join(place(*gap) for gap in gaps.items())})" if gaps else list(parts.values())
 
 
-def _judge(
-    job: Mapping[str, Any], claim: Mapping[str, Any], rows: Mapping[str, list[FoldCounts] | str], bootstrap: Bootstrap
-) -> Judged:
+def _judge(job: Mapping[str, Any], claim: Mapping[str, Any], rows: Mapping[str, list[FoldCounts] | str]) -> Judged:
     sides = [claim["first"], claim["second"]]
     quoted = [rows[side] for side in sides if job["places"][side]["reported"]]
     if quoted:
@@ -117,7 +114,7 @@ def _judge(
     found: dict[str, Interval] = {}
     for void in VOIDS:
         try:
-            points = [100 * value for value in bootstrap.difference(first, second, claim["metric"], void)]
+            points = [100 * value for value in difference(first, second, claim["metric"], void)]
         except CrnetError as error:
             raise CrnetError(f"Claim {claim['id']}, {sides[0]} against {sides[1]}: {error}") from error
         if not any(map(math.isnan, points)):
@@ -126,7 +123,7 @@ def _judge(
     verdicts |= {void: verdict(interval, claim["direction"], claim["bound"]) for void, interval in found.items()}
     notes = [] if len(found) == len(VOIDS) else [UNDEFINED]
     if [part.seeds for part in first] != [part.seeds for part in second]:
-        notes.append("training seeds differ, so they are resampled apart")
+        notes.append("training seeds differ, so they are left out apart")
     return Judged(
         claim,
         verdicts[HEADLINE],
@@ -154,7 +151,7 @@ def _csv_row(result: Judged) -> list[Any]:
     return [plain(value) for value in values]
 
 
-def render_markdown(job: Mapping[str, Any], results: Sequence[Judged], bootstrap: Bootstrap) -> str:
+def render_markdown(job: Mapping[str, Any], results: Sequence[Judged]) -> str:
     """What the data are, the count of verdicts, one line a claim, and how the verdicts were reached."""
     parts = ["# The paper's claims"]
     if job["generated"]:
@@ -166,7 +163,7 @@ def render_markdown(job: Mapping[str, Any], results: Sequence[Judged], bootstrap
     parts.append(summary(results))
     if any(result.seeds == 1 for result in results):
         parts.append(ONE_SEED)
-    return "\n\n".join([*parts, _grid(results), *caption(job, results, bootstrap)]) + "\n"
+    return "\n\n".join([*parts, _grid(results), *caption(job, results)]) + "\n"
 
 
 def summary(results: Sequence[Judged]) -> str:
@@ -224,15 +221,14 @@ def _verdict_text(result: Judged) -> str:
     return f"{text} ({result.why})" if decided else f"{text}: {result.why}"
 
 
-def caption(job: Mapping[str, Any], results: Sequence[Judged], bootstrap: Bootstrap) -> list[str]:
+def caption(job: Mapping[str, Any], results: Sequence[Judged]) -> list[str]:
     """The paragraphs below the table: data, estimator, verdicts, void pixels, remarks."""
-    level, margin = f"{100 * bootstrap.level:g} %", f"{job['margin']:g} point{'' if job['margin'] == 1 else 's'}"
+    level, margin = f"{100 * LEVEL:g} %", f"{job['margin']:g} point{'' if job['margin'] == 1 else 's'}"
     tested = [result for result in results if result.difference]
     estimator = (
         f"Ours: the first cell minus the second, in points of mIoU unless the claim says FB-IoU, mean over folds; "
-        f"[low, high] is the {level} percentile interval of a stratified bootstrap over query photos, each with all "
-        f"its episodes, and training seeds, {bootstrap.resamples} resamples, paired: both cells see the same photos "
-        f"and, where they are equal, the same seeds. {_sizes(job, tested)}"
+        f"[low, high] is {METHOD}, in pairs: of both cells the same photo is left out and, where they are equal, the "
+        f"same seed. {_sizes(job, tested)}"
     )
     rule = (
         "Verdict: a claim that one is above the other is supported if the whole interval lies above 0 (or above the "

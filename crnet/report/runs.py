@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crnet.errors import CrnetError
-from crnet.metrics.bootstrap import estimate, read_fold
+from crnet.metrics.intervals import estimate, read_fold
 from crnet.runtime.files import canonical, read_csv, read_json, write_csv
 
 Row = dict[str, Any]

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from crnet.metrics.bootstrap import Bootstrap
+from crnet.metrics.intervals import METHOD
 from crnet.report.tables.cells import NOT_AVAILABLE, REPORTED, VOIDS, Cell
 from crnet.report.tables.layout import all_folds, row_label, shown_shots, total
 from crnet.runtime.files import read_mapping
@@ -25,7 +25,7 @@ def own_notes(job: dict[str, Any], cells: Sequence[Cell]) -> list[str]:
     return [paragraph.strip() for paragraph in paragraphs if paragraph.strip()]
 
 
-def reading(job: dict[str, Any], bootstrap: Bootstrap) -> list[str]:
+def reading(job: dict[str, Any]) -> list[str]:
     """Paragraphs that tables of one study share: the study, scores, intervals, void, the paper's values, controls."""
     score = (
         "Percent. Each fold is tested on classes that its training never labelled, though its photos may show "
@@ -33,11 +33,7 @@ def reading(job: dict[str, Any], bootstrap: Bootstrap) -> list[str]:
         "then averaged over classes."
     )
     pooled = "FB-IoU: mean of the foreground and the background IoU, each pooled over all episodes of a fold."
-    interval = (
-        f"[low, high] is the {100 * bootstrap.level:g} % percentile interval of a stratified bootstrap: "
-        "query photos resampled within class, each with all its episodes, training seeds within fold, "
-        f"{bootstrap.resamples} resamples."
-    )
+    interval = f"[low, high] is {METHOD}."
     void = (
         "Void pixels: the paper does not say how it treats them. Counted as background, as the code of its "
         "time did, is the headline; ignored, as in later work, stands beside it."

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from crnet.errors import CrnetError
-from crnet.metrics.bootstrap import Bootstrap, FoldCounts, read_fold, seed_deviation
+from crnet.metrics.intervals import FoldCounts, interval, read_fold, seed_deviation
 from crnet.metrics.iou import VOID_COLUMNS
 
 METRIC_NAMES = {"miou": "mIoU", "fbiou": "FB-IoU"}
@@ -54,7 +54,7 @@ class Cell:
         return None if self.value is None or self.paper is None else self.value - self.paper
 
 
-def collect(job: dict[str, Any], bootstrap: Bootstrap) -> list[Cell]:
+def collect(job: dict[str, Any]) -> list[Cell]:
     """All cells of the table: rows in their order, then shots, metric, void, folds and mean."""
     cells: list[Cell] = []
     episodes: dict[int, tuple[str, str]] = {}  # fold: digest of its episodes, and the row that gave it
@@ -68,7 +68,7 @@ def collect(job: dict[str, Any], bootstrap: Bootstrap) -> list[Cell]:
                         f"{job['table']}: {first!r} and {row['label']!r} were scored on different episodes "
                         f"of fold {part.fold}, so they cannot stand in one table: evaluate them again."
                     )
-            cells += _row_cells(job, row, shots, parts, notes, bootstrap)
+            cells += _row_cells(job, row, shots, parts, notes)
     return cells
 
 
@@ -124,23 +124,21 @@ def _why_none(row: dict, shots: int) -> str:
     return f"{NOT_AVAILABLE}: {reason}" if reason else NOT_AVAILABLE
 
 
-def _row_cells(
-    job: dict, row: dict, shots: int, parts: dict[int, FoldCounts], notes: dict[int, str], bootstrap: Bootstrap
-) -> Iterator[Cell]:
+def _row_cells(job: dict, row: dict, shots: int, parts: dict[int, FoldCounts], notes: dict[int, str]) -> Iterator[Cell]:
     why = "; ".join(dict.fromkeys(notes.values()))
     for metric, void in product(job["metrics"], VOIDS):
         about = {"row": row["id"], "label": row["label"], "shots": shots, "metric": metric, "void": void}
         for fold in job["folds"]:
-            measured = _measured([parts[fold]], metric, void, bootstrap) if fold in parts else {"note": notes[fold]}
+            measured = _measured([parts[fold]], metric, void) if fold in parts else {"note": notes[fold]}
             yield Cell(**about, fold=fold, **measured)
-        measured = {"note": why} if notes else _measured([*parts.values()], metric, void, bootstrap)
+        measured = {"note": why} if notes else _measured([*parts.values()], metric, void)
         paper = row.get("paper", {}).get(f"{shots}-shot", {}).get(metric)
         yield Cell(**about, fold="mean", paper=paper, **measured)
 
 
-def _measured(folds: Sequence[FoldCounts], metric: str, void: str, bootstrap: Bootstrap) -> dict[str, Any]:
+def _measured(folds: Sequence[FoldCounts], metric: str, void: str) -> dict[str, Any]:
     """What a cell holds of some folds: the value with its interval and sizes, or why there is none."""
-    value, low, high = (100 * x for x in bootstrap.interval(folds, metric, void))
+    value, low, high = (100 * x for x in interval(folds, metric, void))
     if math.isnan(value):
         return {"note": UNDEFINED}
     deviation = seed_deviation(folds, metric, void)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from crnet.metrics.bootstrap import Bootstrap
 from crnet.report.tables import layout
 from crnet.report.tables.captions import own_notes, reading
 from crnet.report.tables.cells import Cell
@@ -11,7 +10,7 @@ from crnet.report.tables.cells import Cell
 ORIENTATION = "**The data differ from the paper's; its values are for orientation only.**"
 
 
-def render_markdown(job: dict[str, Any], cells: Sequence[Cell], bootstrap: Bootstrap) -> str:
+def render_markdown(job: dict[str, Any], cells: Sequence[Cell]) -> str:
     """The whole page of a table; ``crnet.report.page.page`` takes from it what lies above the details."""
     parts = [f"# {job['title']}"]
     if job["orientation_only"]:
@@ -22,7 +21,7 @@ def render_markdown(job: dict[str, Any], cells: Sequence[Cell], bootstrap: Boots
     parts += [f"## {layout.DETAILS}"] + ([] if blocks else ["No row of this table is run in this study."])
     for title, shots, metric, void in blocks:
         parts += [f"### {title}", _detail_grid(job, cells, shots, metric, void)]
-    parts += [f"## {layout.READING}", *reading(job, bootstrap)]
+    parts += [f"## {layout.READING}", *reading(job)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -8,7 +8,6 @@ the words below a table from ``captions``.
 from pathlib import Path
 from typing import Any
 
-from crnet.metrics.bootstrap import Bootstrap
 from crnet.report.tables.cells import collect
 from crnet.report.tables.markdown import render_markdown
 from crnet.report.tables.tex import render_tex
@@ -20,18 +19,17 @@ HEADER = (  # the table's name, then attributes of a cell
 )
 
 
-def render_table(job: dict[str, Any], out_prefix: Path, bootstrap: Bootstrap | None = None) -> None:
-    """Write ``<out_prefix>.csv``, ``.md`` and ``.tex``; by default with 2000 resamples.
+def render_table(job: dict[str, Any], out_prefix: Path) -> None:
+    """Write ``<out_prefix>.csv``, ``.md`` and ``.tex``.
 
     Raises:
         CrnetError: counts that cannot be read, or rows scored on different episodes.
     """
-    bootstrap = bootstrap or Bootstrap()
-    cells = collect(job, bootstrap)
+    cells = collect(job)
     lines = ([job["table"], *(plain(getattr(cell, name)) for name in HEADER[1:])] for cell in cells)
     write_csv(f"{out_prefix}.csv", HEADER, lines)
-    atomic_write(f"{out_prefix}.md", render_markdown(job, cells, bootstrap))
-    atomic_write(f"{out_prefix}.tex", render_tex(job, cells, bootstrap))
+    atomic_write(f"{out_prefix}.md", render_markdown(job, cells))
+    atomic_write(f"{out_prefix}.tex", render_tex(job, cells))
 
 
 def plain(value: Any) -> Any:

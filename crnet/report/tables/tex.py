@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from crnet.metrics.bootstrap import Bootstrap
 from crnet.report.tables import layout
 from crnet.report.tables.captions import own_notes, reading
 from crnet.report.tables.cells import Cell
@@ -23,10 +22,10 @@ def escape_tex(text: str) -> str:
     return text.translate(_TEX)
 
 
-def render_tex(job: dict[str, Any], cells: Sequence[Cell], bootstrap: Bootstrap) -> str:
+def render_tex(job: dict[str, Any], cells: Sequence[Cell]) -> str:
     """The paper's grid with the whole caption, then for every number of shots the grids by fold."""
     label = f"tab:{job['study']}-{job['table']}"
-    caption = [*own_notes(job, cells), *reading(job, bootstrap)]
+    caption = [*own_notes(job, cells), *reading(job)]
     text = " ".join([f"{job['title']}.", f"{layout.compact_title(job)}.", *caption])
     lines = ["% needs \\usepackage{booktabs}", *_environment(*_compact(job, cells), escape_tex(text), label)]
     for shots in dict.fromkeys(block[1] for block in layout.blocks(job)):
