@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,13 @@ def test_classes_and_queries_are_uniform_whatever_the_pools():
     queries = Counter(e.query for e in table.episodes if e.class_id == 1)
     assert len(queries) == 4
     assert max(abs(count - classes[1] / 4) for count in queries.values()) < 100
+
+
+def test_each_class_is_drawn_for_itself():
+    """Taken in turn, no class would follow itself; drawn, one of two does half of the time."""
+    classes = [e.class_id for e in episodes.draw(make_index({1: 6, 2: 8}), 0, 4000, [0], 1).episodes]
+    same = sum(first == second for first, second in pairwise(classes))
+    assert abs(same - 2000) < 160
 
 
 def test_fewer_shots_are_the_first_supports_of_more():

@@ -88,6 +88,17 @@ def test_counts_are_those_of_a_plain_loop(tiny, table, weights):
         assert (plain != prediction.query).mean() < 1e-3
 
 
+@pytest.mark.parametrize(("differences", "foreground"), [([6.0, -1.5, -1.5], False), ([-6.0, 1.5, 1.5], True)])
+def test_supports_are_fused_as_probabilities(tiny, table, weights, monkeypatch, differences, foreground):
+    """One support is sure and two lean the other way: the mean of logits is +-1, of probabilities 0.45 or 0.55."""
+    predictor = Predictor(tiny.evaluation(tiny.training(), shots=3), tiny.data, tiny.encoder, weights, "cpu")
+    logits = torch.tensor(differences)[:, None, None, None] * torch.tensor([-0.5, 0.5])[:, None, None]
+    monkeypatch.setattr(predictor, "_logits", lambda chunk, scale, shot: iter([logits[shot].expand(2, 8, 8)]))
+    monkeypatch.setattr(predictor.embedded, "fill", lambda keys: None)
+    [prediction] = predictor.fused(list(episodes.read(table).episodes)[:1])
+    assert (prediction.query == foreground).all()
+
+
 class TestCachedTestPhotos:
     SCALES = (0.75, 1.0)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from crnet import methods
 from crnet.config.settings import component
@@ -131,6 +132,44 @@ def test_the_losses_that_each_switch_brings():
     method = crnet(support_weight=0.0, cooccurrence_weight=0.0)
     step = method.losses(pairs(method))
     torch.testing.assert_close(step.loss, step.parts["query"])
+
+
+def test_the_loss_is_that_of_both_branches_and_of_what_is_common_by_their_weights():
+    method = crnet(support_weight=0.5, cooccurrence_weight=0.25)
+    given = pairs(method)
+    step = method.losses(given)
+    expected = step.parts["query"] + 0.5 * step.parts["support"] + 0.25 * step.parts["cooccurrence"]
+    torch.testing.assert_close(step.loss, expected)
+    for branch, logits, mask in (
+        ("query", method.predict(given, 1), given.query_mask),
+        ("support", method.predict_support(given, 1), given.support_mask),
+    ):
+        enlarged = F.interpolate(logits, (SIZE, SIZE), mode="bilinear")
+        by_hand = F.cross_entropy(enlarged, mask.long(), ignore_index=255)
+        torch.testing.assert_close(step.parts[branch], by_hand, msg=branch)
+
+
+def test_the_category_comes_from_the_support_without_its_background():
+    """Without the cross-reference nothing else of the support may reach the query."""
+    method = crnet(cross_reference=False)
+    given = pairs(method)
+    before = method.predict(given, 1)
+    given.support = given.support + 1
+    assert torch.equal(before, method.predict(given, 1))
+    given.masked = given.masked + 1
+    assert not torch.equal(before, method.predict(given, 1))
+
+
+def test_a_pass_gets_the_probabilities_of_the_one_before(monkeypatch):
+    method, caches = crnet(), []
+    whole = method.refine.forward
+    monkeypatch.setattr(method.refine, "forward", lambda read, cache: caches.append(cache) or whole(read, cache))
+    first = method.predict(pairs(method), 1)
+    method.predict(pairs(method), 3)
+    zeros, _, probabilities, last = caches
+    assert not zeros.any()
+    torch.testing.assert_close(probabilities, first.softmax(1))
+    torch.testing.assert_close(last.sum(1), torch.ones(3, MAP, MAP))
 
 
 def test_void_pixels_do_not_reach_the_loss():
