@@ -110,7 +110,7 @@ def jobs(folder: Path) -> dict[psutil.Process, str]:
 
 
 def _kind(words: list[str], folder: Path) -> str:
-    name = words[3]
+    name = words[4] if words[3] == "job" else words[3]
     if name == "evaluate" and any(word.startswith("--choice") for word in words):
         return "finetune"
     if name == "prepare":
