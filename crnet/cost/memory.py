@@ -69,7 +69,7 @@ def training(spec: dict, limits: Limits, store_bytes: int = 0) -> Need:
     if pairs < settings["batch"]:  # the whole batch waits as read
         parts["maps"] += settings["batch"] * maps
     parts["weights"] = _trained(network, settings)
-    parts["activations"] = network.step(size, pairs).peak_bytes * width // 4
+    parts["activations"] = network.step(size, pairs, auxiliary=True).peak_bytes * width // 4
     return Need("train", parts, store_bytes)
 
 
@@ -109,7 +109,7 @@ def evaluation(spec: dict, limits: Limits, named: float, stored: bool) -> Need:
         photos = min(2 * shots, 3 * pairs)
         parts["maps"] = COPIES * photos * network.taken * map_side(size) ** 2 * width
         parts["weights"] += _trained(network, spec["finetune"])  # the trained ones are kept beside those that change
-        parts["activations"] = network.step(size, pairs, False).peak_bytes * width // 4
+        parts["activations"] = network.step(size, pairs, auxiliary=False).peak_bytes * width // 4
     return Need("evaluate", parts)
 
 
