@@ -163,5 +163,9 @@ def _encoding(network: Encoder, size: int, photos: int, width: int) -> int:
 
 def _trained(network: Networks, settings: dict) -> int:
     """Weights, gradients, moments of the optimiser, and weights in the precision used."""
-    moments = 2 if settings["optimizer"] == "adamw" else 1
-    return 4 * network.parameters * (3 + moments)
+    return 4 * network.parameters * (3 + moments(settings))
+
+
+def moments(settings: dict) -> int:
+    """Values that the optimiser keeps of each weight."""
+    return 2 if settings["optimizer"] == "adamw" else 1
