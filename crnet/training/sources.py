@@ -52,11 +52,11 @@ class CachedSource:
         store, maps = self.store, self.method.maps
         masked = None
         if self.method.needs_masked:
-            masked = store.masked([(e.support, e.class_id, e.support_view) for e in episodes], maps)
+            masked = store.maps([(e.support, e.class_id, e.support_view) for e in episodes], maps)
         return Batch(
             episodes,
-            store.photos([(e.query, e.query_view) for e in episodes], maps),
-            store.photos([(e.support, e.support_view) for e in episodes], maps),
+            store.maps([(e.query, None, e.query_view) for e in episodes], maps),
+            store.maps([(e.support, None, e.support_view) for e in episodes], maps),
             masked,
             self._masks([(e.query, e.query_view, e.class_id) for e in episodes]),
             self._masks([(e.support, e.support_view, e.class_id) for e in episodes]),
