@@ -132,9 +132,8 @@ class Finetuner:
                     pairs.support_cache = cache.read(keys[1], unflipped, step, "support", pairs.support)[rows]
                 return self.method.losses(pairs, auxiliary=False)
 
-        parts = self._shares(supports, chosen)
         optimise.zero_grad(set_to_none=True)
-        result = accumulate(losses, parts, seed)
+        result = accumulate(losses, self._shares(supports, chosen), seed)
         if not torch.isfinite(result.loss):
             raise Diverged(
                 f"finetuning: the loss on the supports is {result.loss.item()} at step {step}; lower finetune.lr."
@@ -157,14 +156,11 @@ class Finetuner:
         if supports.masked is not None:
             maps = torch.cat([maps, supports.masked[masked]])
         embedded = self.predictor.embed(maps)
-        place = {photo: i for i, photo in enumerate(photos)}
-        supported = embedded[[place[i] for i in support]]
-        without_background = supported
+        supported = without_background = embedded[[photos.index(i) for i in support]]
         if supports.masked is not None:
-            place_masked = {photo: len(photos) + i for i, photo in enumerate(masked)}
-            without_background = embedded[[place_masked[i] for i in support]]
+            without_background = embedded[[len(photos) + masked.index(i) for i in support]]
         return Pairs(
-            embedded[[place[i] for i in query]],
+            embedded[[photos.index(i) for i in query]],
             supported,
             without_background,
             supports.masks[list(support)],
