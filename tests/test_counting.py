@@ -85,7 +85,7 @@ def test_encoders_have_the_work_that_was_counted_by_hand(spec, size, multiply_ad
     assert network.photo(size).multiply_adds == pytest.approx(multiply_adds, rel=0.01)
     weights = sum(w.numel() for w in counted.encoders.without_values(spec).parameters() if w.ndim == 4)
     assert weights == values
-    assert network.values == pytest.approx(weights, rel=0.01)
+    assert network.weight_bytes == pytest.approx(8 * weights, rel=0.01)
 
 
 def test_the_papers_head_has_the_work_that_was_counted_by_hand():
