@@ -24,14 +24,6 @@ def saves_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrain, "LOG_EVERY", 3)
 
 
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (65, 63), (113, 97)])
-def test_maps_are_at_an_eighth_in_the_order_asked_for(height: int, width: int) -> None:
-    encoder = small.network(["layer4", "layer2", "layer3"]).eval()
-    maps = encoder(torch.zeros(2, 3, height, width))
-    assert encoder.channels == (96, 48, 64)
-    assert [tuple(m.shape) for m in maps] == [(2, c, -(-height // 8), -(-width // 8)) for c in (96, 48, 64)]
-
-
 def test_unknown_layer_is_named() -> None:
     with pytest.raises(CrnetError, match=r"'layer5'.*layer2, layer3, layer4"):
         small.network(["layer3", "layer5"])
