@@ -1,8 +1,8 @@
 """A batch in parts: the gradients of the whole, void pixels and dropout included; losses are taken in float32."""
 
+import faults
 import pytest
 import torch
-from faults import paths
 from safetensors.torch import load_file
 from torch import nn
 
@@ -14,7 +14,6 @@ from crnet.model.layers import ChannelDropout, Rows
 from crnet.runtime.files import read_csv
 from crnet.runtime.limits import Limits
 from crnet.training.accumulation import accumulate, shares
-from crnet.training.loop import train as run
 
 CHANNELS, MAP, SIZE, BATCH = (4, 6), 7, 50, 5
 TRAINED = [name for name, each in components("method").items() if each.literals.get("TRAINS", True)]
@@ -110,10 +109,8 @@ def test_one_part_is_the_batch_itself():
 
 def trained(tiny, out, limits: Limits, **train) -> tuple[dict, dict]:
     spec = tiny.training(train={"precision": "float32", "epochs": 1, "epoch_episodes": 10, **train})
-    features = tiny.features if spec["train"]["features"] == "cached" else None
-    where = paths(tiny, out, features=features)
-    run(spec, where, "cpu", 1, limits=limits)
-    return load_file(where.out / "model.safetensors"), read_csv(where.out / "log.csv")[-1]
+    folder = faults.trained(tiny, out, spec, limits=limits)
+    return load_file(folder / "model.safetensors"), read_csv(folder / "log.csv")[-1]
 
 
 @pytest.mark.parametrize("train", [{}, {"features": "live", "views": "identity", "augment": "support"}], ids=str)

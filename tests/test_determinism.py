@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import faults
 import pytest
 import torch
 from faults import encode, paths, training, untrained
@@ -13,16 +14,12 @@ from crnet.data.index import Index
 from crnet.evaluation.evaluate import _row
 from crnet.evaluation.predict import Predictor
 from crnet.runtime.limits import PAIRS_TOGETHER
-from crnet.training.loop import train
 
 LIVE = {"features": "live", "views": "flip", "augment": "both", "epochs": 1, "epoch_episodes": 8}
 
 
 def trained(tiny, folder: Path, spec: dict, threads: int = 1, **options) -> bytes:
-    features = tiny.features if spec["train"]["features"] == "cached" else None
-    where = paths(tiny, folder, features=features)
-    train(spec, where, "cpu", threads, **options)
-    return (where.out / "model.safetensors").read_bytes()
+    return (faults.trained(tiny, folder, spec, threads, **options) / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

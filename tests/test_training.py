@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from faults import frozen, paths, training
+from faults import frozen, paths, trained, training
 from safetensors.torch import load_file
 
 from crnet.data.index import Index
@@ -22,16 +22,11 @@ from crnet.runtime.checkpoint import load_state, save_state
 from crnet.runtime.files import read_csv, read_json
 from crnet.training.cache import ProbabilityCache
 from crnet.training.episodes import EpisodeSource
-from crnet.training.loop import Paths, train
 from crnet.training.optimisation import learning_rate
 
 
 def run(tiny, tmp_path, name, workers=0, **changes):
-    spec = tiny.training(**changes)
-    out = tmp_path / name
-    features = tiny.features if spec["train"]["features"] == "cached" else None
-    train(spec, Paths(tiny.data, tiny.encoder, features, out, tmp_path / f"{name}.pt"), "cpu", 1, workers)
-    return out
+    return trained(tiny, tmp_path / name, tiny.training(**changes), workers=workers)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -49,13 +44,13 @@ def test_writes_weights_log_and_provenance(tiny, tmp_path):
     assert float(log[-1]["loss"]) < float(log[0]["loss"])
     assert all(0 <= float(row["base_miou"]) <= 1 and float(row["images_per_second"]) > 0 for row in log)
     assert about["dataset_digest"] == Index.load(tiny.data).digest
-    assert not (tmp_path / "run.pt").exists(), "the state of a finished run is in nobody's way"
+    assert not out.with_suffix(".pt").exists(), "the state of a finished run is in nobody's way"
 
 
 def test_killed_at_a_random_moment_ends_with_the_same_bits(tiny, tmp_path):
     undisturbed = run(tiny, tmp_path, "undisturbed")
-    out, state = tmp_path / "killed", tmp_path / "killed.pt"
-    where = Paths(tiny.data, tiny.encoder, tiny.features, out, state)
+    where = paths(tiny, tmp_path / "killed")
+    out, state = where.out, where.state
     command = [sys.executable, "-m", "crnet", *training(tiny.training(), where, "--checkpoint-seconds", 0)]
     seed = int.from_bytes(os.urandom(4))
     moments = random.Random(seed)
@@ -110,7 +105,7 @@ def test_a_damaged_state_is_noticed_and_the_one_before_used(tmp_path, capsys):
 
 
 def test_a_state_of_another_training_is_refused(tiny, tmp_path):
-    save_state(tmp_path / "run.pt", {"spec": "{}"})
+    save_state(paths(tiny, tmp_path / "run").state, {"spec": "{}"})
     with pytest.raises(CrnetError, match="belongs to another training"):
         run(tiny, tmp_path, "run")
 

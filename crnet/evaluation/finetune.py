@@ -100,10 +100,9 @@ class Finetuner:
         cache = ProbabilityCache(self.train["model"].get("cache_reset", 0.0), self.train["fold"], seed)
         draws = batches_of_pairs(ordered_pairs(len(supports), self.settings["pairs"]), self.settings["batch"], seed)
         try:
-            optimise = None
+            optimise = optimiser(self.method.requires_grad_(True), {**self.settings, "lr": lr})
             for step in range(max(checkpoints)):
                 self.method.train().requires_grad_(True)
-                optimise = optimise or optimiser(self.method, {**self.settings, "lr": lr})
                 self._step(supports, next(draws), optimise, cache, step, derive("finetune step", seed, step))
                 if step + 1 in checkpoints:
                     self.method.eval().requires_grad_(False)
