@@ -185,6 +185,6 @@ class Asking(Method):
 def test_what_cannot_run_without_values_runs_on_zeros_or_is_one_sentence(monkeypatch):
     monkeypatch.setattr(methods, "build", lambda *given: Asking())
     network = networks(training())
-    assert network.step(64, 3).multiply_adds == 3 * 2 * 1024 * 2 * 64  # its input is frozen
+    assert network.step(64, 3, auxiliary=True).multiply_adds == 3 * 2 * 1024 * 2 * 64  # its input is frozen
     with pytest.raises(CrnetError, match=r"method crnet: fails on photos of zeros.*\(no object\); mend it\.$"):
         network.prediction(64, 1, 1)
