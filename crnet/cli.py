@@ -6,6 +6,7 @@ Each command imports what it needs when it runs, so that ``plan`` needs no torch
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -103,12 +104,8 @@ def show(results: Path) -> None:
     if not (results / "runs.csv").is_file():
         raise CrnetError(f"{results}: has no runs.csv; give the results folder of a finished study, e.g. results/demo.")
     click.echo(f"\nruns     {results / 'runs.csv'}")
-    for kind, pattern in (
-        ("page", "README.md"),
-        ("claims", "claims.md"),
-        ("table", "tables/*.md"),
-        ("plot", "figures/*.png"),
-    ):
+    patterns = {"page": "README.md", "claims": "claims.md", "table": "tables/*.md", "plot": "figures/*.png"}
+    for kind, pattern in patterns.items():
         for path in sorted(results.glob(pattern)):
             click.echo(f"{kind:<8} {path}")
 
@@ -130,19 +127,11 @@ def render(files: tuple[Path, ...]) -> None:
 @click.option("--seed", type=click.IntRange(0), help="Of the sample; drawn and printed if not given.")
 @click.option("--all", "everything", is_flag=True, help="List every difference, not just the first of each kind.")
 @device_option
-def audit(
-    results: Path,
-    files: tuple[Path, ...],
-    works: tuple[Path, ...],
-    sample: int,
-    seed: int | None,
-    everything: bool,
-    device: str,
-) -> None:
+def audit(**options: Any) -> None:
     """Check published RESULTS against their counts, digests, data and weights; status 3 if anything differs."""
     from crnet.audit import audit as run
 
-    text, differences = run(results, files, works, sample, seed, device, everything)
+    text, differences = run(**options)
     click.echo(text)
     if differences:
         sys.exit(3)
@@ -170,9 +159,7 @@ def track(results: Path) -> None:
 @device_option
 @click.option("--json", type=PATH, help="Write all figures here too.")
 @click.option("--markdown", type=PATH, help="Write the table here too, as in docs/performance.md.")
-def bench(
-    quick: bool, stages: tuple[str, ...], with_scaling: bool, json: Path | None, markdown: Path | None, **given
-) -> None:
+def bench(quick: bool, stages: tuple[str, ...], with_scaling: bool, json: Path | None, markdown: Path | None, **given):
     """Measure this machine's ceiling, each stage against it, and plain loops on the same inputs."""
     from crnet.bench.inputs import Options
     from crnet.bench.run import bench as run

@@ -30,7 +30,7 @@ class _JsonParameter(click.ParamType):
             self.fail(f"is not JSON ({error})", param, ctx)
 
 
-def _limits(given: dict) -> Limits:
+def _limits(context: click.Context, option: click.Parameter, given: dict) -> Limits:
     try:
         return Limits(**given)
     except TypeError as error:
@@ -43,13 +43,8 @@ threads_option = click.option("--threads", type=click.IntRange(1), default=1, sh
 device_option = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 data_option = click.option("--data", type=PATH, required=True, help="Folder of the prepared data set.")
 stores_option = click.option("--features", type=PATH, multiple=True, help="Test photos' features at one scale.")
-limits_option = click.option(
-    "--limits",
-    type=JSON,
-    default="{}",
-    callback=lambda context, option, given: _limits(given),
-    help="What it may hold at once, as JSON: pairs_at_once, photos_at_once, pool_gib.",
-)
+limits_help = "What it may hold at once, as JSON: pairs_at_once, photos_at_once, pool_gib."
+limits_option = click.option("--limits", type=JSON, default="{}", callback=_limits, help=limits_help)
 encoder_option = click.option("--encoder", type=PATH, help="The encoder's weights; a factory brings its own.")
 rows_option = click.option("--state", type=PATH, help="Where a killed run leaves its rows, and goes on from.")
 out_option = click.option("--out", type=PATH, required=True)
@@ -112,9 +107,7 @@ def prepare_encoder(spec: dict, archives: Path, out: Path, threads: int) -> None
 @job.command()
 @runs_network("lower limits.photos_at_once or train.size")
 @out_option
-def features(
-    spec: dict, data: Path, encoder: Path | None, out: Path, limits: Limits, device: str, threads: int
-) -> None:
+def features(spec: dict, data: Path, encoder: Path | None, out: Path, limits: Limits, device: str, threads: int):
     """Encode all photos of a split once."""
     import torch
 
@@ -125,8 +118,7 @@ def features(
 
     configure(device, threads)
     memory.check(memory.features(spec, limits), device, out.name)
-    place = torch.device(device)
-    network = FrozenEncoder(spec["encoder"], encoder, place, spec["precision"], limits.photos_at_once)
+    network = FrozenEncoder(spec["encoder"], encoder, torch.device(device), spec["precision"], limits.photos_at_once)
     write_store(spec, data, network, out)
 
 
@@ -210,24 +202,15 @@ def sheet(job: dict, out: Path, limits: Limits, device: str, threads: int) -> No
 @click.option("--evaluation", "evaluations", type=PATH, multiple=True, help="Folder of an evaluation.")
 @click.option("--runs", type=PATH, required=True)
 @click.option("--training-log", type=PATH, required=True)
-def collect(
-    trainings: tuple[Path, ...],
-    tunings: tuple[Path, ...],
-    evaluations: tuple[Path, ...],
-    runs: Path,
-    training_log: Path,
-) -> None:
+def collect(runs: Path, training_log: Path, **folders: tuple[Path, ...]) -> None:
     """Gather all runs of a study as rows with their settings."""
     from crnet.report.runs import collect as run
 
-    run(
-        [folder / "train.json" for folder in trainings],
-        [folder / "log.csv" for folder in trainings],
-        [folder / "choice.json" for folder in tunings],
-        [folder / "evaluation.json" for folder in evaluations],
-        runs,
-        training_log,
-    )
+    def files(kind: str, name: str) -> list[Path]:
+        return [folder / name for folder in folders[kind]]
+
+    trained = files("trainings", "train.json"), files("trainings", "log.csv")
+    run(*trained, files("tunings", "choice.json"), files("evaluations", "evaluation.json"), runs, training_log)
 
 
 @job.command()

@@ -12,7 +12,7 @@ from crnet.encoders.features import write_store
 from crnet.encoders.frozen import FrozenEncoder
 from crnet.errors import CrnetError
 from crnet.runtime.files import canonical
-from crnet.training.loop import Paths
+from crnet.training.loop import Paths, train
 
 
 def one_sentence(error: CrnetError, file: Path | str) -> None:
@@ -25,6 +25,13 @@ def one_sentence(error: CrnetError, file: Path | str) -> None:
 def paths(tiny, folder: Path, data: Path | None = None, features: Path | None = Path("cached")) -> Paths:
     features = tiny.features if features == Path("cached") else features
     return Paths(data or tiny.data, tiny.encoder, features, folder / "run", folder / "run.pt")
+
+
+def trained(tiny, folder: Path, spec: dict, threads: int = 1, **options) -> Path:
+    """Where a training on ``spec`` left its files; its state is in ``folder``."""
+    where = paths(tiny, folder, features=tiny.features if spec["train"]["features"] == "cached" else None)
+    train(spec, where, "cpu", threads, **options)
+    return where.out
 
 
 def training(spec: dict, where: Paths, *options) -> list[str]:

@@ -85,7 +85,7 @@ def test_encoders_have_the_work_that_was_counted_by_hand(spec, size, multiply_ad
     assert network.photo(size).multiply_adds == pytest.approx(multiply_adds, rel=0.01)
     weights = sum(w.numel() for w in counted.encoders.without_values(spec).parameters() if w.ndim == 4)
     assert weights == values
-    assert network.values == pytest.approx(weights, rel=0.01)
+    assert network.weight_bytes == pytest.approx(8 * weights, rel=0.01)
 
 
 def test_the_papers_head_has_the_work_that_was_counted_by_hand():
@@ -185,6 +185,6 @@ class Asking(Method):
 def test_what_cannot_run_without_values_runs_on_zeros_or_is_one_sentence(monkeypatch):
     monkeypatch.setattr(methods, "build", lambda *given: Asking())
     network = networks(training())
-    assert network.step(64, 3).multiply_adds == 3 * 2 * 1024 * 2 * 64  # its input is frozen
+    assert network.step(64, 3, auxiliary=True).multiply_adds == 3 * 2 * 1024 * 2 * 64  # its input is frozen
     with pytest.raises(CrnetError, match=r"method crnet: fails on photos of zeros.*\(no object\); mend it\.$"):
         network.prediction(64, 1, 1)

@@ -4,30 +4,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import faults
 import pytest
 import torch
-from faults import paths
-from safetensors.torch import load_file, save_file
+from faults import encode, paths, training, untrained
 
-from crnet import methods
 from crnet.data import episodes
 from crnet.data.index import Index
-from crnet.encoders.features import write_store
-from crnet.encoders.frozen import FrozenEncoder
 from crnet.evaluation.evaluate import _row
 from crnet.evaluation.predict import Predictor
-from crnet.runtime.files import canonical, read_json
 from crnet.runtime.limits import PAIRS_TOGETHER
-from crnet.training.loop import train
 
 LIVE = {"features": "live", "views": "flip", "augment": "both", "epochs": 1, "epoch_episodes": 8}
 
 
 def trained(tiny, folder: Path, spec: dict, threads: int = 1, **options) -> bytes:
-    features = tiny.features if spec["train"]["features"] == "cached" else None
-    where = paths(tiny, folder, features=features)
-    train(spec, where, "cpu", threads, **options)
-    return (where.out / "model.safetensors").read_bytes()
+    return (faults.trained(tiny, folder, spec, threads, **options) / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -39,10 +31,8 @@ def test_order_of_trainings_and_processes_side_by_side(tiny, tmp_path, precision
     jobs = []
     for i, spec in enumerate(specs):
         where = paths(tiny, tmp_path / f"c{i}")
-        command = [sys.executable, "-m", "crnet", "job", "train",
-                   "--spec", canonical(spec), "--data", where.data, "--encoder",
-                   where.encoder, "--features", where.features, "--out", where.out, "--state", where.state]  # fmt: skip
-        jobs.append(subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL))
+        command = [sys.executable, "-m", "crnet", *training(spec, where)]
+        jobs.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
     assert [job.wait(timeout=300) for job in jobs] == [0, 0]
     beside = [(tmp_path / f"c{i}/run/model.safetensors").read_bytes() for i in (0, 1)]
     assert forward == backward == beside
@@ -64,9 +54,7 @@ def test_saving_after_every_step_changes_nothing(tiny, tmp_path):
 
 
 def test_features_again(tiny, tmp_path):
-    spec = read_json(tiny.features / "features.json")["spec"]
-    encoder = FrozenEncoder(spec["encoder"], tiny.encoder, torch.device("cpu"), spec["precision"])
-    write_store(spec, tiny.data, encoder, tmp_path)
+    encode(tiny, tmp_path)
     made = sorted(path.name for path in tiny.features.glob("map*.npy"))
     assert len(made) == 2
     for name in made:
@@ -77,10 +65,7 @@ def test_features_again(tiny, tmp_path):
 def predictor(tiny, tmp_path_factory):
     """Makes a new predictor, which has encoded nothing yet, of an untrained network."""
     spec = tiny.evaluation(tiny.training(), shots=2, scales=[0.75, 1.0])
-    weights = tmp_path_factory.mktemp("weights") / "model.safetensors"
-    torch.manual_seed(3)
-    save_file(methods.build("crnet", (64, 96), spec["train"]["model"]).state_dict(), weights)
-    assert load_file(weights)
+    weights = untrained(tiny, tmp_path_factory.mktemp("weights"))
     return lambda: Predictor(spec, tiny.data, tiny.encoder, weights, "cpu")
 
 

@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from faults import drawn, untrained
 
-from crnet import methods
 from crnet.config import resolve
 from crnet.config.defaults import scaled
 from crnet.data import episodes, transforms
@@ -25,39 +24,32 @@ from crnet.runtime.limits import NONE, Limits
 
 @pytest.fixture(scope="module")
 def weights(tiny, tmp_path_factory) -> Path:
-    training = tiny.training()
-    torch.manual_seed(3)
-    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
-    save_file(methods.build("crnet", (64, 96), training["model"]).state_dict(), path)
-    return path
+    return untrained(tiny, tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")
 def table(tiny, tmp_path_factory) -> Path:
-    index = Index.load(tiny.data)
-    path = tmp_path_factory.mktemp("episodes") / "f0.csv"
-    episodes.write(path, episodes.draw(index, fold=0, count=12, seeds=[0], shots=2, too_few="leave out"))
-    return path
+    return drawn(tiny, tmp_path_factory.mktemp("episodes"), count=12, shots=2)
 
 
-def score(tiny, table, weights, out, limits=NONE, **changes):
-    spec = tiny.evaluation(tiny.training(), **changes)
-    evaluate(spec, tiny.data, table, tiny.encoder, weights, None, None, out, "cpu", 1, limits=limits)
-    return (out / "counts.csv").read_bytes()
+@pytest.fixture
+def run(tiny, table, weights):
+    def run(out: Path, training=None, weights=weights, features=(), limits=NONE, **changes) -> np.ndarray:
+        """Score a model, of the crnet at hand if none is given, and read its counts; their bytes are in ``out``."""
+        spec = tiny.evaluation(training or tiny.training(), **changes)
+        evaluate(spec, tiny.data, table, tiny.encoder, weights, None, None, out, "cpu", 1, features, limits)
+        rows = read_csv(out / "counts.csv")
+        return np.array([[int(value) for name, value in row.items() if name != "query"] for row in rows])
+
+    return run
 
 
-def _numbers(path: Path) -> np.ndarray:
-    return np.array([[int(v) for k, v in row.items() if k != "query"] for row in read_csv(path)])
-
-
-def test_same_bytes_again_and_with_another_grouping(tiny, table, weights, tmp_path):
-    first = score(tiny, table, weights, tmp_path / "a", shots=2, scales=[0.75, 1.0])
-    assert score(tiny, table, weights, tmp_path / "b", shots=2, scales=[0.75, 1.0]) == first
+def test_same_bytes_again_and_with_another_grouping(run, tmp_path):
+    how = {"shots": 2, "scales": [0.75, 1.0]}
+    first, _ = run(tmp_path / "a", **how), run(tmp_path / "b", **how)
+    assert (tmp_path / "a/counts.csv").read_bytes() == (tmp_path / "b/counts.csv").read_bytes()
     little = Limits(pairs_at_once=5, photos_at_once=3, pool_gib=0)  # nothing is kept from one chunk to the next
-    regrouped = tmp_path / "c"
-    score(tiny, table, weights, regrouped, little, shots=2, scales=[0.75, 1.0])
-    a, c = (_numbers(folder / "counts.csv") for folder in (tmp_path / "a", regrouped))
-    assert np.abs(a - c).max() <= 2, "batches differ in rounding only"
+    assert np.abs(first - run(tmp_path / "c", limits=little, **how)).max() <= 2, "batches differ in rounding only"
 
 
 def test_counts_are_those_of_a_plain_loop(tiny, table, weights):
@@ -113,13 +105,12 @@ class TestCachedTestPhotos:
             write_store(store, tiny.data, encoder, folders[-1])
         return request.param, folders
 
-    def test_score_as_photos_do(self, tiny, table, weights, stores, tmp_path, monkeypatch):
+    def test_score_as_photos_do(self, run, stores, tmp_path, monkeypatch):
         precision, folders = stores
-        spec = tiny.evaluation(tiny.training(), shots=2, scales=list(self.SCALES), precision=precision)
-        evaluate(spec, tiny.data, table, tiny.encoder, weights, None, None, tmp_path / "live", "cpu", 1)
+        how = {"shots": 2, "scales": list(self.SCALES), "precision": precision}
+        live = run(tmp_path / "live", **how)
         monkeypatch.setattr(FrozenEncoder, "__call__", None)  # it is not asked
-        evaluate(spec, tiny.data, table, tiny.encoder, weights, None, None, tmp_path / "cached", "cpu", 1, folders)
-        live, cached = (_numbers(tmp_path / name / "counts.csv") for name in ("live", "cached"))
+        cached = run(tmp_path / "cached", features=folders, **how)
         # Of 4096 pixels a photo; in bfloat16, batches of another size round otherwise.
         assert np.abs(live - cached).max() <= (2 if precision == "float32" else 40)
 
@@ -133,9 +124,8 @@ class TestCachedTestPhotos:
             Predictor(spec, tiny.data, tiny.encoder, weights, "cpu", [tiny.features])
 
 
-def test_controls_are_scored_without_weights(tiny, table, tmp_path):
-    spec = tiny.evaluation(tiny.training(method="all-foreground"))
-    evaluate(spec, tiny.data, table, tiny.encoder, None, None, None, tmp_path, "cpu", 1)
+def test_controls_are_scored_without_weights(tiny, table, run, tmp_path):
+    run(tmp_path, tiny.training(method="all-foreground"), weights=None)
     index, about = Index.load(tiny.data), read_json(tmp_path / "evaluation.json")
     for row in read_csv(tmp_path / "counts.csv"):
         mask = index.class_mask(row["query"], int(row["class"]))
@@ -145,22 +135,18 @@ def test_controls_are_scored_without_weights(tiny, table, tmp_path):
     assert about["episodes_digest"] == read_json(table.with_suffix(".json"))["digest"]
 
 
-def test_more_passes_and_more_scales_change_the_prediction(tiny, table, weights, tmp_path):
-    bytes_of = [score(tiny, table, weights, tmp_path / str(i), **c) for i, c in enumerate(
-        [{}, {"refinements": 1}, {"scales": [0.75, 1.0, 1.25]}, {"shots": 2}])]  # fmt: skip
-    assert len(set(bytes_of)) == 4
+def test_more_passes_and_more_scales_change_the_prediction(run, tmp_path):
+    changes = [{}, {"refinements": 1}, {"scales": [0.75, 1.0, 1.25]}, {"shots": 2}]
+    assert len({run(tmp_path, **each).tobytes() for each in changes}) == 4
 
 
-def test_episodes_of_another_fold_are_refused(tiny, table, weights, tmp_path):
-    spec = tiny.evaluation(tiny.training(fold=1))
-    with pytest.raises(CrnetError, match="episodes of fold 0, not 1"):
-        evaluate(spec, tiny.data, table, tiny.encoder, weights, None, None, tmp_path, "cpu", 1)
-
-
-def test_weights_of_another_variant_are_refused(tiny, table, weights, tmp_path):
-    spec = tiny.evaluation(tiny.training(model={"width": 4}))
-    with pytest.raises(CrnetError, match="not weights of this crnet"):
-        evaluate(spec, tiny.data, table, tiny.encoder, weights, None, None, tmp_path, "cpu", 1)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"fold": 1}, "episodes of fold 0, not 1"), ({"model": {"width": 4}}, "not weights of this crnet")],
+)
+def test_episodes_of_another_fold_and_weights_of_another_variant_are_refused(tiny, run, tmp_path, change, message):
+    with pytest.raises(CrnetError, match=message):
+        run(tmp_path, tiny.training(**change))
 
 
 def test_scaled_sides_are_whole_cells():

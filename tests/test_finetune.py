@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from faults import drawn, untrained
+from safetensors.torch import load_file
 
-from crnet import methods
 from crnet.config.defaults import FINETUNE, FINETUNE_LIMITS
 from crnet.config.settings import check
 from crnet.data import episodes
@@ -24,38 +24,26 @@ from crnet.evaluation.predict import Predictor
 from crnet.evaluation.trials import Trial, best_trial, choose
 from crnet.metrics.iou import fg_counts, miou
 from crnet.runtime.files import read_csv, read_json
-from crnet.runtime.limits import Limits
+from crnet.runtime.limits import NONE, Limits
 
 SHOTS = 3
-SETTINGS = {
-    "optimizer": "adamw",
-    "lr": [1e-3, 4e-3],
-    "steps": [2, 5],
-    "trial_episodes": 4,
-    "trial_shots": 2,
-    "batch": 4,
-}
+SETTINGS = {"optimizer": "adamw", "lr": [1e-3, 4e-3], "steps": [2, 5], "batch": 4}
+TRIALS = {"trial_episodes": 4, "trial_shots": 2}
 
 
 @pytest.fixture(scope="module")
 def weights(tiny, tmp_path_factory) -> Path:
-    torch.manual_seed(3)
-    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
-    save_file(methods.build("crnet", (64, 96), tiny.training()["model"]).state_dict(), path)
-    return path
+    return untrained(tiny, tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")
 def table(tiny, tmp_path_factory) -> Path:
-    index = Index.load(tiny.data)
-    path = tmp_path_factory.mktemp("episodes") / "f0.csv"
-    episodes.write(path, episodes.draw(index, fold=0, count=8, seeds=[0], shots=SHOTS, too_few="leave out"))
-    return path
+    return drawn(tiny, tmp_path_factory.mktemp("episodes"), count=8, shots=SHOTS)
 
 
 def specification(tiny, **changes) -> dict:
     spec = tiny.evaluation(tiny.training(), shots=SHOTS, strategy="finetune", **changes)
-    return spec | {"finetune": check(SETTINGS, FINETUNE, FINETUNE_LIMITS, "test")}
+    return spec | {"finetune": check(SETTINGS | TRIALS, FINETUNE, FINETUNE_LIMITS, "test")}
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +54,20 @@ def choice(tiny, weights, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def tuner(tiny, weights) -> Finetuner:
+def tuner_of(tiny, weights):
+    """Makes a new one, which has encoded nothing yet."""
     spec = specification(tiny)
-    return Finetuner(Predictor(spec, tiny.data, tiny.encoder, weights, "cpu"), spec["train"], spec["finetune"])
+
+    def made(limits: Limits = NONE) -> Finetuner:
+        predictor = Predictor(spec, tiny.data, tiny.encoder, weights, "cpu", limits=limits)
+        return Finetuner(predictor, spec["train"], spec["finetune"])
+
+    return made
+
+
+@pytest.fixture
+def tuner(tuner_of) -> Finetuner:
+    return tuner_of()
 
 
 def run(tiny, table, weights, choice, out, state=None) -> bytes:
@@ -113,13 +112,11 @@ def test_weights_are_restored_bit_by_bit(tuner, table, weights):
     assert not any(p.requires_grad for p in tuner.method.parameters()) and not tuner.method.training
 
 
-def test_order_of_episodes_does_not_matter(tiny, weights, table):
+def test_order_of_episodes_does_not_matter(tuner_of, table):
     chosen = episodes.read(table).episodes[:4]
 
     def predict(order):
-        spec = specification(tiny)
-        tuner = Finetuner(Predictor(spec, tiny.data, tiny.encoder, weights, "cpu"), spec["train"], spec["finetune"])
-        return {p.episode.number: p for p in tuner.predictions(order, lr=4e-3, steps=3)}
+        return {p.episode.number: p for p in tuner_of().predictions(order, lr=4e-3, steps=3)}
 
     forward, backward = predict(chosen), predict(chosen[::-1])
     for number, prediction in forward.items():
@@ -128,14 +125,10 @@ def test_order_of_episodes_does_not_matter(tiny, weights, table):
         assert prediction.support_loss == other.support_loss
 
 
-def test_in_parts_it_ends_where_the_whole_does(tiny, weights, table):
-    chosen, spec = episodes.read(table).episodes[:3], specification(tiny)
-
-    def predict(limits):
-        predictor = Predictor(spec, tiny.data, tiny.encoder, weights, "cpu", limits=limits)
-        return list(Finetuner(predictor, spec["train"], spec["finetune"]).predictions(chosen, lr=4e-3, steps=3))
-
-    for whole, parts in zip(predict(Limits()), predict(Limits(1, 2, 0.0)), strict=True):
+def test_in_parts_it_ends_where_the_whole_does(tuner_of, table):
+    chosen = episodes.read(table).episodes[:3]
+    made = [tuner_of(limits).predictions(chosen, lr=4e-3, steps=3) for limits in (NONE, Limits(1, 2, 0.0))]
+    for whole, parts in zip(*made, strict=True):
         assert parts.support_loss == pytest.approx(whole.support_loss, rel=1e-4)
         assert np.mean(parts.query != whole.query) < 0.002 and np.mean(parts.fused != whole.fused) < 0.002
 
@@ -217,20 +210,15 @@ def test_too_few_photos_for_the_trials_is_one_sentence(tiny):
         episodes.draw_trials(Index.load(tiny.data), 0, 5, 40)
 
 
-def test_choosing_reports_the_untouched_network_first(tiny, weights, table):
+def test_choosing_reports_the_untouched_network_first(tiny, weights, tuner, table):
     """Row 0 of the trials is what finetuning has to beat: no step at all."""
-    spec = specification(tiny)
-    predictor = Predictor(spec, tiny.data, tiny.encoder, weights, "cpu")
-    tuner = Finetuner(predictor, spec["train"], spec["finetune"])
     chosen = tuple(episodes.read(table).episodes)
-    rows = [trials._attempt(predictor, tuner, episode, 0.0, [0]) for episode in chosen]
+    rows = [trials._attempt(tuner.predictor, tuner, episode, 0.0, [0]) for episode in chosen]
     untouched = trials._trials(rows, chosen, {0.0: [0]})[0]
-    one_shot = Predictor(
-        {**spec, "evaluate": {**spec["evaluate"], "shots": 1}}, tiny.data, tiny.encoder, weights, "cpu"
-    )
-    sums = {}
+    spec = tiny.evaluation(tiny.training(), shots=1, strategy="finetune")
+    one_shot, sums = Predictor(spec, tiny.data, tiny.encoder, weights, "cpu"), {}
     for prediction in one_shot.fused(list(chosen)):
         class_id = prediction.episode.class_id
-        counts = fg_counts(prediction.query, predictor.index.class_mask(prediction.episode.query, class_id))
+        counts = fg_counts(prediction.query, one_shot.index.class_mask(prediction.episode.query, class_id))
         sums[class_id] = np.add(sums.get(class_id, (0, 0)), counts)
     assert untouched.miou == pytest.approx(miou(*np.transpose(list(sums.values()))), abs=1e-3)

@@ -102,7 +102,7 @@ class TestTestPhotos:
         store = FeatureStore(tiny.features, data, stored["encoder_digest"])
         photo = next(name for name, photo in data.photos.items() if photo.split == "val")
         with pytest.raises(KeyError):
-            store.photos([(photo, 0)], (0,))
+            store.maps([(photo, None, 0)], (0,))
 
 
 class TestNovelClasses:

@@ -5,27 +5,16 @@ import re
 from pathlib import Path
 
 import pytest
-from committed import committed
+from committed import demand, demand_of_runs
 
-from crnet.config import resolve, study
+from crnet.config import study
 from crnet.cost.networks import networks
 from crnet.errors import CrnetError
 from crnet.planning import rates
-from crnet.planning.disk import DataSet
 from crnet.planning.hours import Hours
 from crnet.planning.plan import describe
 from crnet.planning.rates import load, of_this_machine
-from crnet.planning.stages import (
-    EVALUATION,
-    FINETUNING,
-    ON_FEATURES,
-    ON_PHOTOS,
-    START,
-    Demand,
-    Stage,
-    dataset_of,
-    named,
-)
+from crnet.planning.stages import EVALUATION, FINETUNING, ON_FEATURES, ON_PHOTOS, START, Stage, named
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER, DEMO = ROOT / "configs/studies/paper.yaml", ROOT / "configs/studies/demo.yaml"
@@ -40,21 +29,16 @@ def empty_folder(monkeypatch, tmp_path):
 
 def bench(path: Path, device: str = "cuda", operations: dict | None = None, threads: int = 4, **origin) -> Path:
     """A file as ``crnet bench --json`` writes it, as far as it is read."""
-    stages = [
-        {"stage": name, "crnet": {"seconds": EACH, "operations": each}} for name, each in (operations or TOY).items()
-    ]
-    stages.append({"stage": START, "crnet": {"seconds": 10.0, "operations": None}})
+    units = {name: (EACH, each) for name, each in (operations or TOY).items()} | {START: (10.0, None)}
+    stages = [{"stage": name, "crnet": {"seconds": s, "operations": n}} for name, (s, n) in units.items()]
     origin = {"device": device, "gpu": "toy" if device == "cuda" else "", "cpu": "toy cpu", "threads": threads} | origin
     path.write_text(json.dumps({"provenance": origin, "stages": stages}))
     return path
 
 
 def hours_of(file: Path, measured: rates.Rates | None) -> Hours:
-    plan = study.load([file])
-    layout = study.Layout(plan)
-    return Hours(
-        plan, layout, Demand(plan, layout, [DataSet(spec, layout) for spec in plan.datasets.values()]), measured
-    )
+    needed = demand(file)
+    return Hours(needed.plan, study.Layout(needed.plan), needed, measured)
 
 
 def test_a_training_by_hand(tmp_path):
@@ -178,16 +162,12 @@ def test_distinct_photos_of_episodes():
 def test_committed_studies_took_what_is_predicted_within_a_factor(name, monkeypatch):
     """All runs together, on a machine that did other work too; the start of a job is not in their seconds."""
     monkeypatch.chdir(ROOT)
-    runs = committed(ROOT / f"results/{name}")
-    _, row = next(iter(runs.values()))
-    monkeypatch.setattr(rates, "cpu_name", lambda: row["cpu"])
+    needed, rows = demand_of_runs(name, ROOT)
+    cpu = next(iter(rows.values()))["cpu"]
+    monkeypatch.setattr(rates, "cpu_name", lambda: cpu)
     files = of_this_machine("cpu", ROOT / rates.FOLDER)
     if not files:
-        pytest.skip(f"there are no step times of the runs' device, {row['cpu']}, in {rates.FOLDER}")
-    plan = study.load([ROOT / f"configs/studies/{name}.yaml"])
-    data = {resolve.dataset_name(each): each for each in (dataset_of(spec) for spec, _ in runs.values())}
-    demand = Demand(plan, study.Layout(plan), [DataSet(spec, study.Layout(plan)) for spec in data.values()])
-    demand.specs, measured = {job: spec for job, (spec, _) in runs.items()}, load(files)
-    work_of = {job: [stage for stage in demand.stages(job) if stage.name != START] for job in runs}
-    predicted = sum(measured.seconds(each, plan.study.threads) for each in work_of.values())
-    assert 1 / 2.5 <= predicted / sum(float(row["seconds"]) for _, row in runs.values()) <= 2.5
+        pytest.skip(f"there are no step times of the runs' device, {cpu}, in {rates.FOLDER}")
+    work = [stage for job in rows for stage in needed.stages(job) if stage.name != START]
+    predicted = load(files).seconds(work, needed.plan.study.threads)
+    assert 1 / 2.5 <= predicted / sum(float(row["seconds"]) for row in rows.values()) <= 2.5

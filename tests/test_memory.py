@@ -5,39 +5,26 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from committed import committed
+from committed import demand, demand_of_runs
 
-from crnet.config import resolve, study
 from crnet.cost import memory
 from crnet.cost.memory import Need, check, free_bytes
 from crnet.errors import CrnetError
-from crnet.planning.disk import DataSet
-from crnet.planning.stages import Demand, dataset_of
 from crnet.runtime.limits import GIB, Limits
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMITS = ROOT / "configs/limits"
+PAPER, LIMITS = ROOT / "configs/studies/paper.yaml", ROOT / "configs/limits"
 
 
 pytestmark = pytest.mark.usefixtures("outside_encoder")
 
 
-def demand(*files: Path, **overrides) -> Demand:
-    plan = study.load(files, overrides)
-    layout = study.Layout(plan)
-    return Demand(plan, layout, [DataSet(spec, layout) for spec in plan.datasets.values()])
-
-
 @pytest.mark.parametrize("name", ["demo", "photos", "photos-three-seeds"])
 def test_no_committed_run_took_more_than_predicted_nor_less_than_a_third(name, monkeypatch):
     monkeypatch.chdir(ROOT)
-    runs = committed(ROOT / f"results/{name}")
-    plan = study.load([ROOT / f"configs/studies/{name}.yaml"])
-    data = {resolve.dataset_name(each): each for each in (dataset_of(spec) for spec, _ in runs.values())}
-    predicted = Demand(plan, study.Layout(plan), [DataSet(spec, study.Layout(plan)) for spec in data.values()])
-    predicted.specs = {job: spec for job, (spec, _) in runs.items()}
-    assert len(runs) > 60
-    for job, (_, row) in runs.items():
+    predicted, rows = demand_of_runs(name, ROOT)
+    assert len(rows) > 60
+    for job, row in rows.items():
         need, peak = predicted.memory(job), int(row["peak_memory_bytes"])
         own = need.on(row["device"])
         assert own <= 3 * peak, job
@@ -45,20 +32,17 @@ def test_no_committed_run_took_more_than_predicted_nor_less_than_a_third(name, m
 
 
 def test_limits_make_the_papers_study_fit_eight_gigabytes():
-    paper = ROOT / "configs/studies/paper.yaml"
-    whole, small = demand(paper), demand(paper, LIMITS / "8gb-gpu.yaml")
+    whole, small, laptop = demand(PAPER), *(demand(PAPER, LIMITS / f"{name}.yaml") for name in ("8gb-gpu", "laptop"))
     assert set(whole.specs) == set(small.specs)  # the same runs
     assert max(whole.memory(job).on("cuda") for job in whole.specs) > 8e9
     assert max(small.memory(job).on("cuda") for job in small.specs) < 0.9 * 8e9
-    laptop = demand(paper, LIMITS / "laptop.yaml")
     assert max(laptop.memory(job).on("cpu") for job in laptop.specs) < 0.8 * 8e9
 
 
 @pytest.mark.parametrize("limits", [Limits(pairs_at_once=1), Limits(photos_at_once=1), Limits(pool_gib=0.1)])
 def test_each_limit_lowers_what_it_is_for(limits):
-    paper = demand(ROOT / "configs/studies/paper.yaml")
-    train = next(spec for (rule, _), spec in paper.specs.items() if rule == "train")
-    finetune = next(spec for (rule, _), spec in paper.specs.items() if rule == "finetune")
+    specs = demand(PAPER).specs.items()
+    train, finetune = (next(spec for (rule, _), spec in specs if rule == kind) for kind in ("train", "finetune"))
     assert memory.evaluation(finetune, limits, 1000, False).own < memory.evaluation(finetune, Limits(), 1000, False).own
     if limits.pool_gib == Limits.pool_gib:
         assert memory.training(train, limits).own < memory.training(train, Limits()).own

@@ -2,17 +2,18 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from committed import demand
 
 from crnet.config import study
 from crnet.errors import CrnetError
 from crnet.planning import plan as planning
 from crnet.planning.disk import DataSet, amount, archives_of, needs_of, weight_bytes
 from crnet.planning.plan import WIDTH, describe
-from crnet.planning.stages import Demand
 from crnet.runtime.files import write_csv
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,13 +31,19 @@ def empty_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def photos_here(tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def photos_here(tmp_path_factory) -> Path:
     """The list of photos is named relative to the checkout."""
     subset = {"dataset": {"subset": str(ROOT / "configs/studies/photos-ids.txt")}}
-    file = tmp_path / "here.yaml"
+    file = tmp_path_factory.mktemp("photos") / "here.yaml"
     file.write_text(json.dumps({"benchmarks": {"pascal": subset, "k-shot": subset}}))
     return file
+
+
+@cache
+def described(*files: Path) -> str:
+    """The plan of a study where nothing is there yet, made once."""
+    return describe(files)
 
 
 def row(text: str, name: str) -> list[str]:
@@ -54,7 +61,7 @@ def sizes(*files: Path) -> dict[str, tuple[float | None, float | None]]:
 
 
 def test_counts_of_the_papers_study():
-    text = describe([PAPER])
+    text = described(PAPER)
     # 4 folds x 3 seeds = 12 runs a row and number of shots; 2 controls x 4 folds = 8 besides; COCO has 1 fold.
     # rows run, reported, left out, cells, trainings, tunings, evaluations
     assert row(text, "table2") == ["3", "-", "-", "44", "36", "-", "44"]  # 3 x 12 + 8
@@ -79,7 +86,7 @@ def test_counts_of_the_papers_study():
 
 
 def test_work_of_the_papers_study():
-    text = " ".join(describe([PAPER]).split())
+    text = " ".join(described(PAPER).split())
     # A fold trains on the 13,680 published pairs but its own: 3 x 13,680 over 4 folds; 6 kinds x 3 seeds, 200 epochs.
     assert "72 runs on pascal5i of 200 epochs x the fold's training pairs: 147,744,000 episodes" in text
     assert "12 runs on coco2014 of 200 epochs x 10,260 episodes: 24,624,000 episodes" in text
@@ -92,7 +99,7 @@ def test_work_of_the_papers_study():
 
 
 def test_counts_of_the_demo():
-    text = describe([DEMO])
+    text = described(DEMO)
     # As the paper's, with one seed: 4 runs a row and number of shots.
     assert row(text, "table2") == ["3", "-", "-", "20", "12", "-", "20"]
     assert row(text, "table4") == ["6", "-", "-", "80", "8", "8", "64"]  # cells 7 x 2 x 4 + 24, runs 5 x 2 x 4 + 24
@@ -108,14 +115,15 @@ def heads(file: Path) -> tuple[int, int]:
     """Bytes of all heads of a study, counted in the real ones, and of the largest of COCO's."""
     from crnet import methods
 
-    plan, channels = study.load([file]), {"layer3": 1024, "layer4": 2048, "conv4": 512, "conv5": 512}
-    sizes: dict[str, int] = {}
-    for spec in plan.trainings.values():
-        kind = json.dumps([spec["encoder"], spec["model"]])
-        if kind not in sizes:
-            head = methods.build("crnet", tuple(channels[layer] for layer in spec["encoder"]["layers"]), spec["model"])
-            sizes[kind] = 4 * sum(weight.numel() for weight in head.parameters())
-    each = {name: sizes[json.dumps([s["encoder"], s["model"]])] for name, s in plan.trainings.items()}
+    channels = {"layer3": 1024, "layer4": 2048, "conv4": 512, "conv5": 512}
+
+    @cache
+    def size(layers: tuple[str, ...], model: str) -> int:
+        head = methods.build("crnet", tuple(channels[layer] for layer in layers), json.loads(model))
+        return 4 * sum(weight.numel() for weight in head.parameters())
+
+    trainings = study.load([file]).trainings.items()
+    each = {name: size(tuple(s["encoder"]["layers"]), json.dumps(s["model"])) for name, s in trainings}
     return sum(each.values()), max(size for name, size in each.items() if "coco" in name)
 
 
@@ -136,7 +144,7 @@ def test_disk_of_the_papers_study():
         "results": 100 * (996_000 + 60_000),
     }
     assert found == {name: (pytest.approx(size), pytest.approx(size)) for name, size in expected.items()}
-    text = describe([PAPER])
+    text = described(PAPER)
     assert row(text, "total")[:2] == [f"{sum(expected.values()) / GIB:.2f} GiB"] * 2 == ["34.77 GiB"] * 2
     assert "22.80 GiB  22.80 GiB  7 of 7 archives to download" in text
     assert "1.1 x 2 archives, 3 archives read in place" in text
@@ -150,7 +158,7 @@ def test_features_of_photos_are_exact(photos_here):
 
 
 def test_rows_that_a_study_leaves_out(photos_here):
-    text = describe([PHOTOS, photos_here])
+    text = described(PHOTOS, photos_here)
     assert "left out      table4 10-shot (6 rows, 2 controls): the study leaves out 10 shots\n" in text
     assert "left out      table5 1-shot (1 row), table6 5-shot (1 row): the study has no encoder vgg16\n" in text
     assert row(text, "table4")[:3] == ["6", "-", "-"]  # run at the other shots
@@ -172,9 +180,8 @@ def test_what_is_there_is_not_to_come(tmp_path):
     folder.mkdir(parents=True)
     (folder / "dataset.json").write_text(json.dumps({"subset": None, "digest": "0123456789abcdef" * 4}))
     write_csv(folder / "images.csv", ["image"], [["a"], ["b"], ["c"]])
-    write_csv(
-        folder / "pairs.csv", ["image", "class", "split"], [["a", 1, "train"], ["a", 2, "train"], ["b", 1, "val"]]
-    )
+    pairs = [["a", 1, "train"], ["a", 2, "train"], ["b", 1, "val"]]
+    write_csv(folder / "pairs.csv", ["image", "class", "split"], pairs)
     training = next(iter(plan.trainings))
     weights = Path(layout.training(training)) / "model.safetensors"
     weights.parent.mkdir(parents=True)
@@ -211,9 +218,8 @@ def test_damaged_prepared_data_are_one_sentence(file, content):
     write_csv(folder / "images.csv", ["image"], [["a"]])
     write_csv(folder / "pairs.csv", ["image", "class", "split"], [["a", 1, "train"]])
     describe([TINY])
-    if content is None:
-        (folder / file).unlink()
-    else:
+    (folder / file).unlink()
+    if content is not None:
         (folder / file).write_text(content)
     with pytest.raises(CrnetError, match=f"{folder} is no prepared data set any more") as caught:
         describe([TINY])
@@ -236,9 +242,8 @@ def test_placed_and_half_downloaded_archives(tmp_path):
 
 
 def test_an_archive_of_unknown_size_is_said_to_be_so(tmp_path):
-    (tmp_path / "mirror.yaml").write_text(
-        json.dumps({"archives": {"benchmark.tgz": {"checksum": "sha256:" + "0" * 64}}})
-    )
+    changed = {"benchmark.tgz": {"checksum": "sha256:" + "0" * 64}}
+    (tmp_path / "mirror.yaml").write_text(json.dumps({"archives": changed}))
     text = describe([PAPER, tmp_path / "mirror.yaml"])
     assert row(text, "archives")[:2] == ["not known", "not known"]
     assert row(text, "total")[-1] == "without what is not known: archives, extracted"
@@ -274,7 +279,7 @@ def test_warnings(monkeypatch):
 
 @pytest.mark.parametrize("file", [DEMO, PAPER, PHOTOS, TINY], ids=lambda path: path.stem)
 def test_output_is_for_people(file, photos_here):
-    text = describe([file, photos_here] if file == PHOTOS else [file])
+    text = described(file, photos_here) if file == PHOTOS else described(file)
     assert max(map(len, text.splitlines())) <= WIDTH
     assert not re.search(r"\d\.\d{3}", text)  # no float tails
     assert "None" not in text
@@ -289,20 +294,18 @@ def test_readable_sizes():
 def test_work_and_memory_are_known_of_every_method_and_encoder(tmp_path):
     """A control, an encoder from outside and one of torchvision's, in the paper's study."""
     (tmp_path / "changes.yaml").write_text(json.dumps({"encoders": {"vgg16": {"name": "resnet50v2:build"}}}))
-    plan = study.load([PAPER, tmp_path / "changes.yaml"])
-    layout = study.Layout(plan)
-    demand = Demand(plan, layout, [DataSet(spec, layout) for spec in plan.datasets.values()])
-    trains = [spec["train"] for (rule, _), spec in demand.specs.items() if rule == "evaluate"]
+    needed = demand(PAPER, tmp_path / "changes.yaml")
+    trains = [spec["train"] for (rule, _), spec in needed.specs.items() if rule == "evaluate"]
     assert {(train["method"], train["encoder"]["name"]) for train in trains} >= {
         ("prototype", "resnet50"), ("crnet", "resnet50"), ("crnet", "resnet50v2:build"),
     }  # fmt: skip
-    for job in demand.specs:
-        assert sum(stage.units * stage.multiply_adds for stage in demand.stages(job)) > 0, job
-        assert demand.memory(job).own > 0
+    for job in needed.specs:
+        assert sum(stage.units * stage.multiply_adds for stage in needed.stages(job)) > 0, job
+        assert needed.memory(job).own > 0
 
 
 def test_cached_features_are_said_to_be_mapped(photos_here):
     """They are in the peak that a process reports, but not its own: 1,281 training photos and pairs."""
-    own, mapped = row(describe([PHOTOS, photos_here]), "memory  training")[1:3]
+    own, mapped = row(described(PHOTOS, photos_here), "memory  training")[1:3]
     assert mapped == f"{1281 * 29**2 * 1536 * 2 / GIB:.2f} GiB" == "3.08 GiB"
     assert own != mapped

@@ -12,26 +12,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from faults import frozen, paths, trained, training
 from safetensors.torch import load_file
 
 from crnet.data.index import Index
 from crnet.data.transforms import scale_crop_flip
-from crnet.encoders.frozen import FrozenEncoder
 from crnet.errors import CrnetError
 from crnet.runtime.checkpoint import load_state, save_state
-from crnet.runtime.files import canonical, read_csv, read_json
+from crnet.runtime.files import read_csv, read_json
 from crnet.training.cache import ProbabilityCache
 from crnet.training.episodes import EpisodeSource
-from crnet.training.loop import Paths, train
 from crnet.training.optimisation import learning_rate
 
 
 def run(tiny, tmp_path, name, workers=0, **changes):
-    spec = tiny.training(**changes)
-    out = tmp_path / name
-    features = tiny.features if spec["train"]["features"] == "cached" else None
-    train(spec, Paths(tiny.data, tiny.encoder, features, out, tmp_path / f"{name}.pt"), "cpu", 1, workers)
-    return out
+    return trained(tiny, tmp_path / name, tiny.training(**changes), workers=workers)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -49,20 +44,19 @@ def test_writes_weights_log_and_provenance(tiny, tmp_path):
     assert float(log[-1]["loss"]) < float(log[0]["loss"])
     assert all(0 <= float(row["base_miou"]) <= 1 and float(row["images_per_second"]) > 0 for row in log)
     assert about["dataset_digest"] == Index.load(tiny.data).digest
-    assert not (tmp_path / "run.pt").exists(), "the state of a finished run is in nobody's way"
+    assert not out.with_suffix(".pt").exists(), "the state of a finished run is in nobody's way"
 
 
 def test_killed_at_a_random_moment_ends_with_the_same_bits(tiny, tmp_path):
     undisturbed = run(tiny, tmp_path, "undisturbed")
-    out, state = tmp_path / "killed", tmp_path / "killed.pt"
-    command = [sys.executable, "-m", "crnet", "job", "train", "--spec", canonical(tiny.training()), "--data", tiny.data,
-               "--encoder", tiny.encoder, "--features", tiny.features, "--out", out, "--state", state,
-               "--checkpoint-seconds", "0"]  # fmt: skip
+    where = paths(tiny, tmp_path / "killed")
+    out, state = where.out, where.state
+    command = [sys.executable, "-m", "crnet", *training(tiny.training(), where, "--checkpoint-seconds", 0)]
     seed = int.from_bytes(os.urandom(4))
     moments = random.Random(seed)
     kills = 0
     while not (out / "model.safetensors").exists():
-        with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
             deadline = time.monotonic() + 60
             while kills < 2 and not state.exists() and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -84,13 +78,9 @@ def test_killed_at_a_random_moment_ends_with_the_same_bits(tiny, tmp_path):
 
 
 def test_sigterm_saves_the_state_and_says_so(tiny, tmp_path):
-    out, state = tmp_path / "run", tmp_path / "run.pt"
-    spec = tiny.training(train={"epochs": 500})
-    command = [sys.executable, "-m", "crnet", "job", "train", "--spec", canonical(spec), "--data", tiny.data,
-               "--encoder", tiny.encoder, "--features", tiny.features, "--out", out, "--state", state]  # fmt: skip
-    with subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    where = paths(tiny, tmp_path)
+    command = [sys.executable, "-m", "crnet", *training(tiny.training(train={"epochs": 500}), where)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.readline()  # the first epoch is over
         started = time.monotonic()
         process.terminate()
@@ -98,7 +88,7 @@ def test_sigterm_saves_the_state_and_says_so(tiny, tmp_path):
     assert process.returncode == 143
     assert time.monotonic() - started < 10
     assert "the state is in" in errors
-    assert load_state(state)["progress"]["step"] > 0
+    assert load_state(where.state)["progress"]["step"] > 0
 
 
 def test_a_damaged_state_is_noticed_and_the_one_before_used(tmp_path, capsys):
@@ -115,7 +105,7 @@ def test_a_damaged_state_is_noticed_and_the_one_before_used(tmp_path, capsys):
 
 
 def test_a_state_of_another_training_is_refused(tiny, tmp_path):
-    save_state(tmp_path / "run.pt", {"spec": "{}"})
+    save_state(paths(tiny, tmp_path / "run").state, {"spec": "{}"})
     with pytest.raises(CrnetError, match="belongs to another training"):
         run(tiny, tmp_path, "run")
 
@@ -162,7 +152,7 @@ def test_training_episodes_come_from_other_folds_and_other_photos(tiny):
 
 
 def test_the_encoder_is_frozen_and_a_drift_is_found(tiny):
-    encoder = FrozenEncoder(tiny.training()["encoder"], tiny.encoder, torch.device("cpu"), "float32")
+    encoder = frozen(tiny)
     assert not encoder.network.training
     encoder(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     encoder.verify()

@@ -61,7 +61,7 @@ def training(spec: dict, limits: Limits, store_bytes: int = 0) -> Need:
     """
     settings, network = spec["train"], networks(spec)
     size, pairs, width = settings["size"], limits.pairs(settings["batch"]), _width(settings)
-    parts = {"encoder": _encoder_weights(network.encoder)}
+    parts = {"encoder": network.encoder.weight_bytes}
     if settings["features"] == "live":
         parts["encoding"] = _encoding(network.encoder, size, limits.photos(3 * settings["batch"]), width)
     maps = 3 * network.taken * map_side(size) ** 2 * width  # of a pair
@@ -69,7 +69,7 @@ def training(spec: dict, limits: Limits, store_bytes: int = 0) -> Need:
     if pairs < settings["batch"]:  # the whole batch waits as read
         parts["maps"] += settings["batch"] * maps
     parts["weights"] = _trained(network, settings)
-    parts["activations"] = network.step(size, pairs).peak_bytes * width // 4
+    parts["activations"] = network.step(size, pairs, auxiliary=True).peak_bytes * width // 4
     return Need("train", parts, store_bytes)
 
 
@@ -77,7 +77,7 @@ def features(spec: dict, limits: Limits, store_bytes: int = 0) -> Need:
     """Of writing a feature store of ``store_bytes``."""
     network = encoder(spec["encoder"])
     encoding = _encoding(network, spec["size"], limits.photos(PHOTOS_TOGETHER), _width(spec))
-    return Need("train", {"encoder": _encoder_weights(network), "encoding": encoding}, store_bytes)
+    return Need("train", {"encoder": network.weight_bytes, "encoding": encoding}, store_bytes)
 
 
 def evaluation(spec: dict, limits: Limits, named: float, stored: bool) -> Need:
@@ -98,7 +98,7 @@ def evaluation(spec: dict, limits: Limits, named: float, stored: bool) -> Need:
     pairs = limits.pairs(shots if finetunes else PAIRS_TOGETHER)
     predicted = network.prediction(max(sizes), settings["refinements"], pairs).peak_bytes
     parts = {
-        "encoder": _encoder_weights(network.encoder),
+        "encoder": network.encoder.weight_bytes,
         "encoding": 0 if stored else sum(encoding),
         "pool": max(int(min(named, together * photos) * max(items)), min(limits.pool_bytes, int(named * sum(items)))),
         "weights": 4 * network.parameters,
@@ -109,7 +109,7 @@ def evaluation(spec: dict, limits: Limits, named: float, stored: bool) -> Need:
         photos = min(2 * shots, 3 * pairs)
         parts["maps"] = COPIES * photos * network.taken * map_side(size) ** 2 * width
         parts["weights"] += _trained(network, spec["finetune"])  # the trained ones are kept beside those that change
-        parts["activations"] = network.step(size, pairs, False).peak_bytes * width // 4
+        parts["activations"] = network.step(size, pairs, auxiliary=False).peak_bytes * width // 4
     return Need("evaluate", parts)
 
 
@@ -138,22 +138,14 @@ def free_bytes(device: str) -> int | None:
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024 + _own_bytes()
+        # What this process holds already is counted by its need too.
+        own = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(lines["MemAvailable"].split()[0]) * 1024 + own
     return None
-
-
-def _own_bytes() -> int:
-    """What this process holds already, which its need counts too."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _width(settings: dict) -> int:
     return 2 if settings["precision"] == "bfloat16" else 4
-
-
-def _encoder_weights(network: Encoder) -> int:
-    """Of what is loaded, in float32 and once more in the precision used."""
-    return 8 * network.values
 
 
 def _encoding(network: Encoder, size: int, photos: int, width: int) -> int:
@@ -163,5 +155,9 @@ def _encoding(network: Encoder, size: int, photos: int, width: int) -> int:
 
 def _trained(network: Networks, settings: dict) -> int:
     """Weights, gradients, moments of the optimiser, and weights in the precision used."""
-    moments = 2 if settings["optimizer"] == "adamw" else 1
-    return 4 * network.parameters * (3 + moments)
+    return 4 * network.parameters * (3 + moments(settings))
+
+
+def moments(settings: dict) -> int:
+    """Values that the optimiser keeps of each weight."""
+    return 2 if settings["optimizer"] == "adamw" else 1

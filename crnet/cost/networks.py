@@ -61,13 +61,13 @@ class Encoder:
 
     Attributes:
         channels: Of its maps.
-        values: Weights and buffers, of all that is loaded.
+        weight_bytes: Of weights and buffers as they are loaded, in float32 and once more in the precision used.
     """
 
     def __init__(self, spec: dict):
         self._name, self._network = spec["name"], encoders.without_values(spec)
         self.channels = tuple(self._network.channels)
-        self.values = sum(tensor.numel() for tensor in _state(self._network))
+        self.weight_bytes = 8 * sum(tensor.numel() for tensor in _state(self._network))
 
     @cache  # noqa: B019 - all counts are kept as long as the process
     def photo(self, size: int) -> Count:
@@ -103,70 +103,54 @@ class Networks:
         with torch.device(device):
             return methods.build(self._spec["method"], self.encoder.channels, self._spec["model"])
 
-    def _count(self, prepare: Callable[["_Made"], Callable[[], Any]], size: int) -> Count:
+    def _count(self, size: int, pairs: int, prepare: Callable[["_Made"], Callable[[], Any]], learns: bool) -> Count:
         def on(device: str) -> tuple[Callable[[], Any], list[Tensor]]:
-            made = _Made(self._method(device), self.encoder.channels, size, device)
+            made = _Made(self._method(device), self.encoder.channels, size, pairs, device)
             return prepare(made), made.tensors
 
-        return _count(f"method {self._spec['method']}", on)
+        with torch.set_grad_enabled(learns):
+            return _count(f"method {self._spec['method']}", on)
 
     @cached_property
     def embedded_channels(self) -> int:
         """Of an embedded photo."""
         found: list[int] = []
-
-        def prepare(made: "_Made") -> Callable[[], Any]:
-            maps = made.maps(1)
-            return lambda: found.append(made.method.embed(maps).shape[1])
-
-        self._count(prepare, STRIDE)
+        self._count(STRIDE, 1, lambda made: lambda: found.append(made.embed(0).shape[1]), learns=False)
         return found[-1]
 
     @cache  # noqa: B019
     def embedding(self, size: int) -> Count:
         """Of embedding a photo, for prediction."""
-
-        def prepare(made: "_Made") -> Callable[[], Any]:
-            maps = made.maps(1)
-            return torch.no_grad()(lambda: made.method.embed(maps))
-
-        return self._count(prepare, size)
+        return self._count(size, 1, lambda made: lambda: made.embed(0), learns=False)
 
     @cache  # noqa: B019
     def embedding_training(self, size: int) -> Count:
         """Of embedding a photo, forward and backward."""
-
-        def prepare(made: "_Made") -> Callable[[], Any]:
-            maps = made.maps(1)
-            return lambda: made.method.embed(maps).sum().backward()
-
-        return self._count(prepare, size)
+        return self._count(size, 1, lambda made: lambda: made.embed(0).sum().backward(), learns=True)
 
     @cache  # noqa: B019
-    def step(self, size: int, pairs: int, auxiliary: bool = True) -> Count:
+    def step(self, size: int, pairs: int, auxiliary: bool) -> Count:
         """Of a training step on so many pairs, forward and backward."""
 
         def prepare(made: "_Made") -> Callable[[], Any]:
-            photos, rest = made.photos(pairs), made.rest(pairs)
-            return lambda: made.method.losses(made.embedded(photos, *rest), auxiliary).loss.backward()
+            return lambda: made.method.losses(made.embedded(), auxiliary).loss.backward()
 
-        return self._count(prepare, size)
+        return self._count(size, pairs, prepare, learns=True)
 
     def pair(self, size: int, pairs: int, auxiliary: bool = True) -> float:
         """Multiply-adds a pair of a step on so many, without those of embedding its photos."""
         embedding = self.photos * self.embedding_training(size).multiply_adds
-        return self.step(size, pairs, auxiliary).multiply_adds / pairs - embedding
+        return self.step(size, pairs, auxiliary=auxiliary).multiply_adds / pairs - embedding
 
     @cache  # noqa: B019
     def prediction(self, size: int, refinements: int, pairs: int) -> Count:
         """Of predicting the queries of so many pairs whose photos are embedded already."""
 
         def prepare(made: "_Made") -> Callable[[], Any]:
-            with torch.no_grad():
-                given = made.embedded(made.photos(pairs), *made.rest(pairs))
-            return torch.no_grad()(lambda: made.method.predict(given, refinements))
+            given = made.embedded()
+            return lambda: made.method.predict(given, refinements)
 
-        return self._count(prepare, size)
+        return self._count(size, pairs, prepare, learns=False)
 
 
 class _Made:
@@ -176,30 +160,28 @@ class _Made:
         tensors: All that is there before something is counted.
     """
 
-    def __init__(self, method: Method, channels: Sequence[int], size: int, device: str):
-        self.method, self.size, self.device = method, size, device
-        self._side, self._channels = map_side(size), [channels[i] for i in method.maps]
-        self.tensors = _state(method)
+    def __init__(self, method: Method, channels: Sequence[int], size: int, pairs: int, device: str):
+        self.method, side = method, map_side(size)
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(pairs, *shape, dtype=dtype, device=device)
+
+        # Maps of queries, supports, and supports without background where the method asks for them.
+        photos = range(3 if method.needs_masked else 2)
+        self._photos = [[zeros(channels[i], side, side) for i in method.maps] for _ in photos]
+        self._mask = zeros(size, size, dtype=torch.uint8)  # of either branch, as the cached probabilities
+        self._cache = zeros(2, side, side) if method.stores_cache else None
         for weight in method.parameters():
             weight.grad = torch.zeros_like(weight)  # as in all steps but the first
-            self.tensors.append(weight.grad)
+        self.tensors = [*_state(method), *(weight.grad for weight in method.parameters()), self._mask]
+        self.tensors += [each for maps in self._photos for each in maps]
+        if self._cache is not None:
+            self.tensors.append(self._cache)
 
-    def _zeros(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        self.tensors.append(torch.zeros(*shape, dtype=dtype, device=self.device))
-        return self.tensors[-1]
+    def embed(self, photo: int) -> Tensor:
+        return self.method.embed(self._photos[photo])
 
-    def maps(self, photos: int) -> list[Tensor]:
-        return [self._zeros(photos, channels, self._side, self._side) for channels in self._channels]
-
-    def photos(self, pairs: int) -> list[list[Tensor]]:
-        """Maps of queries, supports, and supports without background where the method asks for them."""
-        return [self.maps(pairs) for _ in range(3 if self.method.needs_masked else 2)]
-
-    def rest(self, pairs: int) -> tuple[Tensor, Tensor | None]:
-        """Mask and cached probabilities, of either branch."""
-        mask = self._zeros(pairs, self.size, self.size, dtype=torch.uint8)
-        return mask, self._zeros(pairs, 2, self._side, self._side) if self.method.stores_cache else None
-
-    def embedded(self, photos: list[list[Tensor]], mask: Tensor, cache: Tensor | None) -> Pairs:
-        query, support, *masked = [self.method.embed(maps) for maps in photos]
-        return Pairs(query, support, masked[0] if masked else support, mask, mask, cache, cache)
+    def embedded(self) -> Pairs:
+        query, support, *masked = map(self.method.embed, self._photos)
+        masked = masked[0] if masked else support
+        return Pairs(query, support, masked, self._mask, self._mask, self._cache, self._cache)

@@ -7,7 +7,6 @@ function without arguments whose result turns images (N, 3, H, W) into a list of
 
 import hashlib
 import importlib
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -121,20 +120,18 @@ def normalise(images: Tensor) -> Tensor:
     return (images.float() / 255 - mean) / std
 
 
-def convert_torchvision(
-    source: Path, network: nn.Module, out: Path, rename: Callable[[str], str], skip: tuple[str, ...]
-) -> None:
+def convert_torchvision(source: Path, network: nn.Module, out: Path, classifier: str, prefix: str = "") -> None:
     """Check torchvision's weights against ``network`` and write them as safetensors.
 
     Args:
-        rename: From torchvision's tensor names to those of ``network``.
-        skip: Prefixes of tensors that have no place in an encoder: the classifier.
+        classifier: Prefix of the tensors that have no place in an encoder.
+        prefix: What ``network`` puts before torchvision's names of tensors.
 
     Raises:
         CrnetError: A tensor is missing, unexpected or of another shape: these are other weights.
     """
     state = torch.load(source, map_location="cpu", weights_only=True)
-    state = {rename(key): value for key, value in state.items() if not key.startswith(skip)}
+    state = {f"{prefix}{key}": value for key, value in state.items() if not key.startswith(classifier)}
     try:
         network.load_state_dict(state, strict=True)
     except RuntimeError as error:

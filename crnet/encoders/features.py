@@ -198,23 +198,14 @@ class FeatureStore:
         self._maps = [_opened(folder / f"map{i}.npy") for i in range(len(self.description["channels"]))]
         self._masks = SquashedMasks(index, self.size)
 
-    def photos(self, keys: list[tuple[str, int]], maps: tuple[int, ...]) -> list[Tensor]:
-        """Maps [(N, C_i, h, w)] float16, channels last, of (photo, view)s."""
-        return self._gather([self._photo_row[photo] * self.views + view for photo, view in keys], maps)
-
-    def masked(self, keys: list[tuple[str, int, int]], maps: tuple[int, ...]) -> list[Tensor]:
-        """Likewise of (photo, class id, view)s whose background was removed before the encoder."""
-        rows = [self._pair_row[photo, class_id] * self.views + view for photo, class_id, view in keys]
-        return self._gather(rows, maps)
-
-    def joined(self, keys: list[tuple[str, int | None]], maps: tuple[int, ...]) -> Tensor:
-        """Maps joined along channels, (N, C, h, w), of (photo, class whose background is removed, or None)s."""
-        rows = [self._photo_row[p] * self.views if c is None else self._pair_row[p, c] * self.views for p, c in keys]
-        return torch.cat(self._gather(rows, maps), 1)
+    def maps(self, keys: list[tuple[str, int | None, int]], wanted: tuple[int, ...]) -> list[Tensor]:
+        """Maps [(N, C_i, h, w)], channels last, of (photo, class whose background was removed or None, view)s."""
+        rows = []
+        for photo, class_id, view in keys:
+            item = self._photo_row[photo] if class_id is None else self._pair_row[photo, class_id]
+            rows.append(item * self.views + view)
+        return [torch.from_numpy(np.stack([self._maps[i][row] for row in rows])).permute(0, 3, 1, 2) for i in wanted]
 
     def mask(self, photo: str, class_id: int, view: int, void_classes: Iterable[int] = ()) -> np.ndarray:
         """The mask of a class in a photo's view, uint8 (size, size); see ``Index.class_mask``."""
         return transforms.apply_view_to_mask(self.kind, view, self._masks.read(photo, class_id, void_classes))
-
-    def _gather(self, rows: list[int], maps: tuple[int, ...]) -> list[Tensor]:
-        return [torch.from_numpy(np.stack([self._maps[i][row] for row in rows])).permute(0, 3, 1, 2) for i in maps]

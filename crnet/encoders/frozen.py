@@ -19,10 +19,6 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=compute_dtype(device, precision) == torch.bfloat16)
 
 
-def to_device(array: Tensor, device: torch.device) -> Tensor:
-    return array.to(device, non_blocking=True)
-
-
 class FrozenEncoder:
     """An encoder that only looks: no gradient, batch norm in eval mode, weights and buffers hashed.
 
@@ -60,9 +56,9 @@ class FrozenEncoder:
         return chunks[0] if len(chunks) == 1 else [torch.cat(level) for level in zip(*chunks, strict=True)]
 
     def _maps(self, images: Tensor, keep: Tensor | None) -> list[Tensor]:
-        x = encoders.normalise(to_device(images, self.device))
+        x = encoders.normalise(images.to(self.device, non_blocking=True))
         if keep is not None:
-            x = x * to_device(keep, self.device)[:, None]
+            x = x * keep.to(self.device, non_blocking=True)[:, None]
         with autocast(self.device, self.precision):
             return self.network(x.contiguous(memory_format=torch.channels_last))
 

@@ -35,10 +35,9 @@ _START, _END = 1 / 25, 1e-4  # of the peak: learning rate at the first and at th
 class Pretraining(nn.Module):
     """The encoder with a 1x1 classifier, of background and every kind of object, on each of its maps."""
 
-    def __init__(self, encoder: nn.Module, generator: torch.Generator, precision: str) -> None:
+    def __init__(self, encoder: nn.Module, generator: torch.Generator, precision: str):
         super().__init__()
-        self.precision = precision
-        self.encoder = encoder
+        self.precision, self.encoder = precision, encoder
         kinds = len(PRETRAINING_LOOKS) + 1
         self.classifiers = nn.ModuleList(nn.Conv2d(channels, kinds, 1) for channels in self.encoder.channels)
         for module in self.modules():
@@ -56,8 +55,7 @@ class Pretraining(nn.Module):
         """
         with autocast(images.device, self.precision):
             logits = [head(x) for head, x in zip(self.classifiers, self.encoder(images), strict=True)]
-        losses = [F.cross_entropy(each.float(), cells) for each in logits]
-        return torch.stack(losses).mean()
+        return torch.stack([F.cross_entropy(each.float(), cells) for each in logits]).mean()
 
 
 def pretrain(encoder: nn.Module, settings: dict, out: Path, threads: int) -> list[dict[str, Any]]:
@@ -82,8 +80,7 @@ def pretrain(encoder: nn.Module, settings: dict, out: Path, threads: int) -> lis
     state_path = out.with_suffix(".state")
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(derive("pretraining weights", settings["seed"]))
-    model = Pretraining(encoder, generator, settings["precision"])
-    model = model.to(memory_format=torch.channels_last)
+    model = Pretraining(encoder, generator, settings["precision"]).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(model.parameters(), weight_decay=settings["weight_decay"], fused=True)
     done, total, log = _restore(state_path, settings, model, optimiser)
     if done:

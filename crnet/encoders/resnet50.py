@@ -35,14 +35,11 @@ class ResNet50(nn.Module):
         return [maps[layer] for layer in self.layers]
 
 
-def network(layers: list[str]) -> nn.Module:
-    return ResNet50(layers)
+network = ResNet50
 
 
 def prepare(settings: dict, archives: Path, out: Path, threads: int) -> None:
     """Write the encoder's weights, without the classifier, from torchvision's file in ``archives``."""
     from crnet.encoders import convert_torchvision
 
-    convert_torchvision(
-        archives / settings["archive"], network(DEFAULT_LAYERS), out, lambda key: f"body.{key}", skip=("fc.",)
-    )
+    convert_torchvision(archives / settings["archive"], network(DEFAULT_LAYERS), out, prefix="body.", classifier="fc.")

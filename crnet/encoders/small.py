@@ -87,8 +87,7 @@ class SmallEncoder(nn.Module):
         return [maps[layer] for layer in self.layers]
 
 
-def network(layers: Sequence[str]) -> nn.Module:
-    return SmallEncoder(layers)
+network = SmallEncoder
 
 
 def prepare(settings: dict, archives: Path, out: Path, threads: int) -> None:

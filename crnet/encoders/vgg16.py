@@ -41,14 +41,11 @@ class VGG16(nn.Module):
         return [maps[layer] for layer in self.layers]
 
 
-def network(layers: list[str]) -> nn.Module:
-    return VGG16(layers)
+network = VGG16
 
 
 def prepare(settings: dict, archives: Path, out: Path, threads: int) -> None:
     """Write the encoder's weights, without the classifier, from torchvision's file in ``archives``."""
     from crnet.encoders import convert_torchvision
 
-    convert_torchvision(
-        archives / settings["archive"], network(DEFAULT_LAYERS), out, lambda key: key, skip=("classifier.",)
-    )
+    convert_torchvision(archives / settings["archive"], network(DEFAULT_LAYERS), out, classifier="classifier.")

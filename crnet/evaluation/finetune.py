@@ -100,10 +100,9 @@ class Finetuner:
         cache = ProbabilityCache(self.train["model"].get("cache_reset", 0.0), self.train["fold"], seed)
         draws = batches_of_pairs(ordered_pairs(len(supports), self.settings["pairs"]), self.settings["batch"], seed)
         try:
-            optimise = None
+            optimise = optimiser(self.method.requires_grad_(True), {**self.settings, "lr": lr})
             for step in range(max(checkpoints)):
                 self.method.train().requires_grad_(True)
-                optimise = optimise or optimiser(self.method, {**self.settings, "lr": lr})
                 self._step(supports, next(draws), optimise, cache, step, derive("finetune step", seed, step))
                 if step + 1 in checkpoints:
                     self.method.eval().requires_grad_(False)
@@ -132,9 +131,8 @@ class Finetuner:
                     pairs.support_cache = cache.read(keys[1], unflipped, step, "support", pairs.support)[rows]
                 return self.method.losses(pairs, auxiliary=False)
 
-        parts = self._shares(supports, chosen)
         optimise.zero_grad(set_to_none=True)
-        result = accumulate(losses, parts, seed)
+        result = accumulate(losses, self._shares(supports, chosen), seed)
         if not torch.isfinite(result.loss):
             raise Diverged(
                 f"finetuning: the loss on the supports is {result.loss.item()} at step {step}; lower finetune.lr."
@@ -157,14 +155,11 @@ class Finetuner:
         if supports.masked is not None:
             maps = torch.cat([maps, supports.masked[masked]])
         embedded = self.predictor.embed(maps)
-        place = {photo: i for i, photo in enumerate(photos)}
-        supported = embedded[[place[i] for i in support]]
-        without_background = supported
+        supported = without_background = embedded[[photos.index(i) for i in support]]
         if supports.masked is not None:
-            place_masked = {photo: len(photos) + i for i, photo in enumerate(masked)}
-            without_background = embedded[[place_masked[i] for i in support]]
+            without_background = embedded[[len(photos) + masked.index(i) for i in support]]
         return Pairs(
-            embedded[[place[i] for i in query]],
+            embedded[[photos.index(i) for i in query]],
             supported,
             without_background,
             supports.masks[list(support)],

@@ -136,8 +136,8 @@ class Predictor:
         """Photos of one scale -> the method's maps of the frozen encoder, joined along channels: (N, C, h, w)."""
         size = scaled(self.settings["size"], keys[0][2])
         if size in self.stores:
-            maps = self.stores[size].joined([(photo, class_id) for photo, class_id, _ in keys], self.method.maps)
-            return maps.to(self.device, compute_dtype(self.device, self.settings["precision"]))
+            maps = self.stores[size].maps([(photo, class_id, 0) for photo, class_id, _ in keys], self.method.maps)
+            return torch.cat(maps, 1).to(self.device, compute_dtype(self.device, self.settings["precision"]))
         images, keeps = [], []
         for photo, class_id, _ in keys:
             images.append(transforms.squash(self.index.read_image(photo), size))

@@ -5,7 +5,9 @@ photos, which training has never seen. Test classes take no part.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,8 +98,7 @@ def choose(
          int(t is best)) for t in trials
     ]  # fmt: skip
     write_csv(out / "trials.csv", COLUMNS, rows)
-    index = predictor.index
-    classes = sorted({index.class_name(e.class_id) for e in table.episodes})
+    classes = sorted({predictor.index.class_name(e.class_id) for e in table.episodes})
     write_json(out / "choice.json", {
         "run": out.name,
         "spec": spec,
@@ -141,11 +142,9 @@ def _attempt(predictor: Predictor, finetuner: Finetuner, episode: Episode, lr: f
     if steps == [0]:
         score(0, before)
         return {"before": before, "reached": reached}
-    try:
+    with suppress(Diverged):  # what was not reached is counted as diverged
         for count in finetuner.adapt(episode, supports, lr, steps):
             score(count, finetuner.loss(supports))
-    except Diverged:
-        pass  # what was not reached is counted as diverged
     return {"before": before, "reached": reached}
 
 
@@ -165,9 +164,7 @@ def _trials(rows: list[dict[str, Any]], episodes: tuple[Episode, ...], rates: di
 
 
 def _miou(reached: list[list], episodes: tuple[Episode, ...]) -> float:
-    sums: dict[int, tuple[int, int]] = {}
-    for episode, (_, hit, union) in zip(episodes, reached, strict=True):
-        before = sums.get(episode.class_id, (0, 0))
-        sums[episode.class_id] = (before[0] + hit, before[1] + union)
-    intersections, unions = zip(*sums.values(), strict=True)
-    return float(miou(np.array(intersections), np.array(unions)))
+    sums: defaultdict[int, np.ndarray] = defaultdict(lambda: np.zeros(2, int))
+    for episode, (_, *counts) in zip(episodes, reached, strict=True):
+        sums[episode.class_id] += counts
+    return float(miou(*np.transpose(list(sums.values()))))

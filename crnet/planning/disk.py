@@ -7,9 +7,9 @@ import importlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +17,7 @@ from crnet.config import resolve
 from crnet.config.resolve import Plan
 from crnet.config.settings import component
 from crnet.config.study import Layout
+from crnet.cost import memory
 from crnet.cost.networks import encoder, map_side, networks
 from crnet.data import transforms
 from crnet.data.archives.archives import Archive
@@ -72,7 +73,7 @@ class DataSet:
         if self.prepared:
             with reading(self.folder):
                 return [(row["split"], row["image"], int(row["class"])) for row in read_csv(self.folder / PAIRS)]
-        published: Callable | None = getattr(self.module, "published_pairs", None)
+        published = getattr(self.module, "published_pairs", None)
         if published is None:
             return None
         if not (subset := self.spec.get("subset")):
@@ -103,8 +104,12 @@ class DataSet:
             return self.spec["images_train"] + self.spec["images_val"]
         if self.pairs is not None:
             return len({image for _, image, _ in self.pairs})
-        published = getattr(self.module, "PUBLISHED", None)
-        return published and sum(published.values())
+        return self.published and sum(self.published.values())
+
+    @property
+    def published(self) -> dict[str, int] | None:
+        """Split -> photos, as its module says."""
+        return getattr(self.module, "PUBLISHED", None)
 
     def photos_of(self, split: str) -> int | None:
         """Those of a split that show a class, as far as that is known."""
@@ -112,8 +117,7 @@ class DataSet:
             return len({image for part, image, _ in self.pairs if part == split})
         if self.generated:
             return self.spec[f"images_{split}"]
-        published = getattr(self.module, "PUBLISHED", None)
-        return published and published[split]
+        return self.published and self.published[split]
 
     def pairs_of(self, split: str) -> int | None:
         """(photo, class) of all folds, at most."""
@@ -122,23 +126,21 @@ class DataSet:
         photos = self.photos_of(split)
         return photos and int(photos * (CLASSES_A_SCENE if self.generated else CLASSES_A_PHOTO))
 
+    @cache  # noqa: B019 - as long as the plan
     def class_counts(self, split: str) -> Counter | None:
         """Class id -> its pairs; None if they are not known yet."""
-        return self._class_counts and self._class_counts[split]
-
-    @cached_property
-    def _class_counts(self) -> dict[str, Counter] | None:
-        if self.pairs is None:
-            return None
-        return {part: Counter(c for split, _, c in self.pairs if split == part) for part in ("train", "val")}
+        return None if self.pairs is None else Counter(c for part, _, c in self.pairs if part == split)
 
     def training_pairs_of(self, training: dict) -> int | None:
         """Pairs on which a training's fold trains; None where that takes more than the list of pairs."""
         counts = self.class_counts("train")
         if counts is None or training["train"]["novel_pixels"] == "drop":
             return None
-        unseen = {*self.splits.folds[training["fold"]], *self.splits.held_out[training["fold"]]}
+        unseen = self._unseen(training["fold"])
         return sum(count for class_id, count in counts.items() if class_id not in unseen)
+
+    def _unseen(self, fold: int) -> set[int]:
+        return {*self.splits.folds[fold], *self.splits.held_out[fold]}
 
     @cached_property
     def splits(self) -> Splits:
@@ -150,8 +152,7 @@ class DataSet:
 
     def trial_pools(self, fold: int) -> list[int] | None:
         """Test photos of each class on which finetuning's settings are chosen."""
-        unseen = {*self.splits.folds[fold], *self.splits.held_out[fold]}
-        base = [class_id for class_id in range(1, len(self.splits.classes) + 1) if class_id not in unseen]
+        base = sorted({*range(1, len(self.splits.classes) + 1)} - self._unseen(fold))
         return self._pools(self.splits.held_out[fold] or base)
 
     def _pools(self, classes: Sequence[int]) -> list[int] | None:
@@ -160,6 +161,7 @@ class DataSet:
         pairs = self.pairs_of("val")
         return pairs and [pairs // len(self.splits.classes)] * len(classes)
 
+    @property
     def prepared_bytes(self) -> int | None:
         photos = self.photos
         if self.generated:
@@ -169,110 +171,109 @@ class DataSet:
 
 def needs_of(plan: Plan, layout: Layout, data: Sequence[DataSet]) -> list[Need]:
     """What the study ``plan`` takes on disk, by kind of file; ``data`` are its data sets."""
-    disk = _Disk(plan, layout, data)
+    at_hand = {resolve.dataset_name(each.spec): each for each in data}
     return [
-        disk.downloads(),
-        disk.extracted(),
-        disk.prepared(),
-        disk.encoders(),
-        disk.features(),
-        disk.weights(),
-        disk.states(),
-        disk.results(),
+        _downloads(plan, layout),
+        _extracted(plan, layout, data),
+        _prepared(layout, data),
+        _encoders(plan, layout),
+        _features(plan, layout, at_hand),
+        _weights(plan, layout),
+        _states(plan, layout, at_hand),
+        _results(plan, layout),
     ]
 
 
-class _Disk:
-    def __init__(self, plan: Plan, layout: Layout, data: Sequence[DataSet]):
-        self.plan, self.layout = plan, layout
-        self.data = {resolve.dataset_name(d.spec): d for d in data}
+def _need(name: str, folder: str, sizes: Mapping[Path, float | None], basis: str) -> Need:
+    """Of ``sizes`` by the file that says, when it is there, that these bytes have come."""
+    return Need(
+        name, folder, _total(sizes.values()), _total(s for file, s in sizes.items() if not file.is_file()), basis
+    )
 
-    def downloads(self) -> Need:
-        archives = archives_of(self.plan, self.layout)
-        absent = [path for path in archives.values() if not path.is_file()]
-        sizes = {path: archive_bytes(archive, path) for archive, path in archives.items()}
-        # A download that was cut off goes on where it was.
-        parts = [path.with_name(path.name + ".part") for path in absent]
-        there = sum(part.stat().st_size for part in parts if part.is_file())
-        basis = f"{len(absent)} of {plural(len(archives), 'archive')} to download" if archives else "no archives"
-        to_come = _total(sizes[path] for path in absent)
-        return Need("archives", self.layout.archives, _total(sizes.values()), to_come and to_come - there, basis)
 
-    def extracted(self) -> Need:
-        sizes, in_place = {}, []
-        archives = {archive.name: (archive, path) for archive, path in archives_of(self.plan, self.layout).items()}
-        for each in self.data.values():
-            in_place += each.in_place
-            for name in self.layout.archive_names("dataset", each.spec):
-                if name not in each.in_place:
-                    size = archive_bytes(*archives[name])
-                    sizes[Path(self.layout.extracted(each.spec)) / name] = size and size * EXTRACTED_SHARE
-        parts = [f"{EXTRACTED_SHARE} x {plural(len(sizes), 'archive')}"] if sizes else []
-        parts += [f"{plural(len(set(in_place)), 'archive')} read in place"] if in_place else []
-        to_come = _total(size for folder, size in sizes.items() if not (folder / STAMP).is_file())
-        basis = ", ".join(parts) or "nothing to extract"
-        return Need("extracted", self.layout.extracted_root, _total(sizes.values()), to_come, basis)
+def _downloads(plan: Plan, layout: Layout) -> Need:
+    archives = archives_of(plan, layout)
+    absent = [path for path in archives.values() if not path.is_file()]
+    basis = f"{len(absent)} of {plural(len(archives), 'archive')} to download" if archives else "no archives"
+    sizes = {path: archive_bytes(archive, path) for archive, path in archives.items()}
+    need = _need("archives", layout.archives, sizes, basis)
+    # A download that was cut off goes on where it was.
+    parts = [path.with_name(path.name + ".part") for path in absent]
+    there = sum(part.stat().st_size for part in parts if part.is_file())
+    return replace(need, to_come=need.to_come and need.to_come - there)
 
-    def prepared(self) -> Need:
-        data = list(self.data.values())
-        to_come = _total(d.prepared_bytes() for d in data if not d.prepared)
-        each = [f"{d.spec['name']} {d.prepared_bytes() / d.photos / 1e3:.1f} KB" for d in data if d.photos]
-        basis = "estimate: " + ", ".join(each) + " a photo"
-        return Need("prepared", self.layout.work, _total(d.prepared_bytes() for d in data), to_come, basis)
 
-    def encoders(self) -> Need:
-        files = {path: spec for spec in self.plan.encoders.values() if (path := self.layout.encoder(spec))}
-        sizes = {Path(path): ENCODER_BYTES if "archive" in spec else MIB for path, spec in files.items()}
-        to_come = _total(size for path, size in sizes.items() if not path.is_file())
-        basis = (
-            f"weights of {plural(len(sizes), 'encoder')}, {amount(max(sizes.values()))} at most"
-            if sizes
-            else "the encoder brings its own"
-        )
-        return Need("encoders", self.layout.work, _total(sizes.values()), to_come, basis)
+def _extracted(plan: Plan, layout: Layout, data: Sequence[DataSet]) -> Need:
+    archives = {archive.name: archive_bytes(archive, path) for archive, path in archives_of(plan, layout).items()}
+    sizes, in_place = {}, {name for each in data for name in each.in_place}
+    for each in data:
+        for name in layout.archive_names("dataset", each.spec):
+            if name not in each.in_place:
+                size = archives[name]
+                sizes[Path(layout.extracted(each.spec)) / name / STAMP] = size and size * EXTRACTED_SHARE
+    parts = [f"{EXTRACTED_SHARE} x {plural(len(sizes), 'archive')}"] if sizes else []
+    parts += [f"{plural(len(in_place), 'archive')} read in place"] if in_place else []
+    return _need("extracted", layout.extracted_root, sizes, ", ".join(parts) or "nothing to extract")
 
-    def features(self) -> Need:
-        stores = {self.layout.features_folder(spec): spec for spec in self.plan.features.values()}
-        sizes = {
-            Path(folder): store_bytes(spec, self.data[resolve.dataset_name(spec["dataset"])])
-            for folder, spec in stores.items()
-        }
-        to_come = _total(size for folder, size in sizes.items() if not (folder / "features.json").is_file())
-        basis = f"cached maps of photos and pairs, {plural(len(sizes), 'store')}" if sizes else "none cached"
-        return Need("features", self.layout.work, _total(sizes.values()), to_come, basis)
 
-    def weights(self) -> Need:
-        sizes = {name: weight_bytes(training) for name, training in self.plan.trainings.items()}
-        missing = [name for name in sizes if not (Path(self.layout.training(name)) / "model.safetensors").is_file()]
-        largest = max(sizes.values(), default=0)
-        basis = f"of {plural(len(sizes), 'training')}" + (f", {amount(largest)} at most" if largest else "")
-        to_come = _total(sizes[name] for name in missing)
-        return Need("weights", self.layout.work, _total(sizes.values()), to_come, basis)
+def _prepared(layout: Layout, data: Sequence[DataSet]) -> Need:
+    each = [f"{d.spec['name']} {d.prepared_bytes / d.photos / 1e3:.1f} KB" for d in data if d.photos]
+    sizes = {d.folder / ABOUT: d.prepared_bytes for d in data}
+    return _need("prepared", layout.work, sizes, "estimate: " + ", ".join(each) + " a photo")
 
-    def states(self) -> Need:
-        """Of trainings under way: weights, moments of the optimiser, cache of predictions; and the state before."""
-        sizes = [self._state_bytes(training) for training in self.plan.trainings.values()]
-        jobs = min(jobs_at_once(self.plan), len(sizes))
-        size = 2 * jobs * max(sizes, default=0)
-        basis = f"of {plural(jobs, 'training')} at once, and the one before each; removed at the end"
-        return Need("states", self.layout.work, size, size, basis)
 
-    def _state_bytes(self, training: dict) -> int:
-        settings = training["train"]
-        moments = 2 if settings["optimizer"] == "adamw" else 1
-        cached = 0
+def _encoders(plan: Plan, layout: Layout) -> Need:
+    files = {path: spec for spec in plan.encoders.values() if (path := layout.encoder(spec))}
+    sizes = {Path(path): ENCODER_BYTES if "archive" in spec else MIB for path, spec in files.items()}
+    basis = "the encoder brings its own"
+    if sizes:
+        basis = f"weights of {plural(len(sizes), 'encoder')}, {amount(max(sizes.values()))} at most"
+    return _need("encoders", layout.work, sizes, basis)
+
+
+def _features(plan: Plan, layout: Layout, data: Mapping[str, DataSet]) -> Need:
+    stores = {layout.features_folder(spec): spec for spec in plan.features.values()}
+    sizes = {
+        Path(folder) / "features.json": store_bytes(spec, data[resolve.dataset_name(spec["dataset"])])
+        for folder, spec in stores.items()
+    }
+    basis = f"cached maps of photos and pairs, {plural(len(sizes), 'store')}" if sizes else "none cached"
+    return _need("features", layout.work, sizes, basis)
+
+
+def _weights(plan: Plan, layout: Layout) -> Need:
+    sizes = {
+        Path(layout.training(name)) / "model.safetensors": weight_bytes(spec) for name, spec in plan.trainings.items()
+    }
+    largest = max(sizes.values(), default=0)
+    basis = f"of {plural(len(sizes), 'training')}" + (f", {amount(largest)} at most" if largest else "")
+    return _need("weights", layout.work, sizes, basis)
+
+
+def _states(plan: Plan, layout: Layout, data: Mapping[str, DataSet]) -> Need:
+    """Of trainings under way: weights, moments of the optimiser, cache of predictions; and the state before."""
+
+    def state_bytes(training: dict) -> int:
+        settings, cached = training["train"], 0
         if networks(training).stores_cache:  # two channels in half precision at 1/8
-            data = self.data[resolve.dataset_name(training["dataset"])]
-            pairs = data.training_pairs_of(training) or data.pairs_of("train") or 0
+            photos = data[resolve.dataset_name(training["dataset"])]
+            pairs = photos.training_pairs_of(training) or photos.pairs_of("train") or 0
             cached = pairs * 2 * map_side(settings["size"]) ** 2 * 2
-        return weight_bytes(training) * (1 + moments) + cached
+        return weight_bytes(training) * (1 + memory.moments(settings)) + cached
 
-    def results(self) -> Need:
-        rows = {name: episodes_of(e) * (2 if "finetune" in e else 1) for name, e in self.plan.evaluations.items()}
-        missing = [name for name in rows if not (Path(self.layout.evaluation(name)) / "counts.csv").is_file()]
-        to_come = COUNT_BYTES * sum(rows[name] for name in missing)
-        basis = f"{plural(sum(rows.values()), 'row')} of counts, {COUNT_BYTES} bytes each"
-        return Need("results", self.layout.results, COUNT_BYTES * sum(rows.values()), to_come, basis)
+    jobs = min(jobs_at_once(plan), len(plan.trainings))
+    size = 2 * jobs * max(map(state_bytes, plan.trainings.values()), default=0)
+    basis = f"of {plural(jobs, 'training')} at once, and the one before each; removed at the end"
+    return Need("states", layout.work, size, size, basis)
+
+
+def _results(plan: Plan, layout: Layout) -> Need:
+    rows = {
+        Path(layout.evaluation(name)) / "counts.csv": episodes_of(spec) * (2 if "finetune" in spec else 1)
+        for name, spec in plan.evaluations.items()
+    }
+    basis = f"{plural(sum(rows.values()), 'row')} of counts, {COUNT_BYTES} bytes each"
+    return _need("results", layout.results, {file: COUNT_BYTES * count for file, count in rows.items()}, basis)
 
 
 def _total(sizes: Iterable[float | None]) -> float | None:

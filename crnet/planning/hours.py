@@ -1,6 +1,6 @@
 """Hours of a study: by table, saved by shared runs, and until the end on any number of workers."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from crnet.config.resolve import Plan
 from crnet.config.study import Layout
@@ -38,13 +38,9 @@ class Hours:
         last = [job for job in self.graph if job[0] in ("evaluate", "finetune") and job[1] in cells]
         return ancestors(self.graph, last)
 
-    def sums(self, jobs: Iterable[Job]) -> dict[str, float]:
+    def sums(self, jobs: Collection[Job]) -> dict[str, float]:
         """Seconds by kind of job."""
-        sums = dict.fromkeys(KINDS, 0.0)
-        for job in jobs:
-            if job in self.seconds:
-                sums[job[0]] += self.seconds[job]
-        return sums
+        return {kind: sum(self.seconds.get(job, 0.0) for job in jobs if job[0] == kind) for kind in KINDS}
 
     def occupies(self, job: Job) -> bool:
         """Whether a job takes a worker: a GPU where the study wants one, else a place among the jobs at once."""

@@ -5,7 +5,6 @@ Jobs and edges are those of ``workflow/rules`` without ``report.smk``, whose job
 """
 
 import heapq
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import PurePath
 
@@ -108,30 +107,28 @@ def makespan(
         occupies: Whether a job takes a worker; the others start as soon as they are ready.
     """
     priority = tails(graph, seconds)
-    waits = Counter({job: len(before) for job, before in graph.items()})
-    after: dict[Job, list[Job]] = {}
+    waits = {job: len(before) for job, before in graph.items()}
+    after: dict[Job, list[Job]] = {job: [] for job in graph}
     for job, before in graph.items():
         for each in before:
-            after.setdefault(each, []).append(job)
-    ready = [(-priority[job], job) for job in graph if not waits[job]]
-    heapq.heapify(ready)
+            after[each].append(job)
+    ready = [job for job in graph if not waits[job]]
+    queue: list[tuple[float, Job]] = []  # of those that need a worker
     running: list[tuple[float, Job]] = []
     now, free = 0.0, workers
-    while ready or running:
-        held = []
-        while ready:
-            entry = heapq.heappop(ready)
-            if free or not occupies(entry[1]):
-                free -= occupies(entry[1])
-                heapq.heappush(running, (now + seconds.get(entry[1], 0.0), entry[1]))
+    while ready or queue or running:
+        for job in ready:
+            if occupies(job):
+                heapq.heappush(queue, (-priority[job], job))
             else:
-                held.append(entry)
-        ready = held
-        heapq.heapify(ready)
+                heapq.heappush(running, (now + seconds.get(job, 0.0), job))
+        while free and queue:
+            _, job = heapq.heappop(queue)
+            heapq.heappush(running, (now + seconds.get(job, 0.0), job))
+            free -= 1
         now, done = heapq.heappop(running)
         free += occupies(done)
-        for job in after.get(done, []):
+        for job in after[done]:
             waits[job] -= 1
-            if not waits[job]:
-                heapq.heappush(ready, (-priority[job], job))
+        ready = [job for job in dict.fromkeys(after[done]) if not waits[job]]
     return now

@@ -149,18 +149,12 @@ def _work(plan: Plan, data: Sequence[DataSet]) -> list[str]:
         steps = sum(n * max(e["finetune"]["steps"]) for n, e in zip(episodes, finetuned.values(), strict=True))
         trials = sum(_trial_steps(spec["finetune"]) for spec in plan.tunings.values())
         each = next(iter(plan.tunings.values()))["finetune"]
-        rates, stops = len(set(each["lr"])), len(set(each["steps"]))
-        tried = f"{plural(rates, 'rate')} x {plural(stops, 'number')} of steps"
-        lines += _line(
-            "tuning",
-            f"{plural(len(plan.tunings), 'run')} of {tried} on {plural(each['trial_episodes'], 'episode')}: "
-            f"{trials:,} steps of finetuning",
-        )
-        lines += _line(
-            "finetuning",
-            f"{plural(len(finetuned), 'evaluation')}, {fused} of them also fused: {sum(episodes):,} episodes, "
-            f"at most {steps:,} steps",
-        )
+        rates, stops = plural(len(set(each["lr"])), "rate"), plural(len(set(each["steps"])), "number")
+        tried = f"{rates} x {stops} of steps on {plural(each['trial_episodes'], 'episode')}"
+        text = f"{plural(len(plan.tunings), 'run')} of {tried}: {trials:,} steps of finetuning"
+        lines += _line("tuning", text)
+        text = f"{plural(len(finetuned), 'evaluation')}, {fused} of them also fused: {sum(episodes):,} episodes, "
+        lines += _line("finetuning", f"{text}at most {steps:,} steps")
     predicted = sum(map(episodes_of, plan.evaluations.values()))
     return lines + _line("test", f"{predicted:,} episodes, the finetuned ones among them")
 
@@ -239,10 +233,9 @@ def _data_lines(plan: Plan, layout: Layout, data: Sequence[DataSet]) -> list[str
         lines += _line("data", text)
     rows = []
     for archive, path in archives_of(plan, layout).items():
+        state = "to be verified" if path.is_file() else "to be downloaded"
         if is_verified(archive, path.parent):
             state = "verified"
-        else:
-            state = "to be verified" if path.is_file() else "to be downloaded"
         rows.append(("archive     ", archive.name, amount(archive_bytes(archive, path)), state))
     return lines + (_aligned(rows, (0, 1, 3)) if rows else _line("archives", "none: everything is generated"))
 
@@ -261,19 +254,19 @@ def _disk_lines(needs: Sequence[Need]) -> list[str]:
 
 def _memory_lines(plan: Plan, demand: Demand) -> tuple[list[str], int]:
     """The neediest job of each kind and what takes most of it; and the bytes of all jobs at once."""
-    device, neediest, most = plan.study.device, {}, 0
-    for job in demand.specs:
-        need = demand.memory(job)
-        most = max(most, need.on(device))
-        if job[0] not in neediest or need.own + need.mapped > neediest[job[0]].own + neediest[job[0]].mapped:
-            neediest[job[0]] = need
+    device = plan.study.device
+    needs = {job: demand.memory(job) for job in demand.specs}
+    neediest = {
+        kind: max(each, key=lambda need: need.own + need.mapped)
+        for kind in KINDS
+        if (each := [need for job, need in needs.items() if job[0] == kind])
+    }
     rows = [("memory", "a job", "own", "mapped", "of its own, at most")]
-    for kind in filter(neediest.__contains__, KINDS):
-        need = neediest[kind]
+    for kind, need in neediest.items():
         largest = sorted(need.parts.items(), key=lambda part: -part[1])[:3]
         parts = ", ".join(f"{name} {amount(size)}" for name, size in largest if size >= 0.1 * MIB)
         rows.append(("memory", KINDS[kind], amount(need.on(device)), amount(need.mapped), parts))
-    together = jobs_at_once(plan) * most
+    together = jobs_at_once(plan) * max((need.on(device) for need in needs.values()), default=0)
     whose = "GPU" if device == "cuda" else "machine"
     lines = [*(_aligned(rows, (0, 1, 4)) if neediest else []), ""]
     lines += _line("own", f"{plural(jobs_at_once(plan), 'job')} at once, {amount(together)} of the {whose}")
@@ -293,10 +286,8 @@ def _machine_lines(plan: Plan, needs: Sequence[Need], demand: Demand) -> list[st
             warnings.append(f"too little disk for {folder}: {amount(free)} free, {amount(to_come)} needed")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if plan.study.device == "cpu" and memory < need_memory:
-        warnings.append(
-            f"{amount(memory)} of memory, jobs may take {amount(need_memory)}; use fewer --cores, or limits as in "
-            "configs/limits"
-        )
+        few = "use fewer --cores, or limits as in configs/limits"
+        warnings.append(f"{amount(memory)} of memory, jobs may take {amount(need_memory)}; {few}")
     if plan.study.threads > cores:
         warnings.append(f"a job wants {plural(plan.study.threads, 'thread')}, this machine has {cores} cores")
     if not warnings:

@@ -39,17 +39,17 @@ class Stage:
     multiply_adds: float = 0.0
 
 
-def features(spec: dict, data: DataSet) -> list[Stage] | None:
-    """Of encoding all photos of a split, and all its pairs without background; None if their number is unknown."""
+def features(spec: dict, data: DataSet) -> Stage | None:
+    """Encoding all photos of a split, and all its pairs without background; None if their number is unknown."""
     split = spec.get("split", "train")
     if data.photos_of(split) is None:
         return None
     photos = (data.photos_of(split) + data.pairs_of(split)) * transforms.VIEWS[spec["views"]]
-    return [Stage(START, 1), Stage(ENCODER, photos, encoder(spec["encoder"]).photo(spec["size"]).multiply_adds)]
+    return Stage(ENCODER, photos, encoder(spec["encoder"]).photo(spec["size"]).multiply_adds)
 
 
-def training(spec: dict, data: DataSet, limits: Limits) -> list[Stage] | None:
-    """Of one training with its scores of base classes; None if the number of training pairs is unknown."""
+def training(spec: dict, data: DataSet, limits: Limits) -> Stage | None:
+    """One training with its scores of base classes; None if the number of training pairs is unknown."""
     settings, network = spec["train"], networks(spec)
     episodes = settings["epoch_episodes"] or data.training_pairs_of(spec)
     if episodes is None:
@@ -61,14 +61,13 @@ def training(spec: dict, data: DataSet, limits: Limits) -> list[Stage] | None:
     predicted = photos * network.embedding(size).multiply_adds + 2 * _prediction(spec, size, 1)
     steps = settings["epochs"] * -(-episodes // settings["batch"])
     base = settings["epochs"] * settings["base_episodes"] / settings["batch"]  # batches that are predicted only
-    name = ON_PHOTOS if live else ON_FEATURES
     step = settings["batch"] * (trained + encoding)
     share = settings["batch"] * (predicted + encoding) / step
-    return [Stage(START, 1), Stage(name, steps + share * base, step)]
+    return Stage(ON_PHOTOS if live else ON_FEATURES, steps + share * base, step)
 
 
-def tuning(spec: dict, data: DataSet, limits: Limits, stored: bool) -> list[Stage]:
-    """Of all trials: each rate goes to the most steps, the fewer are stations on the way; and no step at all.
+def tuning(spec: dict, data: DataSet, limits: Limits, stored: bool) -> Stage:
+    """All trials: each rate goes to the most steps, the fewer are stations on the way; and no step at all.
 
     Args:
         stored: Test photos are not encoded, their features are read.
@@ -79,22 +78,17 @@ def tuning(spec: dict, data: DataSet, limits: Limits, stored: bool) -> list[Stag
     each = rates * max(settings["steps"]) * counted.step
     # At each station a prediction and the loss on the supports, which is taken before the first step too.
     each += (1 + rates * stations) * (counted.adapted(1) + counted.ring) + rates * counted.ring
-    return [Stage(START, 1), Stage(FINETUNING, episodes, each + counted.encoding / episodes)]
+    return Stage(FINETUNING, episodes, each + counted.encoding / episodes)
 
 
-def evaluation(spec: dict, data: DataSet, limits: Limits, stored: bool) -> list[Stage]:
-    """Of scoring all test episodes; each is finetuned first where the specification says so. ``stored``: as above."""
+def evaluation(spec: dict, data: DataSet, limits: Limits, stored: bool) -> Stage:
+    """Scoring all test episodes; each is finetuned first where the specification says so. ``stored``: as above."""
     episodes, counted = episodes_of(spec), _Episodes(spec, data, limits, stored)
     if "finetune" in spec:
         # The number of steps is chosen by trial: the most are counted.
         each = max(spec["finetune"]["steps"]) * counted.step + 2 * counted.ring + counted.adapted(counted.shots)
-        return [Stage(START, 1), Stage(FINETUNING, episodes, each + counted.encoding / episodes)]
-    return [Stage(START, 1), Stage(EVALUATION, episodes, counted.predicted + counted.encoding / episodes)]
-
-
-def named_photos(spec: dict, data: DataSet) -> float:
-    """Expected photos, and pairs without background, that the episodes of an evaluation or of trials name."""
-    return _Episodes(spec, data, Limits(), False).distinct
+        return Stage(FINETUNING, episodes, each + counted.encoding / episodes)
+    return Stage(EVALUATION, episodes, counted.predicted + counted.encoding / episodes)
 
 
 class _Episodes:
@@ -116,7 +110,7 @@ class _Episodes:
 
     @cached_property
     def distinct(self) -> float:
-        """Photos, and pairs without background, that all episodes name."""
+        """Expected photos, and pairs without background, that all episodes name."""
         masked = named(self.pools, self.count, self.shots) if self.of_support == 2 else 0
         return named(self.pools, self.count, self.shots + 1) + masked
 
@@ -185,36 +179,41 @@ class Demand:
     def __init__(self, plan: Plan, layout: Layout, data: Sequence[DataSet]):
         self.plan, self.limits = plan, plan.study.limits.values()
         self._data = {resolve.dataset_name(each.spec): each for each in data}
-        features = {PurePath(layout.features_folder(spec)).name: spec for spec in plan.features.values()}
-        self.specs: dict[Job, Spec] = {("features", name): spec for name, spec in features.items()}
+        self.specs: dict[Job, Spec] = {}
+        for spec in plan.features.values():
+            self.specs["features", PurePath(layout.features_folder(spec)).name] = spec
         self.specs |= {("train", name): spec for name, spec in plan.trainings.items()}
         self.specs |= {("tune", name): spec for name, spec in plan.tunings.items()}
         for name, spec in plan.evaluations.items():
             self.specs["finetune" if "finetune" in spec else "evaluate", name] = spec
 
-    def _of(self, job: Job) -> DataSet:
-        return self._data[resolve.dataset_name(dataset_of(self.specs[job]))]
+    def _of(self, job: Job) -> tuple[Spec, DataSet]:
+        spec = self.specs[job]
+        return spec, self._data[resolve.dataset_name(dataset_of(spec))]
 
     def stages(self, job: Job) -> list[Stage] | None:
         """What it computes; None where that is not known before the data are prepared."""
-        spec, data = self.specs[job], self._of(job)
+        spec, data = self._of(job)
         if job[0] == "features":
-            return features(spec, data)
-        if job[0] == "train":
-            return training(spec, data, self.limits)
-        count = tuning if job[0] == "tune" else evaluation
-        return count(spec, data, self.limits, self.plan.caches_test_photos)
+            work = features(spec, data)
+        elif job[0] == "train":
+            work = training(spec, data, self.limits)
+        else:
+            count = tuning if job[0] == "tune" else evaluation
+            work = count(spec, data, self.limits, self.plan.caches_test_photos)
+        return work and [Stage(START, 1), work]
 
     def memory(self, job: Job) -> Need:
         """What it holds at most."""
-        spec, data = self.specs[job], self._of(job)
+        spec, data = self._of(job)
         if job[0] == "features":
             return memory.features(spec, self.limits, store_bytes(spec, data) or 0)
         if job[0] == "train":
             stored = resolve.features_spec(spec)
             return memory.training(spec, self.limits, store_bytes(stored, data, reader=spec) or 0 if stored else 0)
         stored = resolve.test_features_specs(spec) if self.plan.caches_test_photos else []
-        need = memory.evaluation(spec, self.limits, named_photos(spec, data), bool(stored))
+        named_photos = _Episodes(spec, data, self.limits, bool(stored)).distinct
+        need = memory.evaluation(spec, self.limits, named_photos, bool(stored))
         return replace(need, mapped=sum(store_bytes(each, data) or 0 for each in stored))
 
 

@@ -2,13 +2,16 @@
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
+from torch.nn import functional as F
 
 from crnet import methods
 from crnet.cost import memory
@@ -97,9 +100,8 @@ class Training:
         limits: Limits = NONE,
     ):
         self.spec, self.paths, self.device, self.limits = spec, paths, device, limits
-        self.checkpoint_seconds = checkpoint_seconds
+        self.settings, self.checkpoint_seconds = spec["train"], checkpoint_seconds
         self.provenance = provenance.record(device.type, threads)
-        self.settings = spec["train"]
         self.index = Index.load(paths.data)
         self.encoder = FrozenEncoder(
             spec["encoder"], paths.encoder, device, self.settings["precision"], limits.photos_at_once
@@ -135,9 +137,8 @@ class Training:
         self._finish()
 
     def _epoch(self, epoch: int) -> None:
-        batch_size = self.settings["batch"]
-        done = self.progress.step - epoch * self.epoch_steps
-        episodes = self.episodes.epoch(epoch, self.epoch_episodes)[done * batch_size :]
+        done = (self.progress.step - epoch * self.epoch_steps) * self.settings["batch"]
+        episodes = self.episodes.epoch(epoch, self.epoch_episodes)[done:]
         self.method.train()
         started = saved = time.monotonic()
         before = self.progress.seconds
@@ -165,7 +166,10 @@ class Training:
                 batch = None
             finally:
                 self._notice.interrupt = False
-            self._leave_if_told()
+            if self._notice.given:
+                self._save()
+                done, state = self.progress.step, self.paths.state
+                raise Preempted(f"stopped by SIGTERM after step {done}; the state is in {state}.")
             if batch is None:
                 return
             yield batch
@@ -187,9 +191,10 @@ class Training:
         if self.method.stores_cache:
             self.cache.write(_keys(batch, "query"), batch.query_flipped, result.query_probability)
             self.cache.write(_keys(batch, "support"), batch.support_flipped, result.support_probability)
+        sums, count = progress.sums, len(batch.episodes)
         for name, value in {"loss": result.loss, **result.parts}.items():
-            progress.sums[name] = progress.sums.get(name, 0.0) + value.item() * len(batch.episodes)
-        progress.sums["episodes"] = progress.sums.get("episodes", 0.0) + len(batch.episodes)
+            sums[name] = sums.get(name, 0.0) + value.item() * count
+        sums["episodes"] = sums.get("episodes", 0.0) + count
         progress.step += 1
 
     def _losses(self, batch: Batch, share: Share | None) -> Step:
@@ -212,25 +217,23 @@ class Training:
             share=share,
         )
         if cached and self.method.stores_cache:
-            step, keys = self.progress.step, {branch: _keys(batch, branch) for branch in ("query", "support")}
-            # Chance is drawn for the whole batch.
-            query_cache = self.cache.read(keys["query"], batch.query_flipped, step, "query", query)
-            support_cache = self.cache.read(keys["support"], batch.support_flipped, step, "support", support)
-            pairs.query_cache, pairs.support_cache = query_cache[rows], support_cache[rows]
+            step = self.progress.step  # chance is drawn for the whole batch
+            flipped, keys = batch.query_flipped, _keys(batch, "query")
+            pairs.query_cache = self.cache.read(keys, flipped, step, "query", query)[rows]
+            flipped, keys = batch.support_flipped, _keys(batch, "support")
+            pairs.support_cache = self.cache.read(keys, flipped, step, "support", support)[rows]
         return pairs
 
     def _log_epoch(self, epoch: int) -> None:
         progress = self.progress
         base, support = self._score_base()
         seen = progress.sums.pop("episodes")
+        images = (epoch + 1) * self.epoch_episodes * (3 if self.method.needs_masked else 2)
         row = {
             "epoch": epoch + 1,
             "step": progress.step,
             "lr": learning_rate(self.settings, progress.step - 1, self.steps),
-        }
-        row |= {name: total / seen for name, total in progress.sums.items()}
-        images = (epoch + 1) * self.epoch_episodes * (3 if self.method.needs_masked else 2)
-        row |= {
+            **{name: total / seen for name, total in progress.sums.items()},
             "images_per_second": images / max(progress.seconds, 1e-9),
             "peak_memory_bytes": provenance.peak_memory_bytes(self.device.type),
             "base_miou": base,
@@ -255,37 +258,25 @@ class Training:
         if not count:
             return math.nan, math.nan
         self.method.eval()
-        totals: dict[int, tuple[int, int]] = {}
-        support_total = (0, 0)
+        totals: defaultdict[int, np.ndarray] = defaultdict(lambda: np.zeros(2, int))  # of a class
+        hit, union = 0, 0  # of the supports
         for batch in self._batches(self.episodes.base(count), augment=False):
             with autocast(self.device, self.settings["precision"]):
                 pairs = self._pairs(batch, cached=False)
                 query = self.method.predict(pairs, refinements=1)
                 support = self.method.predict_support(pairs, refinements=1)
             for i, episode in enumerate(batch.episodes):
-                counts = fg_counts(_mask(query, i, batch), batch.query_mask[i].numpy())
-                totals[episode.class_id] = _plus(totals.get(episode.class_id, (0, 0)), counts)
+                totals[episode.class_id] += _counts(query[i], batch.query_mask[i])
                 if support is not None:
-                    support_total = _plus(
-                        support_total, fg_counts(_mask(support, i, batch), batch.support_mask[i].numpy())
-                    )
-        intersections, unions = zip(*totals.values(), strict=True)
-        return float(miou(intersections, unions)), support_total[0] / max(1, support_total[1])
-
-    def _leave_if_told(self) -> None:
-        if self._notice.given:
-            self._save()
-            raise Preempted(f"stopped by SIGTERM after step {self.progress.step}; the state is in {self.paths.state}.")
+                    counts = _counts(support[i], batch.support_mask[i])
+                    hit, union = hit + counts[0], union + counts[1]
+        return float(miou(*np.transpose(list(totals.values())))), hit / max(1, union)
 
     def _failed(self, what: str) -> CrnetError:
         """The error that ends a training that diverged, after marking it failed beside where its result would be."""
-        state = self.paths.state
-        saved = load_state(state)
-        good = (
-            f"the last good state, after {saved['progress']['step']} steps, is {state}"
-            if saved
-            else "no state was saved"
-        )
+        saved, good = load_state(self.paths.state), "no state was saved"
+        if saved:
+            good = f"the last good state, after {saved['progress']['step']} steps, is {self.paths.state}"
         write_json(self.paths.out / FAILED, {"run": self.paths.out.name, "spec": self.spec, "failed": what})
         return CrnetError(
             f"{self.paths.out.name}: {what}; {good}, and the run is marked failed in {self.paths.out / FAILED}. Lower "
@@ -328,7 +319,8 @@ class Training:
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.method.state_dict().items()}
         weights = out / "model.safetensors"
         atomic_write(weights, save(tensors, metadata={"spec": canonical(self.spec)}))
-        rows = [[_cell(row.get(column, "")) for column in LOG_COLUMNS] for row in self.progress.log]
+        log = [[row.get(column, "") for column in LOG_COLUMNS] for row in self.progress.log]
+        rows = [[f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in log]
         write_csv(out / "log.csv", LOG_COLUMNS, rows)
         write_json(out / "train.json", {
             "run": out.name,
@@ -351,15 +343,7 @@ def _keys(batch: Batch, branch: str) -> list[tuple[str, int]]:
     return [(getattr(episode, branch), episode.class_id) for episode in batch.episodes]
 
 
-def _mask(logits: Tensor, number: int, batch: Batch):
-    size = batch.query_mask.shape[-2:]
-    upsampled = torch.nn.functional.interpolate(logits[number : number + 1].float(), size=size, mode="bilinear")
-    return (upsampled[0, 1] > upsampled[0, 0]).cpu().numpy()
-
-
-def _plus(total: tuple[int, int], counts: tuple[int, int]) -> tuple[int, int]:
-    return total[0] + counts[0], total[1] + counts[1]
-
-
-def _cell(value: float | str) -> float | str:
-    return f"{value:.6g}" if isinstance(value, float) else value
+def _counts(logits: Tensor, mask: Tensor) -> tuple[int, int]:
+    """Foreground intersection and union of logits (2, h, w) at the size of the mask (S, S)."""
+    upsampled = F.interpolate(logits[None].float(), size=mask.shape, mode="bilinear")[0]
+    return fg_counts((upsampled[1] > upsampled[0]).cpu().numpy(), mask.numpy())

@@ -11,12 +11,10 @@ ONE_CYCLE_START = 0.04  # of the peak
 
 def optimiser(method: nn.Module, settings: dict) -> torch.optim.Optimizer:
     parameters = [p for p in method.parameters() if p.requires_grad]
+    rate, momentum, decay = settings["lr"], settings["momentum"], settings["weight_decay"]
     if settings["optimizer"] == "sgd":
-        return torch.optim.SGD(
-            parameters, settings["lr"], momentum=settings["momentum"], weight_decay=settings["weight_decay"]
-        )
-    betas = (settings["momentum"], 0.999)
-    return torch.optim.AdamW(parameters, settings["lr"], betas=betas, weight_decay=settings["weight_decay"], fused=True)
+        return torch.optim.SGD(parameters, rate, momentum=momentum, weight_decay=decay)
+    return torch.optim.AdamW(parameters, rate, betas=(momentum, 0.999), weight_decay=decay, fused=True)
 
 
 def learning_rate(settings: dict, step: int, steps: int) -> float:

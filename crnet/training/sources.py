@@ -50,23 +50,20 @@ class CachedSource:
 
     def _batch(self, episodes: list[TrainingEpisode]) -> Batch:
         store, maps = self.store, self.method.maps
-        masked = None
-        if self.method.needs_masked:
-            masked = store.masked([(e.support, e.class_id, e.support_view) for e in episodes], maps)
+        supports = [(e.support, e.class_id, e.support_view) for e in episodes]
         return Batch(
             episodes,
-            store.photos([(e.query, e.query_view) for e in episodes], maps),
-            store.photos([(e.support, e.support_view) for e in episodes], maps),
-            masked,
-            self._masks([(e.query, e.query_view, e.class_id) for e in episodes]),
-            self._masks([(e.support, e.support_view, e.class_id) for e in episodes]),
+            store.maps([(e.query, None, e.query_view) for e in episodes], maps),
+            store.maps([(e.support, None, e.support_view) for e in episodes], maps),
+            store.maps(supports, maps) if self.method.needs_masked else None,
+            self._masks([(e.query, e.class_id, e.query_view) for e in episodes]),
+            self._masks(supports),
             [transforms.is_flipped(store.kind, e.query_view) for e in episodes],
             [transforms.is_flipped(store.kind, e.support_view) for e in episodes],
         )
 
     def _masks(self, keys: list[tuple[str, int, int]]) -> Tensor:
-        masks = [self.store.mask(photo, c, view, self.void_classes) for photo, view, c in keys]
-        return torch.from_numpy(np.stack(masks))
+        return torch.from_numpy(np.stack([self.store.mask(*key, self.void_classes) for key in keys]))
 
 
 class LiveSource:
@@ -89,22 +86,14 @@ class LiveSource:
 
     def batches(self, episodes: list[TrainingEpisode], size: int, augment: bool = True) -> Iterator[Batch]:
         how = self.settings["augment"] if augment else "none"
-        photos = _EpisodePhotos(
-            self.index, episodes, self.settings["size"], self.settings["views"], how, self.void_classes
-        )
-        loader = DataLoader(
-            photos,
-            size,
-            num_workers=self.workers,
-            collate_fn=list,
-            pin_memory=False,
-            multiprocessing_context="forkserver" if self.workers else None,
-        )
-        for start, rows in zip(range(0, len(episodes), size), loader, strict=True):
+        photos = _EpisodePhotos(self.index, episodes, self.settings, how, self.void_classes)
+        start = "forkserver" if self.workers else None
+        loader = DataLoader(photos, size, num_workers=self.workers, collate_fn=list, multiprocessing_context=start)
+        for first, rows in zip(range(0, len(episodes), size), loader, strict=True):
             for row in rows:
                 if isinstance(row, CrnetError):
                     raise row
-            yield self._batch(episodes[start : start + size], rows, how)
+            yield self._batch(episodes[first : first + size], rows, how)
 
     def _batch(self, episodes: list[TrainingEpisode], rows: list, how: str) -> Batch:
         queries, query_masks, supports, support_masks = zip(*rows, strict=True)
@@ -131,30 +120,27 @@ class LiveSource:
 class _EpisodePhotos(Dataset):
     """Episode number -> (query (S, S, 3), its mask (S, S), support, its mask); a pure function of the episode."""
 
-    def __init__(self, index, episodes, size, views, augment, void_classes):
-        self.index, self.episodes, self.size, self.views = index, episodes, size, views
-        self.augment, self.void_classes = augment, void_classes
+    def __init__(self, index, episodes, settings, augment, void_classes):
+        self.index, self.episodes, self.augment, self.void_classes = index, episodes, augment, void_classes
+        self.size, self.views = settings["size"], settings["views"]
 
     def __len__(self) -> int:
         return len(self.episodes)
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, ...] | CrnetError:
         """What is wrong with a photo is returned: raised in a worker, it would arrive as a page of traceback."""
+        episode = self.episodes[number]
+        generator = np.random.default_rng(episode.seed)
         try:
-            return self._arrays(self.episodes[number])
+            support = self._photo(episode.support, episode.support_view, episode, generator, self.augment != "none")
+            query = self._photo(episode.query, episode.query_view, episode, generator, self.augment == "both")
         except CrnetError as error:
             return error
-
-    def _arrays(self, episode: TrainingEpisode) -> tuple[np.ndarray, ...]:
-        generator = np.random.default_rng(episode.seed)
-        support = self._photo(episode.support, episode.support_view, episode, generator, self.augment != "none")
-        query = self._photo(episode.query, episode.query_view, episode, generator, self.augment == "both")
         return *query, *support
 
     def _photo(self, photo, view, episode, generator, augment):
         image = transforms.apply_view(self.views, view, transforms.squash(self.index.read_image(photo), self.size))
-        mask = self.index.class_mask(photo, episode.class_id, self.void_classes)
-        mask = transforms.squash_mask(mask, self.size)
+        mask = transforms.squash_mask(self.index.class_mask(photo, episode.class_id, self.void_classes), self.size)
         mask = transforms.apply_view_to_mask(self.views, view, mask)
         if augment:
             image, mask = transforms.scale_crop_flip(image, mask, 1, generator)
