@@ -20,8 +20,10 @@ from crnet.data.transforms import scale_crop_flip
 from crnet.errors import CrnetError
 from crnet.runtime.checkpoint import load_state, save_state
 from crnet.runtime.files import read_csv, read_json
+from crnet.training import loop
 from crnet.training.cache import ProbabilityCache
 from crnet.training.episodes import EpisodeSource
+from crnet.training.loop import constant_loss
 from crnet.training.optimisation import learning_rate
 
 
@@ -45,6 +47,27 @@ def test_writes_weights_log_and_provenance(tiny, tmp_path):
     assert all(0 <= float(row["base_miou"]) <= 1 and float(row["images_per_second"]) > 0 for row in log)
     assert about["dataset_digest"] == Index.load(tiny.data).digest
     assert not out.with_suffix(".pt").exists(), "the state of a finished run is in nobody's way"
+
+
+def test_base_classes_that_are_not_scored_are_empty_in_the_log(tiny, tmp_path, capsys):
+    out = run(tiny, tmp_path, "run", train={"base_episodes": 0})
+    assert [(row["base_miou"], row["support_iou"]) for row in read_csv(out / "log.csv")] == [("", "")] * 2
+    assert "base mIoU" not in capsys.readouterr().out
+
+
+def test_the_loss_of_one_answer_for_all_pixels_by_hand():
+    assert constant_loss(0.5) == pytest.approx(np.log(2))
+    assert constant_loss(0.1) == pytest.approx(0.3251, abs=1e-4)  # -0.1 ln 0.1 - 0.9 ln 0.9
+    assert constant_loss(0.0) == constant_loss(1.0) == 0
+
+
+def test_a_training_that_learns_nothing_warns_in_its_log(tiny, tmp_path, capsys, monkeypatch):
+    run(tiny, tmp_path, "idle", train={"lr": 1e-8})
+    said = capsys.readouterr().out
+    assert "WARNING after 10 steps: the loss on queries, " in said and "WARNING after 20 steps" in said
+    monkeypatch.setattr(loop, "constant_loss", lambda share: 9.0 if 0.05 < share < 0.6 else 0.0)
+    run(tiny, tmp_path, "busy")
+    assert "WARNING" not in capsys.readouterr().out
 
 
 def test_killed_at_a_random_moment_ends_with_the_same_bits(tiny, tmp_path):

@@ -20,7 +20,7 @@ from crnet.encoders.features import FeatureStore
 from crnet.encoders.frozen import FrozenEncoder, autocast, compute_dtype
 from crnet.errors import CrnetError
 from crnet.methods import Pairs, Share, Step
-from crnet.metrics.iou import fg_counts, miou
+from crnet.metrics.iou import VOID, fg_counts, miou
 from crnet.runtime import provenance
 from crnet.runtime.checkpoint import is_finite, load_state, remove_state, save_state
 from crnet.runtime.files import atomic_write, canonical, sha256_file, write_csv, write_json
@@ -36,6 +36,7 @@ from crnet.training.sources import Batch, CachedSource, LiveSource
 
 LOG_COLUMNS = ("epoch", "step", "loss", "query", "support", "cooccurrence", "lr", "images_per_second",
                "peak_memory_bytes", "base_miou", "support_iou", "seconds")  # fmt: skip
+NOTHING_LEARNT = 0.98  # of the loss of one answer for all pixels: above it the log warns
 FAILED = "failed.json"  # marks a training that diverged; gone when it finishes after all
 
 
@@ -194,7 +195,9 @@ class Training:
         sums, count = progress.sums, len(batch.episodes)
         for name, value in {"loss": result.loss, **result.parts}.items():
             sums[name] = sums.get(name, 0.0) + value.item() * count
-        sums["episodes"] = sums.get("episodes", 0.0) + count
+        pixels = {"foreground": (batch.query_mask == 1).sum().item(), "seen": (batch.query_mask != VOID).sum().item()}
+        for name, value in {"episodes": count, **pixels}.items():
+            sums[name] = sums.get(name, 0.0) + value
         progress.step += 1
 
     def _losses(self, batch: Batch, share: Share | None) -> Step:
@@ -227,13 +230,13 @@ class Training:
     def _log_epoch(self, epoch: int) -> None:
         progress = self.progress
         base, support = self._score_base()
-        seen = progress.sums.pop("episodes")
+        episodes, foreground, seen = (progress.sums.pop(name, 0.0) for name in ("episodes", "foreground", "seen"))
         images = (epoch + 1) * self.epoch_episodes * (3 if self.method.needs_masked else 2)
         row = {
             "epoch": epoch + 1,
             "step": progress.step,
             "lr": learning_rate(self.settings, progress.step - 1, self.steps),
-            **{name: total / seen for name, total in progress.sums.items()},
+            **{name: total / episodes for name, total in progress.sums.items()},
             "images_per_second": images / max(progress.seconds, 1e-9),
             "peak_memory_bytes": provenance.peak_memory_bytes(self.device.type),
             "base_miou": base,
@@ -241,12 +244,20 @@ class Training:
             "seconds": progress.seconds,
         }
         progress.log.append(row)
+        measured = "" if math.isnan(base) else f"base mIoU {100 * base:.1f}  "
         progress.sums = {}
         print(
             f"epoch {epoch + 1}/{self.settings['epochs']}  step {progress.step}/{self.steps}  loss {row['loss']:.4f}  "
-            f"lr {row['lr']:.2e}  base mIoU {100 * base:.1f}  {row['images_per_second']:.0f} img/s",
+            f"lr {row['lr']:.2e}  {measured}{row['images_per_second']:.0f} img/s",
             flush=True,
         )
+        constant = constant_loss(foreground / seen) if seen else math.inf
+        if row.get("query", 0.0) > NOTHING_LEARNT * constant:
+            print(
+                f"WARNING after {progress.step} steps: the loss on queries, {row['query']:.3f}, is still that of one "
+                f"answer for all pixels, {constant:.3f}; if it stays there, try another train.lr or train longer.",
+                flush=True,
+            )
 
     @torch.no_grad()
     def _score_base(self) -> tuple[float, float]:
@@ -320,7 +331,7 @@ class Training:
         weights = out / "model.safetensors"
         atomic_write(weights, save(tensors, metadata={"spec": canonical(self.spec)}))
         log = [[row.get(column, "") for column in LOG_COLUMNS] for row in self.progress.log]
-        rows = [[f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in log]
+        rows = [[_cell(value) for value in row] for row in log]
         write_csv(out / "log.csv", LOG_COLUMNS, rows)
         write_json(out / "train.json", {
             "run": out.name,
@@ -337,6 +348,18 @@ class Training:
         })  # fmt: skip
         (out / FAILED).unlink(missing_ok=True)
         remove_state(self.paths.state)
+
+
+def constant_loss(share: float) -> float:
+    """The least cross-entropy of one probability for all pixels, of which ``share``, in [0, 1], are foreground."""
+    return -sum(p * math.log(p) for p in (share, 1 - share) if p > 0)
+
+
+def _cell(value: float | str) -> float | str:
+    """How a value stands in the log; what was not measured is empty."""
+    if not isinstance(value, float):
+        return value
+    return "" if math.isnan(value) else f"{value:.6g}"
 
 
 def _keys(batch: Batch, branch: str) -> list[tuple[str, int]]:
