@@ -5,6 +5,8 @@ Each command imports what it needs when it runs, so that ``plan`` needs no torch
 
 import os
 import sys
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,20 @@ from crnet.runtime.preemption import STATUS, Preempted
 # Threads that spin while they wait make jobs side by side several times slower; read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-files_option = click.option(
-    "--configfile", "files", type=PATH, multiple=True, help="Study, then overrides; default: the demo."
-)
+
+def of_study(default: str) -> Callable:
+    """Options of a command that takes a study's ``files`` as Snakemake does: `--configfile STUDY OVERRIDES`."""
+
+    def decorate(command: Callable) -> Callable:
+        @click.option("--configfile", "first", type=PATH, multiple=True, help=f"Study; default: {default}.")
+        @click.argument("more", type=PATH, nargs=-1, metavar="[OVERRIDES]...")
+        @wraps(command)
+        def run(first: tuple[Path, ...], more: tuple[Path, ...], **given: Any) -> None:
+            command(files=first + more, **given)
+
+        return run
+
+    return decorate
 
 
 class _AsWritten(click.Group):
@@ -64,20 +77,44 @@ def main() -> None:
 
 
 @cli.command()
-@files_option
+@of_study("the demo")
 @click.option("--rates", type=PATH, multiple=True, help="What `crnet bench --json` wrote; default: of this machine.")
 def plan(files: tuple[Path, ...], rates: tuple[Path, ...]) -> None:
-    """What a study would run and need: trainings, evaluations, hours, downloads, disk, memory. Runs nothing."""
+    """What a study would run and need: trainings, evaluations, hours, downloads, disk, memory. Runs nothing.
+
+    \b
+    crnet plan --configfile configs/studies/paper.yaml configs/limits/8gb-gpu.yaml
+    """
     from crnet.planning.plan import describe
 
     click.echo(describe(files, rates))
 
 
+@cli.command("list")
+@click.argument("kind", type=click.Choice(["studies", "tables", "methods", "encoders", "datasets"]))
+def list_known(kind: str) -> None:
+    """What a study may name: studies, tables, methods, encoders or datasets, a line each.
+
+    \b
+    crnet list studies
+    """
+    from crnet.config.known import known
+
+    rows = known(kind)
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        click.echo(f"{name:<{width}}  {text}")
+
+
 @cli.command("check-data")
-@files_option
+@of_study("the demo")
 @click.option("--out", type=PATH, help="Write the table of findings here too, as CSV.")
 def check_data(files: tuple[Path, ...], out: Path | None) -> None:
-    """Read every photo and mask of a study and list all that is wrong; status 3 if anything is."""
+    """Read every photo and mask of a study and list all that is wrong; status 3 if anything is.
+
+    \b
+    crnet check-data --configfile configs/studies/paper.yaml --out findings.csv
+    """
     from crnet.config import study
     from crnet.data.check import HEADER, check, describe, rows
 
@@ -111,7 +148,7 @@ def show(results: Path) -> None:
 
 
 @cli.command()
-@files_option
+@of_study("the demo")
 def render(files: tuple[Path, ...]) -> None:
     """Render a study that is not whole: tables, claims and runs from what is there, gaps marked missing or failed."""
     from crnet.report.partial import render as run
@@ -121,14 +158,18 @@ def render(files: tuple[Path, ...]) -> None:
 
 @cli.command()
 @click.argument("results", type=PATH)
-@click.option("--configfile", "files", type=PATH, multiple=True, help="Study; default: the one of the folder's name.")
+@of_study("the one of the folder's name")
 @click.option("--work", "works", type=PATH, multiple=True, help="Where weights and data may lie; default: the study's.")
 @click.option("--sample", type=click.IntRange(0), default=8, show_default=True, help="Episodes to predict again.")
 @click.option("--seed", type=click.IntRange(0), help="Of the sample; drawn and printed if not given.")
 @click.option("--all", "everything", is_flag=True, help="List every difference, not just the first of each kind.")
 @device_option
 def audit(**options: Any) -> None:
-    """Check published RESULTS against their counts, digests, data and weights; status 3 if anything differs."""
+    """Check published RESULTS against their counts, digests, data and weights; status 3 if anything differs.
+
+    \b
+    crnet audit results/demo --sample 20
+    """
     from crnet.audit import audit as run
 
     text, differences = run(**options)
@@ -140,7 +181,11 @@ def audit(**options: Any) -> None:
 @cli.command()
 @click.argument("results", type=PATH)
 def track(results: Path) -> None:
-    """Show a study's runs in MLflow: fills or rebuilds the store from the files under RESULTS."""
+    """Show a study's runs in MLflow: fills or rebuilds the store from the files under RESULTS.
+
+    \b
+    crnet track results/demo; mlflow ui
+    """
     from crnet.report.tracking import store_uri, sync
 
     if not (results / "runs.csv").is_file():
@@ -160,7 +205,11 @@ def track(results: Path) -> None:
 @click.option("--json", type=PATH, help="Write all figures here too.")
 @click.option("--markdown", type=PATH, help="Write the table here too, as in docs/performance.md.")
 def bench(quick: bool, stages: tuple[str, ...], with_scaling: bool, json: Path | None, markdown: Path | None, **given):
-    """Measure this machine's ceiling, each stage against it, and plain loops on the same inputs."""
+    """Measure this machine's ceiling, each stage against it, and plain loops on the same inputs.
+
+    \b
+    crnet bench --device cuda --json configs/rates/my-gpu.json
+    """
     from crnet.bench.inputs import Options
     from crnet.bench.run import bench as run
 

@@ -7,14 +7,24 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
+from crnet.errors import CrnetError
 from crnet.runtime.limits import Limits
 from crnet.runtime.out_of_memory import needs_memory
 
 PATH = click.Path(path_type=Path)
+
+
+class Described(dict):
+    """A job's description; what is not in it is one sentence."""
+
+    def __missing__(self, key: str) -> NoReturn:
+        raise CrnetError(
+            f"the JSON of this job has no {key!r}; give it whole, as `snakemake --dry-run --printshellcmds` prints it."
+        )
 
 
 class _JsonParameter(click.ParamType):
@@ -25,9 +35,12 @@ class _JsonParameter(click.ParamType):
             return value
         text = sys.stdin.read() if value == "-" else value
         try:
-            return json.loads(text)
+            described = json.loads(text, object_hook=Described)
         except json.JSONDecodeError as error:
             self.fail(f"is not JSON ({error})", param, ctx)
+        if not isinstance(described, Described):
+            self.fail(f"is {type(described).__name__}, not names and values", param, ctx)
+        return described
 
 
 def _limits(context: click.Context, option: click.Parameter, given: dict) -> Limits:
