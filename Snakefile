@@ -2,17 +2,21 @@
 # One study a run: `snakemake --cores all --configfile configs/studies/<study>.yaml`; without it, the demo.
 import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
+from snakemake_interface_logger_plugins.common import LogEvent
 
 from crnet import warm
 from crnet.runtime import work_lock
 from crnet.config import claims as paper_claims, resolve, study as studies
 from crnet.errors import CrnetError
+from crnet.report.headline import headline
 from crnet.runtime.files import canonical
 from crnet.runtime.gpu import has_nvidia_gpu
 
@@ -31,6 +35,7 @@ JOBS = {**TABLES, "claims": CLAIMS}
 SHEET = studies.sheet_job(PLAN, AT)
 K_SHOT = "table4" if "table4" in TABLES else None
 FORMATS = ["png", "svg"]
+WATCH = []
 
 
 wildcard_constraints:
@@ -51,6 +56,9 @@ include: "workflow/rules/runs.smk"
 include: "workflow/rules/report.smk"
 
 
+logger.addFilter(is_spoken)
+
+
 onstart:
     # Snakemake's own answer to SIGTERM waits for a lock; in the thread that holds it, it would wait for ever (9.27).
     leave = signal.getsignal(signal.SIGTERM)
@@ -66,6 +74,10 @@ onstart:
         )
     if STUDY.device == "cpu" and workflow.local_exec:
         warm.start()
+    if workflow.local_exec:
+        words = ["job", "watch", "--study", canonical(STUDY.model_dump(mode="json"))]
+        # It ends when this process does, which holds its standard input.
+        WATCH.append(subprocess.Popen([sys.executable, "-m", "crnet", *words], stdin=subprocess.PIPE))
 
 
 onsuccess:
@@ -75,6 +87,12 @@ onsuccess:
         print(
             f"crnet: {len(missing)} tables and plots are not made yet, e.g. {missing[0]}; call snakemake again to go on."
         )
+    elif whole:
+        print(headline(Path(AT.results), list(PLAN.tables)))
+
+
+onerror:
+    print("crnet: not finished; the same command goes on from here, and `crnet status` says how far it is.")
 
 
 rule all:

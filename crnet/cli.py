@@ -106,6 +106,20 @@ def list_known(kind: str) -> None:
         click.echo(f"{name:<{width}}  {text}")
 
 
+@cli.command()
+@of_study("the demo")
+def status(files: tuple[Path, ...]) -> None:
+    """How far a study is, stage by stage, and how long the rest will take; also while it runs.
+
+    \b
+    crnet status --configfile configs/studies/photos.yaml
+    """
+    from crnet.config import study
+    from crnet.planning.progress import describe
+
+    click.echo(describe(study.load(files)))
+
+
 @cli.command("check-data")
 @of_study("the demo")
 @click.option("--out", type=PATH, help="Write the table of findings here too, as CSV.")

@@ -227,6 +227,18 @@ def collect(runs: Path, training_log: Path, **folders: tuple[Path, ...]) -> None
 
 
 @job.command()
+@click.option("--study", type=JSON, required=True, help="The study as it is run, whole.")
+def watch(study: dict) -> None:
+    """Say how far the study's run is, now and then, until standard input closes."""
+    from crnet.config import resolve
+    from crnet.config.schema import Study, parse
+    from crnet.config.study import ROOT, TABLES
+    from crnet.planning.progress import watch as run
+
+    run(resolve.resolve(parse(Study, dict(study), "--study"), ROOT / TABLES))
+
+
+@job.command()
 @click.option("--job", type=JSON, required=True)
 @click.option("--tables", type=PATH, required=True, help="Folder for the .csv, .md and .tex.")
 @click.option("--figures", type=PATH, required=True, help="Folder for the .png and .svg.")

@@ -28,3 +28,14 @@ def features_options(files):
 
 def encoder_option(files):
     return ["--encoder", files.encoder] if hasattr(files, "encoder") else []
+
+
+# Some ten lines a job of Snakemake's own; `crnet job watch` speaks in their place, and `--verbose` brings them back.
+OF_JOBS = {LogEvent.JOB_INFO, LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.PROGRESS, LogEvent.SHELLCMD}
+
+
+def is_spoken(record):
+    if workflow.dryrun or workflow.output_settings.verbose or not workflow.local_exec:
+        return True
+    words = "Select jobs to execute", "Execute ", "Touching output file"
+    return getattr(record, "event", None) not in OF_JOBS and not record.getMessage().startswith(words)
