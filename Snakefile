@@ -11,7 +11,7 @@ from snakemake.exceptions import WorkflowError
 
 from crnet import warm
 from crnet.runtime import work_lock
-from crnet.config import claims as paper_claims, resolve, study as studies
+from crnet.config import claims as paper_claims, labels, resolve, study as studies
 from crnet.errors import CrnetError
 from crnet.runtime.files import canonical
 from crnet.runtime.gpu import has_nvidia_gpu
@@ -30,6 +30,8 @@ TABLES = {name: studies.table_job(PLAN, AT, name) for name in PLAN.tables}
 JOBS = {**TABLES, "claims": CLAIMS}
 SHEET = studies.sheet_job(PLAN, AT)
 K_SHOT = "table4" if "table4" in TABLES else None
+# What the report's first words take; jobs do not see it.
+config |= {"title": STUDY.title, "caption": STUDY.caption}
 FORMATS = ["png", "svg"]
 
 
@@ -43,6 +45,9 @@ wildcard_constraints:
 
 resource_scopes:
     gpu="local",
+
+
+report: "workflow/report/study.rst"
 
 
 include: "workflow/rules/common.smk"
