@@ -149,18 +149,18 @@ class TestWhatRunsAgain:
 
     def test_a_label_its_table(self, finished):
         change_table(finished, lambda table: table["rows"][0].update(label="Base"))
-        assert planned(finished) == {"job": 1, "table": 1, "page": 1}
+        assert planned(finished) == dict.fromkeys(("job", "table", "classes", "losses", "page"), 1)
 
     def test_a_variant_its_own_jobs(self, finished):
         change_table(finished, lambda table: table["rows"][3]["set"].update(model={"gate_tied": True}))
-        once = dict.fromkeys(("table", "claims", "runs", "losses", "sheet", "track", "page"), 1)
+        once = dict.fromkeys(("table", "classes", "claims", "runs", "losses", "sheet", "track", "page"), 1)
         assert planned(finished) == once | dict.fromkeys(("job", "train", "evaluate"), 2)
 
     def test_a_new_row_its_own_jobs(self, finished):
         switches = {"evaluate": {"scales": [0.75, 1.0, 1.25], "refinements": 10}}
         row = {"id": "ten", "label": "10 refinements", "set": switches}
         change_table(finished, lambda table: table["rows"].append(row))
-        assert planned(finished) == Counter(job=1, evaluate=2, table=1, runs=1, track=1, losses=1, page=1)
+        assert planned(finished) == Counter(job=1, evaluate=2, table=1, classes=1, runs=1, track=1, losses=1, page=1)
 
 
 def stopped(folder: Path, **changes) -> str:

@@ -15,7 +15,7 @@ localrules:
     tables,
 
 
-PAGE = canonical(studies.page_job(PLAN))
+PAGE = studies.page_job(PLAN)
 HEADLINE = studies.headline_table(PLAN)
 HEADINGS = {name: labels.table_heading(name, table.title) for name, table in PLAN.tables.items()}
 
@@ -181,7 +181,7 @@ rule losses:
     conda:
         "../../environment.yml"
     params:
-        job=PAGE,
+        job=canonical({key: PAGE[key] for key in ["title", "labels"]}),
         out=lambda wc, output: os.path.splitext(output[0])[0],
     shell:
         "python -m crnet job losses --job {params.job:q} --training-log {input:q} --out {params.out:q} > {log:q} 2>&1"
@@ -269,7 +269,7 @@ rule page:
     conda:
         "../../environment.yml"
     params:
-        job=PAGE,
+        job=canonical(PAGE),
         results=lambda wc, output: os.path.dirname(output.page),
         html=HTML,
     shell:
