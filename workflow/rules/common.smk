@@ -28,3 +28,8 @@ def features_options(files):
 
 def encoder_option(files):
     return ["--encoder", files.encoder] if hasattr(files, "encoder") else []
+
+
+def labelled(text):
+    """How the report's lists call a file."""
+    return {"what": text}

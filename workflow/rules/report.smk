@@ -20,11 +20,6 @@ HEADLINE = studies.headline_table(PLAN)
 HEADINGS = {name: labels.table_heading(name, table.title) for name, table in PLAN.tables.items()}
 
 
-def labelled(text):
-    """How the report's lists call a file."""
-    return {"what": text}
-
-
 rule runs:
     input:
         trainings=[f"{AT.training(name)}/train.json" for name in PLAN.trainings],
@@ -271,7 +266,7 @@ rule page:
     params:
         job=canonical(PAGE),
         results=lambda wc, output: os.path.dirname(output.page),
-        html=HTML,
+        html=lambda wc, output: os.path.dirname(output.html),
     shell:
         "python -m crnet job page --job {params.job:q} --results {params.results:q} --html {params.html:q} > {log:q} 2>&1"
 
