@@ -14,7 +14,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 from crnet import warm
 from crnet.runtime import work_lock
-from crnet.config import claims as paper_claims, resolve, study as studies
+from crnet.config import claims as paper_claims, labels, resolve, study as studies
 from crnet.errors import CrnetError
 from crnet.report.headline import headline
 from crnet.runtime.files import canonical
@@ -34,6 +34,8 @@ TABLES = {name: studies.table_job(PLAN, AT, name) for name in PLAN.tables}
 JOBS = {**TABLES, "claims": CLAIMS}
 SHEET = studies.sheet_job(PLAN, AT)
 K_SHOT = "table4" if "table4" in TABLES else None
+# What the report's first words take; jobs do not see it.
+config |= {"title": STUDY.title, "caption": STUDY.caption}
 FORMATS = ["png", "svg"]
 WATCH = []
 
@@ -48,6 +50,9 @@ wildcard_constraints:
 
 resource_scopes:
     gpu="local",
+
+
+report: "workflow/report/study.rst"
 
 
 include: "workflow/rules/common.smk"
@@ -88,7 +93,7 @@ onsuccess:
             f"crnet: {len(missing)} tables and plots are not made yet, e.g. {missing[0]}; call snakemake again to go on."
         )
     elif whole:
-        print(headline(Path(AT.results), list(PLAN.tables)))
+        print(headline(Path(AT.results), studies.headline_table(PLAN)))
 
 
 onerror:

@@ -278,7 +278,7 @@ def k_shot(job: dict, table_csv: Path, out: Path) -> None:
 @job.command()
 @click.option("--job", type=JSON, required=True)
 @click.option("--results", type=PATH, required=True)
-@click.option("--html", type=PATH, help="The same as one file that stands alone, for Snakemake's report.")
+@click.option("--html", type=PATH, help="Folder for page, tables and claims as HTML, for Snakemake's report.")
 def page(job: dict, results: Path, html: Path | None) -> None:
     """Write a study's page, RESULTS/README.md, from the files beside it."""
     from crnet.report.page.html import write_html
@@ -286,14 +286,30 @@ def page(job: dict, results: Path, html: Path | None) -> None:
 
     write_page(job, results)
     if html:
-        write_html(results / PAGE, html)
+        files = {"page": PAGE, "claims": "claims.md"}
+        files |= {table["name"]: f"tables/{table['name']}.md" for table in job["tables"]}
+        for name, file in files.items():
+            write_html(results / file, html / f"{name}.html")
 
 
 @job.command()
+@click.option("--job", type=JSON, required=True)
 @click.option("--training-log", type=PATH, required=True)
 @out_option
-def losses(training_log: Path, out: Path) -> None:
+def losses(job: dict, training_log: Path, out: Path) -> None:
     """Plot the loss curves of a study."""
-    from crnet.report.figures import plot_losses
+    from crnet.report.losses import plot_losses
 
-    plot_losses(training_log, out)
+    plot_losses(job, training_log, out)
+
+
+@job.command()
+@click.option("--job", type=JSON, required=True)
+@click.option("--out", type=PATH, required=True, help="Path without suffix; .csv is written.")
+@click.option("--figures", type=PATH, required=True, help="Path without suffix; .png and .svg are written.")
+def classes(job: dict, out: Path, figures: Path) -> None:
+    """Score every test class for itself, for the rows of one table."""
+    from crnet.report.classes import plot_classes, write_classes
+
+    write_classes(job, Path(f"{out}.csv"))
+    plot_classes(job, Path(f"{out}.csv"), figures)

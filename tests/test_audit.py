@@ -233,7 +233,7 @@ class TestPlanted:
         assert f"{where}: value is '99.99', made again '{before}'" in differences(text)
         assert count == 2, "the cell, and the file that holds it"
 
-    @pytest.mark.parametrize("name", ["tables/table2.md", "tables/table4.tex", "claims.md", "README.md"])
+    @pytest.mark.parametrize("name", ["tables/table2.md", "tables/table4.tex", "classes.csv", "claims.md", "README.md"])
     def test_a_text_edited_by_hand(self, copy, name):
         path = copy.results / name
         lines = path.read_text().splitlines(keepends=True)

@@ -216,7 +216,10 @@ def test_page_says_what_the_evaluations_say_of_their_data(tmp_path):
     job = make_job(tmp_path, [KINDS[0][0]])
     write_json(tmp_path / "evaluation.json", {"subset": "728 photos of PASCAL", "split_note": "The split is ours."})
     page = lines_of(job, tmp_path)[1]
-    assert "The data are 728 photos of PASCAL. The split is ours. Encoders: small (layer3)" in page
+    assert "The data are 728 photos of PASCAL. The split is ours.\n" in page
+    above = page.split("| Claim")[0]
+    assert "Encoders: small (layer3) where the paper has ResNet-50." in above  # what ran under that name
+    assert "small (layer3) where the paper has ResNet-50" in drawn(job, tmp_path)
 
 
 def test_page_names_verdicts_that_hang_on_void_pixels(tmp_path):

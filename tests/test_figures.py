@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_tables import make_job as make_table_job
 
 from crnet.errors import CrnetError
-from crnet.report.figures import COLOURS, plot_losses, plot_table
+from crnet.report.classes import plot_classes, render_classes, write_classes
+from crnet.report.figures import COLOURS, SHADE, VERMILLION, plot_table
 from crnet.report.k_shot import STRATEGIES, plot_k_shot
+from crnet.report.losses import plot_losses
 from crnet.report.sheet import draw_sheet, overlay
 from crnet.report.tables.cells import VOIDS
-from crnet.report.tables.render import HEADER
+from crnet.report.tables.render import HEADER, render_table
 from crnet.runtime.files import read_csv, write_csv
 
 FOLDS = (0, 1)
@@ -24,7 +27,7 @@ def make_table(path: Path, missing: bool = False) -> dict:
     """A job of one trained row and one control, and its long CSV at ``path``."""
     rows = [("full", "Full CRNet", False, 50.0, 55.2), ("all-fg", "All foreground", True, 20.0, None)]
     job = {"table": "table3", "title": "Ablation", "folds": list(FOLDS), "shots": [1], "metrics": ["miou"]}
-    job |= {"orientation_only": True, "rows": []}
+    job |= {"orientation_only": True, "study_title": "The study", "rows": []}
     lines = []
     for name, label, control, value, paper in rows:
         cells = [{"shots": 1, "fold": fold, "seed": 0, "counts": ""} for fold in FOLDS]
@@ -33,8 +36,8 @@ def make_table(path: Path, missing: bool = False) -> dict:
             gone = missing and not control and fold in (1, "mean")
             numbers = ("", "", "") if gone else (value, value - 2, value + 2)
             note = "missing (fold 1, seed 0)" if gone else ""
-            quoted = paper if paper and fold == "mean" else ""
-            lines.append(("table3", name, label, 1, fold, "miou", void, *numbers, 1, "", 9, 9, quoted, "", note))
+            quoted = paper if paper and fold == "mean" else ""  # also where it should not be drawn
+            lines.append(("table3", name, label, 1, fold, "miou", void, *numbers, 1, "", 9, 9, 9, quoted, "", note))
     write_csv(path, HEADER, lines)
     return job
 
@@ -60,7 +63,16 @@ def drawn_twice(plot: Callable[..., None], job: dict, table: Path) -> str:
 
 def test_table_plot_names_its_parts_and_is_reproducible(tmp_path: Path) -> None:
     words = drawn_twice(plot_table, make_table(tmp_path / "table3.csv"), tmp_path / "table3.csv")
-    for expected in ("Full CRNet", "All foreground", "mIoU, void ignored", "paper (other data)", "control", "fold 1"):
+    for expected in (
+        "Table 3: Ablation",
+        "The study",
+        "Full CRNet",
+        "All foreground",
+        "mIoU, void ignored",
+        "paper (other data)",
+        "control",
+        "fold 1",
+    ):
         assert expected in words
     assert "missing" not in words
     assert width(tmp_path / "a.png") == 1350
@@ -86,13 +98,100 @@ def test_table_plot_marks_quoted_rows_and_shots(tmp_path: Path) -> None:
     for void, fold in product(VOIDS, (*FOLDS, "mean")):
         for row, shots, note in (*empty, ("full", 5, absent), ("all-fg", 5, absent)):
             paper = 55.4 if (row, fold) == ("canet", "mean") else ""
-            lines.append(("table3", row, row, shots, fold, "miou", void, *[""] * 7, paper, "", note))
+            lines.append(("table3", row, row, shots, fold, "miou", void, *[""] * 8, paper, "", note))
     write_csv(tmp_path / "table3.csv", HEADER, lines)
     plot_table(job, tmp_path / "table3.csv", tmp_path / "plot")
     words = texts(tmp_path / "plot.svg").splitlines()
-    for note in ("reported", "not reported", "N/A"):  # CANet and PL at 1 and 5 shots, both rows at 5
-        assert words.count(note) == 2 * len(VOIDS)
+    assert words.count("reported") == words.count("not reported") == 2  # CANet and PL at 1 and 5 shots
+    assert words.count("N/A") == 2 * len(VOIDS)  # both rows at 5
     assert "CANet (VGG16)   1-shot" in words and words.count("5-shot") == 4
+
+
+def drawn_shapes(svg: Path, colour: str) -> list[str]:
+    """The outlines that are filled (or, of marks, drawn) in a colour."""
+    return re.findall(rf"<(?:path|use)[^>]*(?:fill|stroke): {colour.lower()}[^>]*>", svg.read_text().lower())
+
+
+def test_the_papers_marks_stand_under_one_void_convention(tmp_path: Path) -> None:
+    job = make_table(tmp_path / "table3.csv")
+    plot_table(job, tmp_path / "table3.csv", tmp_path / "plot")
+    marks = [s for s in drawn_shapes(tmp_path / "plot.svg", VERMILLION) if s.startswith("<use")]
+    assert len(marks) == 2  # in one panel, and in the legend
+
+
+def test_the_floor_is_the_best_control_of_as_many_shots(tmp_path: Path) -> None:
+    """A control of 20 at 1 shot and of 60 at 5: what is above the first must not be shaded by the second."""
+    job = make_table(tmp_path / "table3.csv")
+    job["shots"] = [1, 5]
+    lines = [list(line.values()) for line in read_csv(tmp_path / "table3.csv")]
+    for row in job["rows"]:
+        row["cells"] += [cell | {"shots": 5} for cell in row["cells"]]
+    for line in list(lines):
+        more = 40 if line[1] == "all-fg" else 0
+        numbers = [float(line[i]) + more for i in (7, 8, 9)]
+        lines.append([*line[:3], 5, *line[4:7], *numbers, *line[10:]])
+    write_csv(tmp_path / "table3.csv", HEADER, lines)
+    plot_table(job, tmp_path / "table3.csv", tmp_path / "plot")
+    svg = (tmp_path / "plot.svg").read_text()
+    assert "not above the best control of as many shots" in texts(tmp_path / "plot.svg")
+    bands = re.findall(rf'd="([^"]*)"/>\s*</defs>\s*<g [^>]*>\s*<use [^>]*fill: {SHADE.lower()}', svg)
+    rights = {round(max(float(x) for x in re.findall(r"[ML] ([\d.]+) ", band))) for band in bands}
+    assert len(rights) == 2 * 2  # two floors in each of two panels
+
+
+def test_classes_are_scored_each_for_itself(tmp_path: Path) -> None:
+    job = make_table_job(tmp_path) | {"classes": {str(i): f"class {i}" for i in range(1, 21)}, "dataset_folds": 4}
+    write_classes(job, tmp_path / "classes.csv")
+    lines = read_csv(tmp_path / "classes.csv")
+    assert len(lines) == 3 * 20 * 2  # rows, classes, void conventions
+    of_fold = [line for line in lines if (line["row"], line["fold"], line["void"]) == ("both", "1", VOIDS[0])]
+    assert [line["name"] for line in of_fold] == [f"class {i}" for i in range(6, 11)]
+    render_table(job, tmp_path / "table2")
+    whole = next(
+        line
+        for line in read_csv(tmp_path / "table2.csv")
+        if [line[key] for key in ("row", "fold", "metric", "void")] == ["both", "1", "miou", VOIDS[0]]
+    )
+    assert np.mean([float(line["value"]) for line in of_fold]) == pytest.approx(float(whole["value"]), abs=0.01)
+    assert all(float(line["low"]) < float(line["value"]) < float(line["high"]) for line in of_fold)
+    assert {line["photos"] for line in of_fold} == {"12"}
+    _, grid = render_classes(tmp_path / "classes.csv")
+    assert len(grid.splitlines()) == 2 + 20 and "| class 7 " in grid
+    words = drawn_twice(plot_classes, job, tmp_path / "classes.csv")
+    for expected in (
+        "class 20 (12)",
+        "fold 3",
+        "Both: 100 % & more_, 95 % interval",
+        "All foreground (control)",
+        "Demo",
+    ):
+        assert expected.replace("&", "&amp;") in words or expected in words
+    with pytest.raises(CrnetError, match="class 1 is none of its test classes"):
+        write_classes(job | {"classes": {}}, tmp_path / "classes.csv")
+
+
+def test_one_photo_tells_nothing_of_its_spread(tmp_path: Path) -> None:
+    job = make_table_job(tmp_path) | {"classes": {str(i): f"class {i}" for i in range(1, 21)}}
+    for row in job["rows"]:
+        row["cells"] = [cell for cell in row["cells"] if cell["seed"] == 0]
+        for cell in row["cells"]:
+            path = Path(cell["counts"])
+            path.write_text("\n".join(path.read_text().splitlines()[:6]) + "\n")
+    write_classes(job, tmp_path / "classes.csv")
+    lines = read_csv(tmp_path / "classes.csv")
+    assert {(line["photos"], line["low"], line["high"]) for line in lines} == {("1", "", "")}
+    assert all(line["value"] for line in lines)
+    plot_classes(job, tmp_path / "classes.csv", tmp_path / "classes")
+
+
+def test_classes_of_which_nothing_is_there(tmp_path: Path) -> None:
+    job = make_table_job(tmp_path)
+    for row in job["rows"]:
+        row["cells"] = []
+    write_classes(job, tmp_path / "classes.csv")
+    assert render_classes(tmp_path / "classes.csv") == []
+    plot_classes(job, tmp_path / "classes.csv", tmp_path / "classes")
+    assert "no value" in texts(tmp_path / "classes.svg")
 
 
 K_SHOT_ROWS = {"stripped-fusion": 40, "stripped-finetune": 45, "full-fusion": 50, "full-finetune-fusion": 55}
@@ -107,10 +206,11 @@ def make_k_shot(path: Path) -> dict:
             known = shots > 1 or "finetune" not in name
             numbers = (value + shots, value + shots - 1, value + shots + 1) if known else ("", "", "")
             paper = 57.5 if name == "stripped-finetune" and known else ""
-            lines.append(("table4", name, name, shots, "mean", "miou", VOIDS[0], *numbers, 1, "", 9, 9, paper, "", ""))
+            numbers = (*numbers, 1, "", 9, 9, 9, paper, "", "")
+            lines.append(("table4", name, name, shots, "mean", "miou", VOIDS[0], *numbers))
     write_csv(path, HEADER, lines)
     job = {"table": "table4", "folds": [1], "dataset_folds": 4, "shots": [1, 5, 10], "metrics": ["miou"]}
-    return job | {"orientation_only": False, "rows": rows}
+    return job | {"orientation_only": False, "study_title": "The study", "rows": rows}
 
 
 def test_k_shot_curve_is_reproducible_and_names_its_lines(tmp_path: Path) -> None:
@@ -142,9 +242,12 @@ def write_training(path: Path, base_miou: float = 0.6) -> None:
 
 def test_losses_show_every_variant_fold_and_seed(tmp_path: Path) -> None:
     write_training(tmp_path / "training.csv")
-    plot_losses(tmp_path / "training.csv", tmp_path / "losses")
+    labels = [("Table 3: full", [f"Full CRNet-{fold}-{seed}" for fold, seed in product(FOLDS, (0, 1))])]
+    plot_losses({"title": "The study", "labels": labels}, tmp_path / "training.csv", tmp_path / "losses")
     words = texts(tmp_path / "losses.svg")
-    for expected in ("Condition only", "Full CRNet", "base-class mIoU", "fold 0", "fold 1", "seed 1", "Training"):
+    assert words.index("Table 3: full") < words.index("Condition only")  # as in the tables; others by their variant
+    assert "Full CRNet" not in words
+    for expected in ("The study", "Condition only", "base-class mIoU", "fold 0", "fold 1", "seed 1", "Training"):
         assert expected in words
     curves = re.findall(rf"stroke: ({'|'.join(COLOURS[:2])})".lower(), (tmp_path / "losses.svg").read_text().lower())
     assert len(curves) >= 2 * 2 * 2 * 2  # variants x panels x folds x seeds
@@ -160,7 +263,7 @@ def test_losses_refuse_other_files(tmp_path: Path, content: str | None, message:
     else:
         path.write_text(content)
     with pytest.raises(CrnetError, match=message):
-        plot_losses(path, tmp_path / "losses")
+        plot_losses({"title": "The study", "labels": []}, path, tmp_path / "losses")
 
 
 def make_episode(height: int = 40, width: int = 60) -> dict:

@@ -7,7 +7,16 @@ import pytest
 from scipy import stats
 
 from crnet.errors import CrnetError
-from crnet.metrics.intervals import FoldCounts, Interval, difference, estimate, interval, read_fold
+from crnet.metrics.intervals import (
+    FoldCounts,
+    Interval,
+    difference,
+    estimate,
+    interval,
+    of_class,
+    query_photos,
+    read_fold,
+)
 from crnet.metrics.iou import QUERY_COLUMNS
 from crnet.runtime.files import write_csv
 
@@ -182,8 +191,18 @@ def test_read_fold(tmp_path) -> None:
         write_counts(tmp_path / f"{seed}.csv", np.full(6, 0.25 * (seed + 1)))
     fold = read_fold(2, {1: tmp_path / "1.csv", 0: tmp_path / "0.csv"})
     assert fold.counts.shape == (2, 6, len(QUERY_COLUMNS))
-    assert (fold.seeds, fold.fold, fold.photos) == ((0, 1), 2, 6)
+    assert (fold.seeds, fold.fold, fold.pairs) == ((0, 1), 2, 6)
     assert estimate([fold], "miou", "ignore") == pytest.approx(0.375)
+
+
+def test_a_photo_that_is_asked_for_two_classes_is_one_photo_and_two_pairs() -> None:
+    queries = np.array(["a", "a", "b", "c", "b", "c"])  # classes 1, 2, 1, 2, 1, 2
+    first = make_fold(np.full((1, 6), 0.5), classes=2, queries=queries)
+    other = make_fold(np.full((1, 6), 0.5), fold=1, classes=2, queries=np.array(list("aaaaad")))
+    assert (first.pairs, query_photos([first]), query_photos([first, other])) == (4, 3, 4)
+    alone = of_class(first, 2)
+    assert alone.classes.tolist() == [2, 2, 2] and alone.queries.tolist() == ["a", "c", "c"]
+    assert alone.counts.shape == (1, 3, 8) and alone.pairs == 2
 
 
 def test_read_fold_refuses_seeds_on_other_episodes_and_foreign_files(tmp_path) -> None:

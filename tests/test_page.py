@@ -1,5 +1,6 @@
 """The page of a study and its cost: sums by hand, and every missing part is said in its place."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from PIL import Image
 from test_tables import make_job
 
 from crnet.errors import CrnetError
+from crnet.report.page.citation import render_citation
 from crnet.report.page.cost import COLUMNS, CPU, GPU, costs, render_cost
 from crnet.report.page.finetuning import render_finetuning
 from crnet.report.page.html import write_html
@@ -25,29 +27,34 @@ RUNS = (  # run, kind, method, variant, shots, status, seconds, peak, device, th
 )
 
 
+LABELS = [("Table 2: Wide", ["c"]), ("Table 4: Finetune", ["t", "e"])]
+
+
 def lines(*runs: tuple) -> list[dict[str, str]]:
     return [dict(zip(COLUMNS, run, strict=True)) for run in runs or RUNS]
 
 
 def test_cost_sums_hours_by_kind_device_and_variant() -> None:
-    kinds, variants = costs(lines())
+    kinds, variants = costs(lines(), LABELS)
     found = {(cost.name, cost.unit): cost for cost in kinds}
     training = found["Training", CPU]
     assert training.hours == pytest.approx((1800 + 900) * 2 / 3600)  # core-hours: two threads
     assert (training.runs, training.failed, training.peak_bytes, training.seconds) == (2, 1, 2**30, (900, 1800))
     assert found["Training", GPU].hours == pytest.approx(2)  # a GPU counts once, whatever its threads
     assert found["Evaluation", CPU].runs == 1  # two readings of one job
-    assert [cost.name for cost in variants["Training"]] == ["crnet", "wide"]
-    assert [cost.name for cost in variants["Choosing finetuning's settings"]] == ["crnet, 5-shot"]
+    # as the tables name them, in their order; a run that none of them has by its variant
+    assert [cost.name for cost in variants["Training"]] == ["Table 2: Wide", "crnet"]
+    assert [cost.name for cost in variants["Choosing finetuning's settings"]] == ["Table 4: Finetune, 5-shot"]
+    assert [(cost.name, cost.runs) for cost in variants["Evaluation"]] == [("Table 4: Finetune, 5-shot", 1)]
 
 
 def test_cost_reads_without_float_tails() -> None:
-    text = "\n\n".join(render_cost(lines()))
+    text = "\n\n".join(render_cost(lines(), []))
     assert "**1.51 CPU-core-hours and 2.00 GPU-hours** in 5 runs." in text
     for words in ("1350 (900 to 1800)", "3.00 GiB", "12.3 ", "1 run failed"):
         assert words in text
     assert "12.34" not in text and "recorded no time" not in text
-    assert "1 run recorded no time." in render_cost(lines(("x", "train", "m", "m", "", "failed", *[""] * 4)))
+    assert "1 run recorded no time." in render_cost(lines(("x", "train", "m", "m", "", "failed", *[""] * 4)), [])
 
 
 NO_NUMBER = lines(("x", "train", "m", "m", "", "finished", "soon", "", "cpu", "1"))
@@ -56,7 +63,7 @@ NO_NUMBER = lines(("x", "train", "m", "m", "", "finished", "soon", "", "cpu", "1
 @pytest.mark.parametrize(("runs", "message"), [([], "no line with the column"), (NO_NUMBER, "soon")])
 def test_cost_refuses_other_files(runs: list, message: str) -> None:
     with pytest.raises(CrnetError, match=message):
-        costs(runs)
+        costs(runs, [])
 
 
 def test_provenance_lists_only_what_differs() -> None:
@@ -89,12 +96,13 @@ def results(tmp_path: Path) -> Path:
 JOB = {
     **{"study": "demo", "title": "Demo", "caption": "Generated scenes.", "orientation_only": True},
     "tables": [{"name": f"table{n}", "title": title} for n, title in ((2, "Modules"), (3, "Extras"), (4, "Shots"))],
+    **{"headline": "table3", "labels": [], "sheet": True},
     "command": "snakemake --cores all --configfile demo.yaml",
 }
 
 
-def page(results: Path) -> str:
-    write_page(JOB, results)
+def page(results: Path, **changes) -> str:
+    write_page(JOB | changes, results)
     return (results / "README.md").read_text()
 
 
@@ -107,7 +115,7 @@ def test_page_says_what_is_missing(results: Path) -> None:
     for title, file in {
         **{"The paper's claims": "claims.md", "Table 4: Shots": "tables/table4.md"},
         **{"Table 3: Extras": "figures/table3.png", "Shots and strategies": "figures/k-shot.png"},
-        **{"Cost": "runs.csv", "Provenance": "runs.csv"},
+        **{"Cost": "runs.csv", "Provenance": "runs.csv", "IoU by class": "classes.csv"},
     }.items():
         assert f"`{file}` has not been made" in section(text, title)
     # the command, with the one file as its target
@@ -120,7 +128,7 @@ def test_page_shows_grids_and_says_shared_text_once(results: Path) -> None:
     table = section(text, "Table 2: Modules")
     assert "| Condition only" in table and "![Table 2: Modules](figures/table2.png)" in table
     assert "](tables/table2.csv)" in table
-    assert "Fold 0" not in text  # the details are a click away
+    assert "Fold 0" not in table  # the details are a click away
     said_once = (
         "Generated scenes.",
         "interval of a jackknife",
@@ -130,13 +138,53 @@ def test_page_shows_grids_and_says_shared_text_once(results: Path) -> None:
     for once in (*said_once, "Paper: CRNet (CVPR 2020), Table 3."):
         assert text.count(once) == 1
     first = text.index("[Table 2](#table-2-modules)")
-    assert first < text.index("## How to read the tables") < text.index("## Table 2")
+    assert first < text.index("## Table 2") < text.index("## How to read the tables")
     assert page(results) == text
+
+
+def test_page_begins_with_the_headline_table_by_fold_and_ends_with_how_to_cite(results: Path) -> None:
+    (results / "claims.md").write_text("# The paper's claims\n\nOf 1 claim.\n\n| Claim |\n| :--- |\n| It works |\n")
+    text = page(results)
+    titles = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    assert titles == [
+        *("Results", "Table 2: Modules", "Table 3: Extras", "Table 4: Shots", "Shots and strategies", "IoU by class"),
+        *("Test episodes", "The paper's claims", "How to read the tables", "Training", "Cost", "Provenance"),
+        *("Make it again", "How to cite"),
+    ]
+    first = section(text, "Results")
+    assert first.strip().startswith("**Table 3: Extras. 1-shot mIoU, void counted as background**")
+    assert all(
+        words in first for words in ("Fold 0", "Fold 3", "Mean", "| Condition only", "(#how-to-read-the-tables)")
+    )
+    assert all(f"](#{slug(title)})" in text for title in titles)
+    cite = section(text, "How to cite")
+    assert "@inproceedings{liu2020crnet" in cite and "study `demo`" in cite
+
+
+def test_sections_of_what_a_study_does_not_do_are_left_out(results: Path) -> None:
+    untested = "# The paper's claims\n\nOf 42 claims.\n\n## Claims without a value here\n\n| Claim |\n| :--- |\n| A |\n"
+    (results / "claims.md").write_text(untested)
+    write_csv(results / "classes.csv", ("fold", "void"), [])
+    write_csv(results / "training.csv", ("run", "loss"), [])
+    text = page(results, tables=JOB["tables"][:1], headline="table2", sheet=False)
+    for title in ("The paper's claims", "Shots and strategies", "IoU by class", "Test episodes", "Training"):
+        assert f"## {title}" not in text and f"[{title}]" not in text
+    assert "## Table 2" in text and "Finetuning" not in text
+    assert "has not been made" not in text.replace("`runs.csv` has not been made", "")
+
+
+def test_citation_names_the_commit_where_it_is_one() -> None:
+    def cited(*commits: str) -> str:
+        return "\n".join(render_citation(JOB, [{"commit": commit} for commit in commits]))
+
+    assert "at commit `aaaaaaaaaaaa`" in cited("a" * 40, "a" * 40, "unknown")
+    assert "commit" not in cited("a" * 40, "b" * 40) and "commit" not in cited("unknown")
 
 
 def test_page_takes_claims_cost_and_provenance(results: Path) -> None:
     (results / "claims.md").write_text(
-        "# The paper's claims\n\nOf 1 claim, 1 is supported.\n\n| Claim |\n| :--- |\n| It works |\n\nA long method.\n"
+        "# The paper's claims\n\nOf 1 claim, 1 is supported.\n\n| Claim |\n| :--- |\n| It works |\n\n"
+        "## How the verdicts are reached\n\nA long method.\n"
     )
     header = (*COLUMNS, "commit", "dirty")
     write_csv(results / "runs.csv", header, [(*run, "b" * 40, "false") for run in RUNS])
@@ -171,7 +219,30 @@ def test_html_stands_alone(results: Path) -> None:
     assert 'href="tables/' not in text
     assert "<strong>" in text and "**" not in text and "\0" not in text
     assert "<code>snakemake results/demo/claims.md" in text
-    assert text.count("<table>") == text.count("</table>") == 2
+    assert text.count("<table>") == text.count("</table>") == 3
+    assert re.search(r'<td style="text-align: ?right">', text)
+
+
+def test_html_is_made_of_any_markdown(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a b.png")
+    (tmp_path / "page.md").write_text(
+        "# A *page* & more\n\n- one [file](x.csv), a [link](https://example.org/?a=1&b=2)\n- `a|b` <b>\n\n"
+        '| a | b |\n| :-- | --: |\n| x \\| y | ![pic "1"](<a b.png>) |\n\n```\n<code>\n\n# no heading\n```\n\n'
+        "<details><summary>More</summary>\n\n**strong**\n\n</details>\n"
+    )
+    write_html(tmp_path / "page.md", tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    for words in (
+        '<h1 id="a-page--more">A <em>page</em> &amp; more</h1>',
+        "<li>one file (x.csv), a ",
+        'href="https://example.org/?a=1&amp;b=2"',
+        "x | y</td>",
+        "&lt;code&gt;\n\n# no heading",
+        "<details><summary>More</summary>\n<p><strong>strong</strong></p>\n</details>",
+        "data:image/png;base64,",
+    ):
+        assert words in text
+    assert text.count("<h1") == 1
 
 
 def test_anchors_are_githubs() -> None:
@@ -181,14 +252,22 @@ def test_anchors_are_githubs() -> None:
 
 def test_finetuning_shows_chosen_settings_and_losses_once_a_job():
     tuned = {"kind": "tune", "run": "trials", "train_run": "model", "variant": "crnet", "miou_untouched": "50.04"}
-    scored = {"kind": "evaluate", "run": "finetuned", "train_run": "model", "fold": "2", "seed": "0", "shots": "5"}
+    scored = {
+        "kind": "evaluate",
+        "run": "finetuned",
+        "train_run": "model",
+        "fold": "2",
+        "seed": "0",
+        "shots": "5",
+        "variant": "crnet",
+    }
     scored |= {"choice.lr": "0.0003", "choice.steps": "20", "support_loss_before": "0.8", "support_loss_after": "0.2"}
     lines = [tuned | {"miou_ignore": "52.26"}, scored, scored | {"run": "finetuned+fusion"}]
-    lead, table, _ = render_finetuning(lines)
+    lead, table, _ = render_finetuning(lines, [("Table 4: Finetune (full)", ["trials", "finetuned"])])
     assert "25 %" in lead and "In 0 of 1 choices even the best trial" in lead
     worse = tuned | {"miou_ignore": "49.9"}
-    assert "In 1 of 1 choices even the best trial" in render_finetuning([worse, *lines[1:]])[0]
+    assert "In 1 of 1 choices even the best trial" in render_finetuning([worse, *lines[1:]], [])[0]
     _, _, row = table.splitlines()
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells == ["crnet", "2", "0", "5", "0.0003", "20", "50.0 → 52.3", "0.800 → 0.200"]
-    assert render_finetuning([{"kind": "train", "run": "model", "train_run": ""}]) == []
+    assert cells == ["Table 4: Finetune (full)", "2", "0", "5", "0.0003", "20", "50.0 → 52.3", "0.800 → 0.200"]
+    assert render_finetuning([{"kind": "train", "run": "model", "train_run": ""}], []) == []

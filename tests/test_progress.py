@@ -87,10 +87,8 @@ def test_a_run_is_watched_line_by_line_until_its_end(tiny_study, monkeypatch):
     assert "trainings" not in second  # they are done
 
 
-def test_the_headline_is_table_3s_first_grid_and_the_page(tmp_path):
+def test_the_headline_is_a_tables_first_grid_and_the_page(tmp_path):
     (tmp_path / "tables").mkdir()
     text = "# Title\n\n**Other data.**\n\n## 1-shot\n\n| a |\n| - |\n| 1 |\n\nNotes.\n\n## Details\n\n| b |\n"
-    for name in ("table2", "table3"):
-        (tmp_path / f"tables/{name}.md").write_text(text.replace("Title", name))
-    assert headline(tmp_path, ["table2", "table3"]) == f"\ntable3\n| a |\n| - |\n| 1 |\n\npage: {tmp_path}/README.md"
-    assert headline(tmp_path, ["table2"]).startswith("\ntable2\n")
+    (tmp_path / "tables/table3.md").write_text(text.replace("Title", "table3"))
+    assert headline(tmp_path, "table3") == f"\ntable3\n| a |\n| - |\n| 1 |\n\npage: {tmp_path}/README.md"

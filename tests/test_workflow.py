@@ -5,6 +5,7 @@ import re
 import shutil
 from collections import Counter
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 import yaml
@@ -36,11 +37,12 @@ def finished(tmp_path_factory) -> Path:
 
 def test_everything_is_there(finished):
     results = finished / "results/tiny"
-    tables, pictures = ("table3", "table4", "table7"), ("claims", "k-shot", "losses", "episodes")
+    tables, pictures = ("table3", "table4", "table7"), ("claims", "classes", "k-shot", "losses", "episodes")
     names = {
         "README.md",
         "claims.csv",
         "claims.md",
+        "classes.csv",
         *(f"tables/{t}.{kind}" for t in tables for kind in ("csv", "md", "tex")),
     }
     names |= {f"figures/{picture}.{kind}" for picture in (*tables, *pictures) for kind in ("png", "svg")}
@@ -57,7 +59,24 @@ def test_the_table_holds_every_cell_with_an_interval(finished):
     assert len(rows) == 5 * 3 * 2 * 2  # rows, folds and mean, metrics, void conventions
     assert all(float(r["low"]) <= float(r["value"]) <= float(r["high"]) for r in rows)
     mean = [r for r in rows if r["fold"] == "mean" and r["row"] == "full" and r["metric"] == "miou"]
-    assert {float(r["paper"]) for r in mean} == {55.2}
+    assert {r["void"]: r["paper"] for r in mean} == {"background": "55.20", "ignore": ""}
+
+
+def test_the_report_opens_on_a_description_and_has_page_and_tables_as_html(finished):
+    done = snakemake(finished, "--report", "report.zip")
+    assert done.returncode == 0, done.output
+    with ZipFile(finished / "report.zip") as archive:
+        texts = {Path(name).name: archive.read(name).decode() for name in archive.namelist() if name.endswith(".html")}
+    assert {"page.html", "claims.html", "table3.html", "table4.html", "table7.html"} <= set(texts)
+    assert "<table>" in texts["table3.html"] and "Details by fold" in texts["table3.html"]
+    for words in (
+        STUDY["title"],
+        "showResultInfo('work/report/tiny/page.html')",
+        "Table 3: ",
+        "IoU by class",
+        "1 Page",
+    ):
+        assert words in texts["report.html"]
 
 
 def test_a_second_call_does_nothing_and_says_so(finished):
@@ -78,7 +97,7 @@ def test_a_checkout_with_results_but_no_work_renders_tables_and_would_train_for_
     copy = tmp_path / "clone"
     shutil.copytree(finished, copy, ignore=shutil.ignore_patterns("work", "logs", ".snakemake", "mlflow.db"))
     shutil.rmtree(copy / "results/tiny/tables")
-    rendering = {"job": 4, "table": 3, "claims": 1, "k_shot": 1, "page": 1}
+    rendering = {"job": 4, "table": 3, "claims": 1, "classes": 1, "k_shot": 1, "page": 1}
     assert planned(copy, "tables") == rendering
     assert planned(copy)["train"] == 10
     for number, path in enumerate(sorted(p for p in copy.rglob("*") if p.is_file())):
@@ -130,18 +149,18 @@ class TestWhatRunsAgain:
 
     def test_a_label_its_table(self, finished):
         change_table(finished, lambda table: table["rows"][0].update(label="Base"))
-        assert planned(finished) == {"job": 1, "table": 1, "page": 1}
+        assert planned(finished) == dict.fromkeys(("job", "table", "classes", "losses", "page"), 1)
 
     def test_a_variant_its_own_jobs(self, finished):
         change_table(finished, lambda table: table["rows"][3]["set"].update(model={"gate_tied": True}))
-        once = dict.fromkeys(("table", "claims", "runs", "losses", "sheet", "track", "page"), 1)
+        once = dict.fromkeys(("table", "classes", "claims", "runs", "losses", "sheet", "track", "page"), 1)
         assert planned(finished) == once | dict.fromkeys(("job", "train", "evaluate"), 2)
 
     def test_a_new_row_its_own_jobs(self, finished):
         switches = {"evaluate": {"scales": [0.75, 1.0, 1.25], "refinements": 10}}
         row = {"id": "ten", "label": "10 refinements", "set": switches}
         change_table(finished, lambda table: table["rows"].append(row))
-        assert planned(finished) == Counter(job=1, evaluate=2, table=1, runs=1, track=1, losses=1, page=1)
+        assert planned(finished) == Counter(job=1, evaluate=2, table=1, classes=1, runs=1, track=1, losses=1, page=1)
 
 
 def stopped(folder: Path, **changes) -> str:

@@ -10,8 +10,9 @@ from crnet.config import claims as paper_claims
 from crnet.config import resolve, study
 from crnet.report import runs as index
 from crnet.report.claims import render_claims
+from crnet.report.classes import write_classes
+from crnet.report.page.page import CLASSES, write_page
 from crnet.report.page.page import PAGE as PAGE_FILE
-from crnet.report.page.page import write_page
 from crnet.report.tables.render import render_table
 from crnet.runtime.files import read_csv
 
@@ -38,6 +39,7 @@ def check_published(folder: Folder, ledger: Ledger) -> None:
                 _bytes(folder, texts, Path(temporary), *(f"tables/{name}.{kind}" for kind in ("csv", "md", "tex")))
         else:
             _without_counts(folder, ledger, f"tables/{name}.csv")
+    _classes(folder, texts)
     job = paper_claims.claims_job(folder.plan, folder.layout, study.ROOT / paper_claims.CLAIMS)
     with ledger[CLAIMS].reading("claims.csv", "cannot be made again"), TemporaryDirectory() as temporary:
         render_claims(job, Path(temporary) / "claims")
@@ -50,6 +52,15 @@ def check_published(folder: Folder, ledger: Ledger) -> None:
             "another version of crnet."
         )
     _index(folder, ledger)
+
+
+def _classes(folder: Folder, check: Check) -> None:
+    """The IoU of each class, unless all counts that it is made from are absent."""
+    job = _table_job(folder, study.headline_table(folder.plan))
+    with check.reading(CLASSES, "cannot be made again"), TemporaryDirectory() as temporary:
+        write_classes(job, Path(temporary) / CLASSES)
+        if read_csv(Path(temporary) / CLASSES):
+            _bytes(folder, check, Path(temporary), CLASSES)
 
 
 def _table_job(folder: Folder, name: str) -> dict:

@@ -117,7 +117,13 @@ def _table_job(folder: Path, rows: int) -> dict:
         about = {"id": f"row{number}", "label": f"Row {number}", "switches": {}, "control": False, "paper": {}}
         row_jobs.append({**about, "cells": cells})
     about = {"study": "bench", "caption": "", "table": "table2", "title": "Bench", "source": "bench"}
-    what = {"folds": list(range(FOLDS)), "fold_classes": {}, "shots": [1], "metrics": ["miou", "fbiou"]}
+    what = {
+        "folds": list(range(FOLDS)),
+        "study_title": "Bench",
+        "classes": {},
+        "shots": [1],
+        "metrics": ["miou", "fbiou"],
+    }
     return {**about, **what, "orientation_only": True, "rows": row_jobs}
 
 

@@ -10,20 +10,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from crnet.config.labels import encoder_text, table_name
 from crnet.config.resolve import Plan
 from crnet.config.schema import Sentence, Shots, Slug, Strict, Table, distinct_ids, load_table, parse
-from crnet.config.study import Layout, check_command, encoder_text, table_job
+from crnet.config.study import Layout, check_command, table_job
 from crnet.config.yaml_files import load_yaml
 from crnet.errors import CrnetError
 
 CLAIMS = Path("configs/claims.yaml")
 Points = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
-
-
-def table_name(table: str) -> str:
-    """``table2`` -> ``Table 2``, ``refinement-steps`` -> ``Refinement steps``."""
-    number = table.removeprefix("table")
-    return f"Table {number}" if number.isdigit() else table.replace("-", " ").capitalize()
 
 
 class Place(Strict):

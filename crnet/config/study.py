@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from crnet.config import resolve
+from crnet.config.labels import control_label, encoder_text, run_labels, switches
 from crnet.config.resolve import Cell, Plan
 from crnet.config.schema import Study, parse
 from crnet.config.settings import component
@@ -18,6 +19,7 @@ from crnet.runtime.files import canonical, sha256_text
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_STUDY = Path("configs/studies/demo.yaml")
 TABLES = Path("configs/tables")
+HEADLINE = "table3"  # whose last row is the full model
 EXTENDS = "extends"  # names the study that a study differs from
 LONGEST_ARGUMENT = 120_000  # Linux: 128 KiB with the rest of the command
 
@@ -181,22 +183,25 @@ class Layout:
 
 
 def table_job(plan: Plan, layout: Layout, name: str) -> dict[str, Any]:
-    """All that rendering a table needs: labels, the paper's values, and the counts that fill each cell."""
+    """All that rendering a table needs: labels, the paper's values, and the counts that fill each cell.
+
+    A table's YAML has the paper's word for a backbone; a row that is run names the encoder that stands for it.
+    """
     study, table = plan.study, plan.tables[name]
     benchmark = study.benchmarks[table.benchmark]
-    class_names = component("dataset", benchmark.dataset["name"], name).class_names(benchmark.dataset)
+    splits = component("dataset", benchmark.dataset["name"], name).splits(benchmark.dataset)
     roles = {resolve.role(table, row) for row in table.rows if not row.reported} | {"main"}
     rows = [
         {
             **row.model_dump(include={"id", "label", "reported", "absent", "paper"}),
-            "switches": list(row.ticks.items()),
+            "switches": list(switches(row, study.encoders.get(resolve.role(table, row))).items()),
             "control": False,
         }
         for row in table.rows
     ]
     quoted_nowhere = {"switches": [], "control": True, "reported": False, "absent": {}, "paper": {}}
     for control in study.controls:
-        rows.append({"id": control, "label": control.replace("-", " ").capitalize(), **quoted_nowhere})
+        rows.append({"id": control, "label": control_label(control), **quoted_nowhere})
     for row in rows:
         places = {f"{shots}-shot": (name, row["id"], shots) for shots in table.shots}
         not_run = {shots: plan.not_run[place] for shots, place in places.items() if place in plan.not_run}
@@ -211,29 +216,31 @@ def table_job(plan: Plan, layout: Layout, name: str) -> dict[str, Any]:
         **table.model_dump(include={"title", "source", "notes", "shots", "metrics"}),
         "table": name,
         "folds": list(benchmark.folds),
-        "fold_classes": {str(fold): class_names[fold] for fold in benchmark.folds},
-        "dataset_folds": len(class_names),
+        "study_title": study.title,
+        "classes": {str(i): splits.classes[i - 1] for fold in benchmark.folds for i in splits.folds[fold]},
+        "dataset_folds": len(splits.folds),
         "encoders": {role: encoder_text(spec) for role, spec in study.encoders.items() if spec and role in roles},
         "rows": rows,
     }
 
 
-def encoder_text(spec: Mapping[str, Any]) -> str:
-    """How captions name an encoder, e.g. ``small (layer3, layer4)``."""
-    layers = spec.get("layers")
-    if layers is None and ":" not in spec["name"]:
-        layers = component("encoder", spec["name"], "encoders").literals["DEFAULT_LAYERS"]
-    return f"{spec['name']} ({', '.join(layers)})" if layers else spec["name"]
+def headline_table(plan: Plan) -> str:
+    """The table that a study's page begins with: the one that ends in the full model, or the first that is run."""
+    run = {cell.table for cell in plan.cells}
+    wanted = [name for name in (HEADLINE, *plan.tables) if name in plan.tables]
+    return next((name for name in wanted if name in run), wanted[0])
 
 
 def page_job(plan: Plan) -> dict[str, Any]:
-    """What a study's page says besides its results: its caption, its tables in order, how it was made."""
+    """What a study's page says besides its results: its caption, its tables in order, its runs, how it was made."""
     study, file = plan.study, DEFAULT_STUDY.with_stem(plan.study.study)
     given = file if (ROOT / file).is_file() else "STUDY.yaml"
     chosen = "" if file == DEFAULT_STUDY else f" --configfile {given}"
     return {
         **study.model_dump(include={"study", "title", "caption", "orientation_only"}),
         "tables": [{"name": name, "title": table.title} for name, table in plan.tables.items()],
+        "headline": headline_table(plan),
+        "labels": list(run_labels(plan).items()),
         "command": f"snakemake --cores all{chosen}",
         "sheet": study.sheet is not None,
     }

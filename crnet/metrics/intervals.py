@@ -21,9 +21,10 @@ photos as ours it held the truth 73 to 89 times in a hundred, this 93 to 97 time
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -57,14 +58,15 @@ class FoldCounts:
     fold: int
     seeds: tuple[int, ...]  # the S training seeds, ascending
     classes: np.ndarray  # int (E,), class id of each episode
-    queries: np.ndarray  # int (E,), the same number for the same query photo
+    queries: np.ndarray  # (E,), what names each episode's query photo: text, or any number that is its own
     counts: np.ndarray  # int64 (S, E, 8), the columns ``iou.QUERY_COLUMNS``
     episodes: str  # digest of the episodes' identity and order; equal digests may be compared in pairs
 
     @cached_property
-    def photos(self) -> int:
-        """Number of query photos, of each class for itself."""
-        return np.unique(np.stack([self.classes, self.queries]), axis=1).shape[1]
+    def pairs(self) -> int:
+        """Number of pairs of a query photo and the class that is asked for in it: what the intervals leave out."""
+        photos = np.unique(self.queries, return_inverse=True)[1]
+        return np.unique(np.stack([self.classes, photos]), axis=1).shape[1]
 
     def class_sums(self) -> np.ndarray:
         """(S, classes, 8): counts summed over the episodes of each class, classes ascending."""
@@ -97,9 +99,21 @@ def read_fold(fold: int, files: Mapping[int, str | os.PathLike]) -> FoldCounts:
         except ValueError as error:
             raise CrnetError(f"{files[seed]}: a count is no whole number ({error}); evaluate again.") from error
     classes = np.array([int(episode[2]) for episode in identity])
-    queries = np.unique([episode[3] for episode in identity], return_inverse=True)[1]
+    queries = np.array([episode[3] for episode in identity])
     digest = sha256_text(canonical(identity))
     return FoldCounts(fold, tuple(sorted(files)), classes, queries, np.array(counts), digest)
+
+
+def query_photos(row: Iterable[FoldCounts]) -> int:
+    """Number of distinct query photos of all these folds: a photo that is asked for two classes is one."""
+    return len(set(chain.from_iterable(part.queries.tolist() for part in row)))
+
+
+def of_class(part: FoldCounts, class_id: int) -> FoldCounts:
+    """The fold's episodes of one class alone."""
+    members = np.flatnonzero(part.classes == class_id)
+    chosen = {name: getattr(part, name)[members] for name in ("classes", "queries")}
+    return replace(part, counts=part.counts[:, members], **chosen)
 
 
 def strata(classes: np.ndarray) -> list[np.ndarray]:

@@ -26,10 +26,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crnet.config.claims import table_name
+from crnet.config.labels import table_name
 from crnet.errors import CrnetError
-from crnet.metrics.intervals import LEVEL, METHOD, FoldCounts, Interval, difference
-from crnet.report.tables.captions import data_sentences, evaluations, span, training_seeds
+from crnet.metrics.intervals import LEVEL, METHOD, FoldCounts, Interval, difference, query_photos
+from crnet.report.tables.captions import data_sentences, episode_sizes, evaluations, training_seeds
 from crnet.report.tables.cells import UNDEFINED, VOID_NAMES, VOIDS, place, read_folds
 from crnet.report.tables.render import plain
 from crnet.runtime.files import atomic_write, write_csv
@@ -37,12 +37,21 @@ from crnet.runtime.files import atomic_write, write_csv
 HEADER = (
     *("id", "claim", "paper", "estimate", "low", "high", "verdict"),
     *("paper_inside", "direction", "bound", "metric", "void", "table", "first", "second", "shots", "folds"),
-    *("seeds", "episodes", "photos", "where", "estimate_ignore", "low_ignore", "high_ignore", "verdict_ignore", "note"),
+    *(
+        "seeds",
+        "episodes",
+        "photos",
+        "pairs",
+        "where",
+    ),
+    *("estimate_ignore", "low_ignore", "high_ignore", "verdict_ignore", "note"),
 )
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 NOT_RUN, NOT_TESTABLE = "not run", "not testable"
 VERDICTS = (SUPPORTED, CONTRADICTED, UNDECIDED, NOT_RUN, NOT_TESTABLE)
 HEADLINE, OTHER = VOIDS
+UNTESTED = "Claims without a value here"
+METHODS = "How the verdicts are reached"
 ONE_SEED = "One training seed: the intervals cover the choice of photos, not training again, which may turn a verdict."
 
 
@@ -56,8 +65,9 @@ class Judged:
     verdicts: Mapping[str, str] = field(default_factory=dict)  # by void convention; empty where nothing was measured
     folds: tuple[int, ...] = ()
     seeds: int | None = None  # per fold
-    episodes: int | None = None  # over all folds, as the photos
-    photos: int | None = None
+    episodes: int | None = None  # over all folds
+    photos: tuple[int, ...] = ()  # distinct query photos of each fold, and last of all folds together
+    pairs: tuple[int, ...] = ()  # of a query photo and a class, of each fold
     why: str = ""  # why nothing was measured
 
     @property
@@ -132,7 +142,8 @@ def _judge(job: Mapping[str, Any], claim: Mapping[str, Any], rows: Mapping[str, 
         folds=tuple(part.fold for part in first),
         seeds=min(len(part.seeds) for part in (*first, *second)),
         episodes=sum(len(part.classes) for part in first),
-        photos=sum(part.photos for part in first),
+        photos=(*(query_photos([part]) for part in first), query_photos(first)),
+        pairs=tuple(part.pairs for part in first),
         why="; ".join(notes),
     )
 
@@ -144,7 +155,8 @@ def _csv_row(result: Judged) -> list[Any]:
         *(claim["id"], claim["claim"], claim["paper"], *here, result.verdict),
         *(result.paper_inside, claim["direction"], float(claim["bound"])),
         *(claim["metric"], HEADLINE, claim["table"], claim["first"], claim["second"], claim["shots"]),
-        *(" ".join(map(str, result.folds)), result.seeds, result.episodes, result.photos, claim["where"]),
+        *(" ".join(map(str, result.folds)), result.seeds, result.episodes),
+        *((result.photos or [None])[-1], sum(result.pairs) or None, claim["where"]),
         *(*there, result.verdicts.get(OTHER)),
         "; ".join(filter(None, [result.why, claim["note"]])),
     ]
@@ -152,7 +164,10 @@ def _csv_row(result: Judged) -> list[Any]:
 
 
 def render_markdown(job: Mapping[str, Any], results: Sequence[Judged]) -> str:
-    """What the data are, the count of verdicts, one line a claim, and how the verdicts were reached."""
+    """What the data are, the count of verdicts, one line a claim, those without a value apart, and the method.
+
+    ``crnet.report.page.page`` takes from it what lies above the first heading of a part.
+    """
     parts = ["# The paper's claims"]
     if job["generated"]:
         parts.append("**A test of the suite, not of the paper: data are generated.**")
@@ -163,7 +178,11 @@ def render_markdown(job: Mapping[str, Any], results: Sequence[Judged]) -> str:
     parts.append(summary(results))
     if any(result.seeds == 1 for result in results):
         parts.append(ONE_SEED)
-    return "\n\n".join([*parts, _grid(results), *caption(job, results)]) + "\n"
+    parts += encoder_sentence(job)
+    tested, others = ([result for result in results if bool(result.difference) == wanted] for wanted in (True, False))
+    grids = [_grid(tested)] if tested else []
+    grids += [f"## {UNTESTED}", _grid(others)] if others else []
+    return "\n\n".join([*parts, *grids, f"## {METHODS}", *caption(job, results)]) + "\n"
 
 
 def summary(results: Sequence[Judged]) -> str:
@@ -240,7 +259,7 @@ def caption(job: Mapping[str, Any], results: Sequence[Judged]) -> list[str]:
     )
     found = evaluations(cell for row in job["places"].values() for cell in row["cells"])
     paragraphs = [
-        " ".join([job["caption"], *data_sentences([about for _, about in found]), *_encoder_sentence(job)]),
+        " ".join([job["caption"], *data_sentences([about for _, about in found])]),
         estimator,
         rule,
         _void_sentence(tested),
@@ -263,7 +282,8 @@ def _sizes(job: Mapping[str, Any], tested: Sequence[Judged]) -> str:
     if not tested:
         return "No claim was run."
     seeds = {result.seeds for result in tested}
-    episodes, photos = ({getattr(r, key) // len(r.folds) for r in tested} for key in ("episodes", "photos"))
+    episodes = {result.episodes // len(result.folds) for result in tested}
+    photos, pairs = ({n for r in tested for n in counts(r)} for counts in (lambda r: r.photos[:-1], lambda r: r.pairs))
     tables: dict[str, list[str]] = {}  # by their folds
     for result in tested:
         folds = f"fold{'s' if len(result.folds) > 1 else ''} {', '.join(map(str, result.folds))}"
@@ -272,10 +292,10 @@ def _sizes(job: Mapping[str, Any], tested: Sequence[Judged]) -> str:
         tables.setdefault(folds, []).append(table_name(result.claim["table"]))
     places = [f"{folds} ({', '.join(dict.fromkeys(names))})" for folds, names in tables.items()]
     where = "; ".join(places) if len(places) > 1 else next(iter(tables))
-    return f"{training_seeds(seeds)}, {span(episodes)} episodes a fold on {span(photos)} query photos; {where}."
+    return f"{training_seeds(seeds)}, {episode_sizes(episodes, photos, pairs)}; {where}."
 
 
-def _encoder_sentence(job: Mapping[str, Any]) -> list[str]:
+def encoder_sentence(job: Mapping[str, Any]) -> list[str]:
     """What stands in this study for the paper's two backbones, by the roles that the tables name."""
     known = {"ResNet-50": job["encoders"].get("main"), "VGG16": job["encoders"].get("vgg16")}
     named = [f"{text} where the paper has {paper}" for paper, text in known.items() if text]

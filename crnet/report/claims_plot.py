@@ -10,9 +10,18 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from crnet.config.claims import table_name
+from crnet.config.labels import table_name
 from crnet.errors import CrnetError
-from crnet.report.claims import CONTRADICTED, HEADER, NOT_RUN, NOT_TESTABLE, ONE_SEED, SUPPORTED, UNDECIDED
+from crnet.report.claims import (
+    CONTRADICTED,
+    HEADER,
+    NOT_RUN,
+    NOT_TESTABLE,
+    ONE_SEED,
+    SUPPORTED,
+    UNDECIDED,
+    encoder_sentence,
+)
 from crnet.report.figures import BELOW, BLACK, BLUE, GREY, PAPER, PURPLE, SHADE, drawing, paper_handle
 from crnet.runtime.files import read_csv
 
@@ -41,12 +50,12 @@ def plot_claims(job: dict[str, Any], claims_csv: Path, out_prefix: Path) -> None
     tested = [line for line in lines if line["estimate"]]
     groups = [(table, list(own)) for table, own in groupby(tested, key=lambda line: line["table"])]
     rows = len(tested) + len(groups)
-    with drawing(f"{job['title']}: the paper's claims", 1.6 + ROW * max(rows, 1), out_prefix) as figure:
+    with drawing("The paper's claims", job["title"], 1.6 + ROW * max(rows, 1), out_prefix) as figure:
         axes = figure.subplots()
         if tested:
             _panel(axes, groups)
             once = [ONE_SEED] if any(line["seeds"] == "1" for line in tested) else []
-            axes.set_xlabel("\n".join(["difference in points", *once, *_left_out(lines)]))
+            axes.set_xlabel("\n".join(["difference in points", *once, *encoder_sentence(job), *_left_out(lines)]))
             handles = _legend(job, tested)
             figure.legend(handles=handles, loc=BELOW, ncols=(len(handles) + 1) // 2)
         else:

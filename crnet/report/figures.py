@@ -1,4 +1,4 @@
-"""Plots of tables and of training logs, as PNG (150 dpi) and SVG with equal bytes for equal input.
+"""Plots of tables, and what all plots share: PNG (150 dpi) and SVG with equal bytes for equal input.
 
 Colours are those of Okabe and Ito, which survive colour-blindness; what a colour says, a marker or a line
 style says too, for print in grey.
@@ -7,7 +7,7 @@ style says too, for print in grey.
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from crnet.config.labels import table_heading
 from crnet.errors import CrnetError
 from crnet.report.tables.cells import METRIC_NAMES, NOT_AVAILABLE, REPORTED, VOID_NAMES, VOIDS, short_gap
 from crnet.report.tables.layout import all_folds, fold_columns, mean_name, row_label, shown_shots
@@ -28,7 +29,6 @@ SKY, PURPLE, BLACK, GREY = "#56B4E9", "#CC79A7", "#000000", "#777777"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION, BLACK)
 SHADE = "#EFEFEF"
 FOLD_MARKERS = ("s", "^", "v", "P", "X", "*")
-SEED_LINES = ("-", "--", ":", "-.")
 
 STYLE = {
     **{"font.size": 9, "axes.titlesize": 10, "legend.fontsize": 8.5, "font.family": "DejaVu Sans"},
@@ -37,6 +37,7 @@ STYLE = {
 }
 BELOW = "outside lower center"  # where legends stand
 PAPER = {"mec": VERMILLION, "mew": 1.2, "ms": 4.5}
+EDGE = 0.5  # of a panel, beyond its first and last line
 WIDTH = 9.0  # inches; at 150 dpi somewhat wider than a page on GitHub, so text stays sharp
 
 
@@ -50,11 +51,11 @@ def save(figure: Figure, out_prefix: Path, dpi: int = 150) -> None:
 
 
 @contextmanager
-def drawing(title: str, height: float, out_prefix: Path) -> Iterator[Figure]:
-    """A figure of ``WIDTH`` x ``height`` inches in our style, saved when it has been drawn."""
+def drawing(title: str, study: str, height: float, out_prefix: Path) -> Iterator[Figure]:
+    """A figure of ``WIDTH`` x ``height`` inches in our style, under its title and the study's; saved when drawn."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+        figure = Figure(figsize=(WIDTH, height + 0.2), layout="constrained")
+        figure.suptitle(f"{title}\n{study}", fontsize=11, x=0.01, ha="left")
         yield figure
     save(figure, out_prefix)
 
@@ -68,8 +69,9 @@ def paper_handle(job: dict[str, Any], **style: Any) -> Line2D:
 def plot_table(job: dict[str, Any], table_csv: Path, out_prefix: Path) -> None:
     """Every row of a table: mean with interval, folds, the controls as floors, the paper's value.
 
-    Rows with several numbers of shots have a line for each, below one another. Such a plot shows the first
-    metric only: the others are in the table, and a plot of two screens is looked at by nobody.
+    Rows with several numbers of shots have a line for each, below one another, and each number of shots has its own
+    floor. Such a plot shows the first metric only: the others are in the table, and a plot of two screens is looked at
+    by nobody.
 
     ``table_csv`` is what ``render_table`` wrote of the same job, ``out_prefix`` a path without suffix.
 
@@ -83,7 +85,8 @@ def plot_table(job: dict[str, Any], table_csv: Path, out_prefix: Path) -> None:
     metrics = job["metrics"] if len(shown) == 1 else job["metrics"][:1]
     marks = _marks(job, shown)
     last = marks[-1][0]
-    with drawing(job["title"], 1.1 + len(metrics) * (0.75 + 0.38 * (last + 1)), out_prefix) as figure:
+    title, height = table_heading(job["table"], job["title"]), 1.1 + len(metrics) * (0.75 + 0.38 * (last + 1))
+    with drawing(title, job["study_title"], height, out_prefix) as figure:
         grid = figure.subplots(len(metrics), len(VOIDS), squeeze=False, sharey=True, sharex="row")
         for metric, axes_row in zip(metrics, grid, strict=True):
             values = [
@@ -95,10 +98,10 @@ def plot_table(job: dict[str, Any], table_csv: Path, out_prefix: Path) -> None:
             axes_row[0].set_xlim(*_limits(values))
             for void, axes in zip(VOIDS, axes_row, strict=True):
                 chosen = [line for line in lines if (line["metric"], line["void"]) == (metric, void)]
-                _table_panel(axes, marks, chosen)
+                _table_panel(axes, marks, chosen, void == VOIDS[0])
                 axes.set_title(f"{METRIC_NAMES[metric]}, {VOID_NAMES[void]}", loc="left")
             axes_row[0].set_yticks([y for y, *_ in marks], [_mark_label(row, shots, shown) for _, row, shots in marks])
-            axes_row[0].set_ylim(last + 0.5, -0.5)
+            axes_row[0].set_ylim(last + EDGE, -EDGE)
         for axes in grid[-1]:
             axes.set_xlabel(f"percent{scope(job)}")
         handles = _table_legend(job, lines)
@@ -143,18 +146,21 @@ def _mark_label(row: dict, shots: int, shown: Sequence[int]) -> str:
     return f"{row_label(row)}   {shots}-shot" if shots == shown[0] else f"{shots}-shot"
 
 
-def _table_panel(axes: Axes, marks: Sequence[tuple[float, dict, int]], lines: Sequence[dict[str, str]]) -> None:
+def _table_panel(
+    axes: Axes, marks: Sequence[tuple[float, dict, int]], lines: Sequence[dict[str, str]], headline: bool
+) -> None:
+    """One metric under one void convention; the paper's values, whose convention is one, are in the headline's."""
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
-    floors = []
+    floors: dict[int, float] = {}  # by shots: the best control
     for y, row, shots in marks:
         own = [line for line in lines if line["row"] == row["id"] and line["shots"] == str(shots)]
         folds, mean = own[:-1], own[-1]
         colour = GREY if row["control"] else BLUE
         for fold in folds if len(folds) > 1 else []:
             if fold["value"]:
-                marker = _marker(int(fold["fold"]))
+                marker = fold_marker(int(fold["fold"]))
                 # below the interval, so that neither hides the other
                 axes.plot(float(fold["value"]), y + 0.29, marker, ms=3.6, mfc="none", mec=colour, mew=0.8)
         if mean["value"]:
@@ -162,14 +168,17 @@ def _table_panel(axes: Axes, marks: Sequence[tuple[float, dict, int]], lines: Se
             axes.plot([low, high], [y, y], color=colour, lw=1.8, marker="|", ms=8, mew=1.4)
             axes.plot(value, y, "o", color=colour, ms=4.5)
             if row["control"]:
-                floors.append(value)
-        else:
+                floors[shots] = max(value, floors.get(shots, 0))
+        elif headline or mean["note"] != REPORTED:
             _explain(axes, y, mean)
-        if mean["paper"]:
+        if headline and mean["paper"]:
             above = 0.31 if mean["value"] else 0
             axes.plot(float(mean["paper"]), y - above, "D", mfc="white", **PAPER)
+    edges = [-EDGE, *((one[0] + other[0]) / 2 for one, other in pairwise(marks)), marks[-1][0] + EDGE]
+    for (top, bottom), (_, _, shots) in zip(pairwise(edges), marks, strict=True):
+        if shots in floors:
+            axes.fill_betweenx([top, bottom], 0, floors[shots], color=SHADE, lw=0, zorder=0)
     if floors:
-        axes.axvspan(0, max(floors), color=SHADE, lw=0, zorder=0)
         first = next(i for i, (_, row, _) in enumerate(marks) if row["control"])
         if first:
             axes.axhline((marks[first - 1][0] + marks[first][0]) / 2, color=GREY, lw=0.8)
@@ -201,65 +210,21 @@ def _table_legend(job: dict, lines: Sequence[dict[str, str]]) -> list[Line2D | P
     meanings: list[Line2D | Patch] = [Line2D([], [], color=BLUE, label=f"{name}, 95 % interval", **interval)]
     if any(row["control"] for row in job["rows"]):
         meanings.append(Line2D([], [], color=GREY, label="control", **interval))
-        meanings.append(Patch(color=SHADE, label="not above the best control"))
+        of = "" if len(shown_shots(job)) == 1 else " of as many shots"
+        meanings.append(Patch(color=SHADE, label=f"not above the best control{of}"))
     if any(line["paper"] for line in lines):
         meanings.append(paper_handle(job, mfc="none", **PAPER))
     if not fold_columns(job):
         return meanings
     style = {"ls": "", "mfc": "none", "mec": BLUE, "ms": 4.5}
-    folds = [Line2D([], [], marker=_marker(fold), label=f"fold {fold}", **style) for fold in fold_columns(job)]
+    folds = [Line2D([], [], marker=fold_marker(fold), label=f"fold {fold}", **style) for fold in fold_columns(job)]
     empty = Line2D([], [], ls="", label=" ")
     return [handle for pair in zip_longest(meanings, folds, fillvalue=empty) for handle in pair]
 
 
-def plot_losses(training_csv: Path, out_prefix: Path) -> None:
-    """Loss and base-class mIoU of every run: panels per variant, a colour per fold, a dash per seed.
-
-    Of ``training_csv`` the columns run, variant, fold, seed, step, loss and base_miou (in [0, 1], empty where it was
-    not measured) are read; ``out_prefix`` is a path without suffix.
-
-    Raises:
-        CrnetError: no line, a missing column, or a base_miou outside [0, 1].
-    """
-    lines = read_csv(training_csv)
-    missing = {"run", "variant", "fold", "seed", "step", "loss", "base_miou"} - set(lines[0] if lines else ())
-    if missing:
-        raise CrnetError(f"{training_csv} has no line with the column {min(missing)}: no training was logged.")
-    if any(line["base_miou"] and not 0 <= float(line["base_miou"]) <= 1 for line in lines):
-        raise CrnetError(f"{training_csv} holds a base_miou outside [0, 1]: log fractions, not percent.")
-    labels = list(dict.fromkeys(line["variant"] for line in lines))
-    folds, seeds = (sorted({int(line[key]) for line in lines}) for key in ("fold", "seed"))
-    with drawing("Training", 1.2 + 1.45 * len(labels), out_prefix) as figure:
-        grid = figure.subplots(len(labels), 2, squeeze=False, sharex=True, sharey="col")
-        for label, axes_row in zip(labels, grid, strict=True):
-            _training_panels(axes_row, [line for line in lines if line["variant"] == label])
-            axes_row[0].set_title(label, loc="left")
-            axes_row[0].set_ylabel("loss")
-            axes_row[1].set_ylabel("percent")
-        grid[0][1].set_title("base-class mIoU", loc="left")
-        for axes in grid[-1]:
-            axes.set_xlabel("training step")
-        handles = [
-            Line2D([], [], color=COLOURS[fold % len(COLOURS)], marker=_marker(fold), ms=4, label=f"fold {fold}")
-            for fold in folds
-        ]
-        handles += [
-            Line2D([], [], color=BLACK, ls=SEED_LINES[seed % len(SEED_LINES)], label=f"seed {seed}") for seed in seeds
-        ]
-        figure.legend(handles=handles, loc=BELOW, ncols=min(len(handles), 8))
+def foldfold_marker(fold: int) -> str:
+    return FOLD_MARKERS[fold % len(FOLD_MARKERS)]
 
 
-def _training_panels(axes_row: Sequence[Axes], lines: Sequence[dict[str, str]]) -> None:
-    for run in dict.fromkeys(line["run"] for line in lines):
-        own = sorted((line for line in lines if line["run"] == run), key=lambda line: int(line["step"]))
-        fold, seed = int(own[0]["fold"]), int(own[0]["seed"])
-        style = {"color": COLOURS[fold % len(COLOURS)], "ls": SEED_LINES[seed % len(SEED_LINES)], "lw": 1.1, "ms": 4}
-        for axes, column, scale in zip(axes_row, ("loss", "base_miou"), (1, 100), strict=True):
-            points = [(int(line["step"]), scale * float(line[column])) for line in own if line[column]]
-            if points:
-                # one marker, at the end of the line: tells the folds apart in grey print
-                axes.plot(*zip(*points, strict=True), marker=_marker(fold), markevery=[-1], **style)
-
-
-def _marker(fold: int) -> str:
+def fold_marker(fold: int) -> str:
     return FOLD_MARKERS[fold % len(FOLD_MARKERS)]

@@ -42,7 +42,7 @@ def plot_k_shot(job: dict[str, Any], table_csv: Path, out_prefix: Path) -> None:
     shots = [str(count) for count in job["shots"]]
     control = _best_control(job, lines, shots)
     title = f"{METRIC_NAMES[METRIC]} by number of supports, {VOID_NAMES[VOID]}{scope(job)}"
-    with drawing(title, 4.4, out_prefix) as figure:
+    with drawing(title, job["study_title"], 4.4, out_prefix) as figure:
         panels = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
         for name, axes in zip(models, panels, strict=True):
             _panel(axes, name, lines, shots, control)

@@ -15,11 +15,12 @@ from crnet.config.claims import CLAIMS, claims_job
 from crnet.config.resolve import Plan, training_name
 from crnet.config.study import Layout
 from crnet.errors import CrnetError
+from crnet.report import classes
 from crnet.report.claims import render_claims
 from crnet.report.claims_plot import plot_claims
 from crnet.report.figures import plot_table
 from crnet.report.k_shot import plot_k_shot
-from crnet.report.page.page import CURVE_TABLE, write_page
+from crnet.report.page.page import CLASSES, CURVE_TABLE, write_page
 from crnet.report.runs import collect, counts_files
 from crnet.report.tables.render import render_table
 from crnet.runtime.files import atomic_write, read_csv, read_mapping
@@ -48,6 +49,7 @@ def render(files: Sequence[Path], root: Path = study.ROOT) -> str:
     render_claims(job, results / "claims")
     plot_claims(job, results / "claims.csv", results / "figures/claims")
     _note_gaps((cell for place in job["places"].values() for cell in place["cells"]), Path(layout.job("claims")))
+    notes += _classes(study.table_job(plan, layout, study.headline_table(plan)), results)
     notes += _index(plan, layout, results)
     write_page(study.page_job(plan), results)
     done = sum(Path(layout.counts_of(cell)).is_file() for cell in plan.cells)
@@ -93,6 +95,16 @@ def _table(job: Mapping[str, Any], results: Path, job_file: Path) -> list[str]:
     if job["table"] == CURVE_TABLE:
         plot_k_shot(job, stored, results / "figures/k-shot")
     _note_gaps(cells, job_file)
+    return []
+
+
+def _classes(job: Mapping[str, Any], results: Path) -> list[str]:
+    """IoU by class, likewise unless every count behind values that are stored is gone."""
+    stored = results / CLASSES
+    if stored.is_file() and read_csv(stored) and not classes.collect(job):
+        return [f"{stored} is left as it is: it holds values whose counts are all gone"]
+    classes.write_classes(job, stored)
+    classes.plot_classes(job, stored, results / "figures/classes")
     return []
 
 

@@ -6,7 +6,7 @@ as its network is scored with the first support and over all of them.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from crnet.metrics.intervals import estimate, read_fold
 from crnet.runtime.files import canonical, read_csv, read_json, write_csv
 
 Row = dict[str, Any]
+Labels = Sequence[tuple[str, Sequence[str]]]  # what readers call runs, and the runs' names
 
 IDENTITY = [
     *("run", "kind", "status", "failed", "train_run"),
@@ -173,6 +174,16 @@ def _label(row: Row, differing: Sequence[str]) -> str:
     others = [f"{shown[key]}={text(row[key])}" for key in differing if key in row and not isinstance(row[key], bool)]
     parts = [f"without {', '.join(off)}"] if off else []
     return " ".join([row["method"], *parts]) + "".join(f", {other}" for other in others)
+
+
+def label_of(labels: Labels) -> Callable[[Mapping[str, str]], str]:
+    """How rows of ``runs.csv`` and ``training.csv`` are called: as the row of the first table that they are behind.
+
+    Args:
+        labels: ``crnet.config.study.page_job``'s; a run that is in none of them keeps its variant's name.
+    """
+    by_run = {run: label for label, runs in labels for run in runs}
+    return lambda row: by_run.get(row["run"].removesuffix(SECOND_READING)) or row["variant"] or row["method"]
 
 
 def text(value: Any) -> str:

@@ -30,6 +30,11 @@ def encoder_option(files):
     return ["--encoder", files.encoder] if hasattr(files, "encoder") else []
 
 
+def labelled(text):
+    """How the report's lists call a file."""
+    return {"what": text}
+
+
 # Some ten lines a job of Snakemake's own; `crnet job watch` speaks in their place, and `--verbose` brings them back.
 OF_JOBS = {LogEvent.JOB_INFO, LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.PROGRESS, LogEvent.SHELLCMD}
 

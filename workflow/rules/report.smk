@@ -7,11 +7,17 @@ localrules:
     table,
     claims,
     k_shot,
+    classes,
     losses,
     page,
     sheet,
     track,
     tables,
+
+
+PAGE = studies.page_job(PLAN)
+HEADLINE = studies.headline_table(PLAN)
+HEADINGS = {name: labels.table_heading(name, table.title) for name, table in PLAN.tables.items()}
 
 
 rule runs:
@@ -20,7 +26,12 @@ rule runs:
         tunings=[f"{AT.tuning(name)}/choice.json" for name in PLAN.tunings],
         evaluations=[f"{AT.evaluation(name)}/evaluation.json" for name in PLAN.evaluations],
     output:
-        runs=report(f"{AT.results}/runs.csv", category="Runs", caption="../report/runs.rst"),
+        runs=report(
+            f"{AT.results}/runs.csv",
+            category="5 Runs",
+            caption="../report/runs.rst",
+            labels=labelled("Every run with its settings"),
+        ),
         log=f"{AT.results}/training.csv",
     log:
         f"logs/report/{STUDY.study}-runs.log",
@@ -55,18 +66,13 @@ rule table:
         job=AT.job("{table}"),
     output:
         f"{AT.results}/tables/{{table}}.csv",
-        report(
-            f"{AT.results}/tables/{{table}}.md",
-            category="Tables",
-            caption="../report/table.rst",
-            labels={"table": "{table}"},
-        ),
+        f"{AT.results}/tables/{{table}}.md",
         f"{AT.results}/tables/{{table}}.tex",
         report(
             f"{AT.results}/figures/{{table}}.png",
-            category="Plots",
+            category="3 Plots",
             caption="../report/plot.rst",
-            labels={"table": "{table}"},
+            labels=lambda wc: labelled(HEADINGS[wc.table]),
         ),
         f"{AT.results}/figures/{{table}}.svg",
     log:
@@ -87,8 +93,13 @@ rule claims:
         job=AT.job("claims"),
     output:
         f"{AT.results}/claims.csv",
-        report(f"{AT.results}/claims.md", category="Claims", caption="../report/claims.rst"),
-        report(f"{AT.results}/figures/claims.png", category="Claims", caption="../report/claims.rst"),
+        f"{AT.results}/claims.md",
+        report(
+            f"{AT.results}/figures/claims.png",
+            category="4 Claims",
+            caption="../report/claims.rst",
+            labels=labelled("Claims, plot"),
+        ),
         f"{AT.results}/figures/claims.svg",
     log:
         f"logs/report/{STUDY.study}-claims.log",
@@ -106,7 +117,12 @@ rule k_shot:
     input:
         f"{AT.results}/tables/table4.csv",
     output:
-        report(f"{AT.results}/figures/k-shot.png", category="Plots", caption="../report/k-shot.rst"),
+        report(
+            f"{AT.results}/figures/k-shot.png",
+            category="3 Plots",
+            caption="../report/k-shot.rst",
+            labels=labelled("Shots and strategies"),
+        ),
         f"{AT.results}/figures/k-shot.svg",
     log:
         f"logs/report/{STUDY.study}-k-shot.log",
@@ -119,15 +135,40 @@ rule k_shot:
         "python -m crnet job k-shot --job {params.job:q} --table {input:q} --out {params.out:q} > {log:q} 2>&1"
 
 
+rule classes:
+    input:
+        [cell["counts"] for row in TABLES[HEADLINE]["rows"] for cell in row["cells"]],
+        job=AT.job(HEADLINE),
+    output:
+        f"{AT.results}/classes.csv",
+        report(
+            f"{AT.results}/figures/classes.png",
+            category="3 Plots",
+            caption="../report/classes.rst",
+            labels=labelled("IoU by class"),
+        ),
+        f"{AT.results}/figures/classes.svg",
+    log:
+        f"logs/report/{STUDY.study}-classes.log",
+    conda:
+        "../../environment.yml"
+    params:
+        job=canonical(TABLES[HEADLINE]),
+        out=lambda wc, output: os.path.splitext(output[0])[0],
+        figures=lambda wc, output: os.path.splitext(output[1])[0],
+    shell:
+        "python -m crnet job classes --job {params.job:q} --out {params.out:q} --figures {params.figures:q} > {log:q} 2>&1"
+
+
 rule losses:
     input:
         f"{AT.results}/training.csv",
     output:
         report(
             f"{AT.results}/figures/losses.png",
-            category="Plots",
+            category="3 Plots",
             caption="../report/losses.rst",
-            labels={"table": "loss curves"},
+            labels=labelled("Training"),
         ),
         f"{AT.results}/figures/losses.svg",
     log:
@@ -135,9 +176,10 @@ rule losses:
     conda:
         "../../environment.yml"
     params:
+        job=canonical({key: PAGE[key] for key in ["title", "labels"]}),
         out=lambda wc, output: os.path.splitext(output[0])[0],
     shell:
-        "python -m crnet job losses --training-log {input:q} --out {params.out:q} > {log:q} 2>&1"
+        "python -m crnet job losses --job {params.job:q} --training-log {input:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule sheet:
@@ -145,7 +187,12 @@ rule sheet:
         weights=[model["weights"] for model in SHEET["models"] if model["weights"]] if SHEET else [],
         episodes=[ancient(model["episodes"]) for model in SHEET["models"]] if SHEET else [],
     output:
-        report(f"{AT.results}/figures/episodes.png", category="Episodes", caption="../report/episodes.rst"),
+        report(
+            f"{AT.results}/figures/episodes.png",
+            category="3 Plots",
+            caption="../report/episodes.rst",
+            labels=labelled("Test episodes"),
+        ),
         f"{AT.results}/figures/episodes.svg",
     log:
         f"logs/report/{STUDY.study}-episodes.log",
@@ -183,7 +230,10 @@ RENDERED = [
     *[f"{AT.results}/figures/{name}.{suffix}" for name in [*TABLES, "losses"] for suffix in FORMATS],
     *[f"{AT.results}/figures/k-shot.{suffix}" for suffix in FORMATS if K_SHOT],
     *rules.claims.output,
+    *rules.classes.output,
 ]
+# The page, tables and claims as Snakemake's report shows them.
+HTML = f"{AT.work}/report/{STUDY.study}"
 
 
 rule page:
@@ -193,16 +243,32 @@ rule page:
         sheet=[f"{AT.results}/figures/episodes.png"] if SHEET else [],
     output:
         page=f"{AT.results}/README.md",
-        html=report(f"{AT.work}/report/{STUDY.study}.html", category="Page", caption="../report/page.rst"),
+        html=report(f"{HTML}/page.html", category="1 Page", caption="../report/page.rst", labels=labelled("Page")),
+        claims=report(
+            f"{HTML}/claims.html",
+            category="4 Claims",
+            caption="../report/claims.rst",
+            labels=labelled("Claims, table"),
+        ),
+        tables=[
+            report(
+                f"{HTML}/{name}.html",
+                category="2 Tables",
+                caption="../report/table.rst",
+                labels=labelled(heading),
+            )
+            for name, heading in HEADINGS.items()
+        ],
     log:
         f"logs/report/{STUDY.study}-page.log",
     conda:
         "../../environment.yml"
     params:
-        job=canonical(studies.page_job(PLAN)),
+        job=canonical(PAGE),
         results=lambda wc, output: os.path.dirname(output.page),
+        html=lambda wc, output: os.path.dirname(output.html),
     shell:
-        "python -m crnet job page --job {params.job:q} --results {params.results:q} --html {output.html:q} > {log:q} 2>&1"
+        "python -m crnet job page --job {params.job:q} --results {params.results:q} --html {params.html:q} > {log:q} 2>&1"
 
 
 # Snakemake passes over what is missing behind an `ancient` file that is there and yet made anew, as after a kill between

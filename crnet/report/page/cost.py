@@ -6,7 +6,7 @@ from statistics import median
 from typing import NamedTuple
 
 from crnet.errors import CrnetError
-from crnet.report.runs import SECOND_READING
+from crnet.report.runs import SECOND_READING, Labels, label_of
 from crnet.report.tables.markdown import grid
 
 KINDS = {"train": "Training", "tune": "Choosing finetuning's settings", "evaluate": "Evaluation"}
@@ -26,10 +26,11 @@ class Cost(NamedTuple):
     peak_bytes: int | None  # the greatest peak memory of a run; None if none was recorded
 
 
-def costs(lines: Sequence[Mapping[str, str]]) -> tuple[list[Cost], dict[str, list[Cost]]]:
-    """Cost by kind, and for each kind by variant and shots, all in the order of ``runs.csv``.
+def costs(lines: Sequence[Mapping[str, str]], labels: Labels) -> tuple[list[Cost], dict[str, list[Cost]]]:
+    """Cost by kind in the order of ``runs.csv``, and for each kind by variant and shots, as the tables name them.
 
     Args:
+        labels: what runs are called, as ``crnet.config.study.page_job`` has it.
         lines: the rows of ``runs.csv``. The second reading of a finetuned evaluation is no run of its own.
 
     Raises:
@@ -41,15 +42,17 @@ def costs(lines: Sequence[Mapping[str, str]]) -> tuple[list[Cost], dict[str, lis
     jobs = [line for line in lines if not line["run"].endswith(SECOND_READING)]
     kinds = _costs(jobs, _kind)
     names = dict.fromkeys(cost.name for cost in kinds)
-    return kinds, {name: _costs([line for line in jobs if _kind(line) == name], _variant) for name in names}
+    label, place = label_of(labels), {name: i for i, (name, _) in enumerate(labels)}
+
+    def variant(line: Mapping[str, str]) -> str:
+        return label(line) + (f", {line['shots']}-shot" if line["shots"] else "")
+
+    jobs.sort(key=lambda line: place.get(label(line), len(place)))  # stable
+    return kinds, {name: _costs([line for line in jobs if _kind(line) == name], variant) for name in names}
 
 
 def _kind(line: Mapping[str, str]) -> str:
     return KINDS.get(line["kind"], line["kind"].capitalize())
-
-
-def _variant(line: Mapping[str, str]) -> str:
-    return (line["variant"] or line["method"]) + (f", {line['shots']}-shot" if line["shots"] else "")
 
 
 def _costs(lines: Sequence[Mapping[str, str]], name: Callable[[Mapping[str, str]], str]) -> list[Cost]:
@@ -73,9 +76,9 @@ def _cost(name: str, unit: str, lines: Sequence[Mapping[str, str]]) -> Cost:
     return Cost(name, unit, len(lines), failed, hours, tuple(sorted(seconds)), max(peaks, default=None))
 
 
-def render_cost(lines: Sequence[Mapping[str, str]]) -> list[str]:
+def render_cost(lines: Sequence[Mapping[str, str]], labels: Labels) -> list[str]:
     """Markdown paragraphs: the sum by kind, every variant in a fold-out, what is counted; raises as ``costs``."""
-    kinds, variants = costs(lines)
+    kinds, variants = costs(lines, labels)
     totals = {unit: sum(cost.hours for cost in kinds if cost.unit == unit) for unit in (CPU, GPU)}
     spent = " and ".join(f"{_hours(hours)} {unit}" for unit, hours in totals.items() if hours)
     parts = [f"**{spent or 'No time was recorded'}** in {sum(c.runs for c in kinds)} runs.", _grid("Job", kinds)]

@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from statistics import mean
 
-from crnet.report.runs import SECOND_READING
+from crnet.report.runs import SECOND_READING, Labels, label_of
 from crnet.report.tables.markdown import grid
 
 
-def render_finetuning(lines: Sequence[Mapping[str, str]]) -> list[str]:
+def render_finetuning(lines: Sequence[Mapping[str, str]], labels: Labels) -> list[str]:
     """Paragraphs from the rows of ``runs.csv``: one line a finetuned model; none where nothing was finetuned.
+
+    ``labels``: what runs are called, as ``crnet.config.study.page_job`` has it.
 
     A loss that hardly falls means too few steps; one near zero whose queries do not gain means overfitting.
     """
@@ -17,13 +19,14 @@ def render_finetuning(lines: Sequence[Mapping[str, str]]) -> list[str]:
     evaluated = [line for line in finetuned if not line["run"].endswith(SECOND_READING)]
     if not evaluated:
         return []
+    label = label_of(labels)
     rows = [["Model", "Fold", "Seed", "Shots", "Rate", "Steps", "mIoU of the trials", "Loss on the supports"]]
     for line in evaluated:
         trial = tuned[line["train_run"]]
         settings = [f"{float(line['choice.lr']):g}", line["choice.steps"]]
         miou = f"{float(trial['miou_untouched']):.1f} → {float(trial['miou_ignore']):.1f}"
         loss = f"{float(line['support_loss_before']):.3f} → {float(line['support_loss_after']):.3f}"
-        rows.append([trial["variant"], line["fold"], line["seed"], line["shots"], *settings, miou, loss])
+        rows.append([label(line), line["fold"], line["seed"], line["shots"], *settings, miou, loss])
     chosen = [tuned[name] for name in {line["train_run"] for line in evaluated}]
     worse = sum(float(line["miou_ignore"]) < float(line["miou_untouched"]) for line in chosen)
     falls = mean(float(e["support_loss_after"]) / float(e["support_loss_before"]) for e in evaluated)

@@ -1,7 +1,8 @@
 """The page that people read: ``results/<study>/README.md``, made from the files that lie beside it.
 
-It holds what one wants to see first of every part and links to the rest; text that several tables share stands
-once. What is missing is said in its place, with how to make it.
+It begins with the headline table by fold, and holds of every part what one wants to see first, with links to the rest;
+text that several tables share stands once. What a study does not do has no section; what is missing is said in its
+place, with how to make it.
 """
 
 import re
@@ -9,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from crnet.config.labels import table_heading
 from crnet.errors import CrnetError
+from crnet.report.classes import render_classes
+from crnet.report.page.citation import render_citation
 from crnet.report.page.cost import render_cost
 from crnet.report.page.finetuning import render_finetuning
 from crnet.report.page.provenance import render_provenance
@@ -18,14 +22,18 @@ from crnet.report.tables.markdown import ORIENTATION
 from crnet.runtime.files import atomic_write, read_csv
 
 PAGE = "README.md"
+CLASSES = "classes.csv"
+RESULTS = "Results"
+READ_TABLES = "How to read the tables"
 CURVE_TABLE = "table4"  # whose rows the k-shot curve shows
 
 
 class TablePart(NamedTuple):
-    """What the page takes from ``tables/<name>.md``: the compact grid and its paragraphs."""
+    """What the page takes from ``tables/<name>.md``: the compact grid, the first by fold, and the paragraphs."""
 
     heading: str
     grid: str
+    by_fold: list[str]  # its title and the grid; empty where nothing is run
     own: list[str]
     reading: list[str]
 
@@ -42,18 +50,21 @@ def write_page(job: Mapping[str, Any], results: Path) -> None:
     shared = _shared(job, parts)
     runs = read_csv(results / "runs.csv") if (results / "runs.csv").is_file() else []
     no_runs = _missing(job, "The list of runs", results, "runs.csv")
-    finetuning = render_finetuning(runs)
     sections = [
-        ("The paper's claims", _claims(job, results)),
-        ("How to read the tables", [*shared.values()] or ["No table has been made yet."]),
+        (RESULTS, _headline(job, parts)),
         *_tables(job, results, parts, shared),
-        *([("Finetuning: settings and loss on the supports", finetuning)] if finetuning else []),
+        ("IoU by class", _classes(job, results)),
         ("Test episodes", _sheet(job, results)),
+        ("The paper's claims", _claims(job, results)),
+        (READ_TABLES, [*shared.values()] or ["No table has been made yet."]),
+        ("Finetuning: settings and loss on the supports", render_finetuning(runs, job["labels"])),
         ("Training", _losses(job, results)),
-        ("Cost", render_cost(runs) if runs else no_runs),
+        ("Cost", render_cost(runs, job["labels"]) if runs else no_runs),
         ("Provenance", render_provenance(runs) if runs else no_runs),
         ("Make it again", _again(job, results)),
+        ("How to cite", render_citation(job, runs)),
     ]
+    sections = [(title, paragraphs) for title, paragraphs in sections if paragraphs]
     head = [f"# {job['title']}", *([ORIENTATION] if job["orientation_only"] else []), job["caption"].strip()]
     contents = " · ".join(f"[{title.partition(':')[0]}](#{slug(title)})" for title, _ in sections)
     body = [text for title, paragraphs in sections for text in (f"## {title}", *paragraphs)]
@@ -65,15 +76,21 @@ def slug(title: str) -> str:
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
+def _headline(job: Mapping[str, Any], parts: Mapping[str, TablePart | None]) -> list[str]:
+    """The headline table by fold; nothing where it is missing, which its own section says, or is not run."""
+    name = job["headline"]
+    if (part := parts.get(name)) is None or not part.by_fold:
+        return []
+    title, grid = part.by_fold
+    what = table_heading(name, next(table["title"] for table in job["tables"] if table["name"] == name))
+    text = "Percent, with 95 % intervals in brackets"
+    return [f"**{what}. {title}**", grid, f"{text}: [{READ_TABLES.lower()}](#{slug(READ_TABLES)})."]
+
+
 def _number(name: str) -> str:
     """ "2" of "table2"; "" if the name is another."""
     number = name.removeprefix("table")
     return number if number.isdigit() else ""
-
-
-def _heading(table: Mapping[str, str]) -> str:
-    number = _number(table["name"])
-    return f"Table {number}: {table['title']}" if number else table["title"]
 
 
 def _missing(job: Mapping[str, Any], what: str, results: Path, file: str) -> list[str]:
@@ -89,14 +106,33 @@ def _how(job: Mapping[str, Any], results: Path, file: str) -> str:
 
 
 def _claims(job: Mapping[str, Any], results: Path) -> list[str]:
-    """The summary and the grid of ``claims.md``, and the plot; how verdicts are reached is a click away."""
+    """The summary, the plot and the claims that were tested of ``claims.md``; nothing where none was.
+
+    The rest of the claims, and how verdicts are reached, are a click away.
+    """
     path = results / "claims.md"
     if not path.is_file():
         return _missing(job, "The verdict on each claim", results, "claims.md")
     paragraphs = [text for text in _paragraphs(path) if not text.startswith("# ") and text != ORIENTATION]
-    grids = [i for i, text in enumerate(paragraphs, 1) if text.startswith("|")]
+    parts = [i for i, text in enumerate(paragraphs) if text.startswith("## ")]
+    paragraphs = paragraphs[: parts[0] if parts else None]
+    if not any(text.startswith("|") for text in paragraphs):
+        return []
     figure = _figure(job, results, "claims", "All claims, ours against the paper's")
-    return [*paragraphs[: grids[-1] if grids else None], *figure, "[How the verdicts are reached](claims.md)."]
+    return [*paragraphs, *figure, "[The other claims, and how the verdicts are reached](claims.md)."]
+
+
+def _classes(job: Mapping[str, Any], results: Path) -> list[str]:
+    """The plot, and every number in a fold-out; nothing where no count is there."""
+    path = results / CLASSES
+    if not path.is_file():
+        return _missing(job, "The IoU of each class", results, CLASSES)
+    title_and_grid = render_classes(path)
+    if not title_and_grid:
+        return []
+    figure = _figure(job, results, "classes", "IoU of each test class, with intervals")
+    link = f"With intervals and both void conventions: [{CLASSES}]({CLASSES})."
+    return [*figure, "<details><summary>Every class and row</summary>", *title_and_grid, "</details>", link]
 
 
 def _paragraphs(path: Path) -> list[str]:
@@ -114,7 +150,9 @@ def _read_table(path: Path) -> TablePart | None:
     except ValueError as error:
         raise CrnetError(f"{path}: is not a table as this version writes it; render it again.") from error
     heading, body, *own = paragraphs[start:details]
-    return TablePart(heading.removeprefix("## "), body, own, paragraphs[reading + 1 :])
+    first = paragraphs[details + 1 : details + 3]
+    by_fold = [first[0].removeprefix("### "), first[1]] if first[0].startswith("### ") else []
+    return TablePart(heading.removeprefix("## "), body, by_fold, own, paragraphs[reading + 1 :])
 
 
 def _shared(job: Mapping[str, Any], parts: Mapping[str, TablePart | None]) -> dict[str, str]:
@@ -151,11 +189,11 @@ def _tables(
     """A section for each table, and the curve over shots after the table that it shows, or last."""
     sections = []
     for table in job["tables"]:
-        heading, name = _heading(table), table["name"]
+        heading, name = table_heading(table["name"], table["title"]), table["name"]
         if part := parts[name]:
             figure = _figure(job, results, name, heading)
             own = [text for text in part.own if text not in shared]
-            sections.append((heading, [f"**{part.heading}**", part.grid, *own, *figure, _links(results, name)]))
+            sections.append((heading, [f"**{part.heading}**", part.grid, *figure, *own, _links(results, name)]))
         else:
             sections.append((heading, _missing(job, "This table", results, f"tables/{name}.md")))
     place = next((i for i, table in enumerate(job["tables"], 1) if table["name"] == CURVE_TABLE), len(sections))
@@ -175,8 +213,8 @@ def _figure(job: Mapping[str, Any], results: Path, name: str, alternative: str) 
 
 
 def _curve(job: Mapping[str, Any], results: Path) -> list[str]:
-    if not (results / "figures/k-shot.png").is_file() and CURVE_TABLE not in {t["name"] for t in job["tables"]}:
-        return ["*This study does not make Table 4, from which the curve over shots is drawn.*"]
+    if CURVE_TABLE not in {table["name"] for table in job["tables"]}:
+        return []
     text = (
         "Table 4 as a curve: mean over folds with 95 % intervals. Finetuning takes two supports, so its lines begin at "
         "the second number of shots; the dotted lines join them to the 1-shot result from which they start."
@@ -187,8 +225,8 @@ def _curve(job: Mapping[str, Any], results: Path) -> list[str]:
 def _sheet(job: Mapping[str, Any], results: Path) -> list[str]:
     file = "figures/episodes.png"
     if not (results / file).is_file():
-        if not job.get("sheet", True):
-            return ["*This study draws no sheet of test episodes; its key `sheet` would ask for one.*"]
+        if not job["sheet"]:
+            return []
         return [
             "*The sheet of test episodes is not here: it was not drawn, or its photos may not be passed on. "
             f"{_how(job, results, file)} Its place is `{file}`.*"
@@ -202,6 +240,8 @@ def _sheet(job: Mapping[str, Any], results: Path) -> list[str]:
 
 
 def _losses(job: Mapping[str, Any], results: Path) -> list[str]:
+    if (path := results / "training.csv").is_file() and not read_csv(path):
+        return []
     text = (
         "Loss and base-class mIoU of every training, the latter on training photos at input size, with one run of the "
         "refinement. Classes of the test fold take no part."
@@ -211,11 +251,15 @@ def _losses(job: Mapping[str, Any], results: Path) -> list[str]:
 
 
 def _again(job: Mapping[str, Any], results: Path) -> list[str]:
-    texts = ["Only what is not there, or whose settings changed, is run. This page is written by the same command."]
+    texts = [
+        "Only what is not there, or whose settings changed, is run. This page is written by the same command; "
+        f"`crnet audit results/{results.name}` makes every number of it again from the counts and compares."
+    ]
     known = {
         "runs.csv": "every run with all its settings",
         "training.csv": "every training's log",
         "claims.csv": "claims for programs",
+        CLASSES: "IoU by class for programs",
     }
     if files := [f"[{file}]({file}): {what}" for file, what in known.items() if (results / file).is_file()]:
         texts.append(f"Beside this page: {'; '.join(files)}.")

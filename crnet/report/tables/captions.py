@@ -68,8 +68,8 @@ def _sizes(job: dict, cells: Sequence[Cell]) -> str:
     if not known:
         return ""
     text = f"{training_seeds(seeds)} and " if seeds else ""
-    text += f"{span({cell.episodes for cell in known})} episodes a fold on {span({cell.photos for cell in known})} "
-    text += "query photos, the same for every row."
+    sizes = ({getattr(cell, name) for cell in known} for name in ("episodes", "photos", "pairs"))
+    text += f"{episode_sizes(*sizes)}, the same for every row."
     if 1 in seeds:
         text += " With one training seed an interval covers the choice of these photos only."
     return f"{text}{_deviations(cells)}"
@@ -83,6 +83,12 @@ def _deviations(cells: Sequence[Cell]) -> str:
     low, high = (f"{extreme(c.seed_sd for c in means):.1f}" for extreme in (min, max))
     size = f"{low} points" if low == high else f"{low} to {high} points, by row"
     return f" Standard deviation of the mean mIoU between training seeds: {size}."
+
+
+def episode_sizes(episodes: set[int], photos: set[int], pairs: set[int]) -> str:
+    """How many episodes, query photos, and pairs of a photo and a class each fold has."""
+    text = f"{span(episodes)} episodes a fold on {span(photos)} query photos"
+    return text if photos == pairs else f"{text} ({span(pairs)} pairs of a photo and a class)"
 
 
 def span(values: set[int]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from crnet.errors import CrnetError
-from crnet.metrics.intervals import FoldCounts, interval, read_fold, seed_deviation
+from crnet.metrics.intervals import FoldCounts, interval, query_photos, read_fold, seed_deviation
 from crnet.metrics.iou import VOID_COLUMNS
 
 METRIC_NAMES = {"miou": "mIoU", "fbiou": "FB-IoU"}
@@ -28,8 +28,9 @@ UNDEFINED = "undefined: no pixel was asked for or predicted"
 class Cell:
     """One number of a table, in percent. ``fold``: an index or "mean". ``note``: why a value is absent.
 
-    ``photos``: query photos of the episodes, of each class for itself. ``seed_sd``: standard deviation between training
-    seeds, in points; None with one seed.
+    ``photos``: distinct query photos of the episodes; ``pairs``: of a query photo and the class asked for, which the
+    intervals leave out. ``paper``: its value, under the void convention that is probably the paper's. ``seed_sd``:
+    standard deviation between training seeds, in points; None with one seed.
     """
 
     row: str
@@ -45,6 +46,7 @@ class Cell:
     seed_sd: float | None = None
     episodes: int | None = None
     photos: int | None = None
+    pairs: int | None = None
     paper: float | None = None
     note: str = ""
 
@@ -132,7 +134,8 @@ def _row_cells(job: dict, row: dict, shots: int, parts: dict[int, FoldCounts], n
             measured = _measured([parts[fold]], metric, void) if fold in parts else {"note": notes[fold]}
             yield Cell(**about, fold=fold, **measured)
         measured = {"note": why} if notes else _measured([*parts.values()], metric, void)
-        paper = row.get("paper", {}).get(f"{shots}-shot", {}).get(metric)
+        quoted = row.get("paper", {}) if void == VOIDS[0] else {}
+        paper = quoted.get(f"{shots}-shot", {}).get(metric)
         yield Cell(**about, fold="mean", paper=paper, **measured)
 
 
@@ -147,5 +150,6 @@ def _measured(folds: Sequence[FoldCounts], metric: str, void: str) -> dict[str, 
         "seeds": min(len(part.seeds) for part in folds),
         "seed_sd": None if deviation is None else 100 * deviation,
         "episodes": sum(len(part.classes) for part in folds),
-        "photos": sum(part.photos for part in folds),
+        "photos": query_photos(folds),
+        "pairs": sum(part.pairs for part in folds),
     }

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from crnet.config.labels import named_with
 from crnet.report.tables.cells import METRIC_NAMES, NOT_AVAILABLE, REPORTED, VOID_NAMES, VOIDS, Cell, short_gap
 
 TICK = "✓"
@@ -100,8 +101,7 @@ def setting(row: dict[str, Any], name: str) -> str:
 
 def row_label(row: dict[str, Any]) -> str:
     """The row's name where its switches do not stand beside it: "Fusion (stripped)", "CRNet (VGG16)"."""
-    texts = [value for value in dict(row.get("switches", {})).values() if isinstance(value, str)]
-    return f"{row['label']} ({', '.join(texts)})" if texts else row["label"]
+    return named_with(row["label"], dict(row.get("switches", {})))
 
 
 def groups(job: dict[str, Any], quoted: bool) -> list[tuple[str, list[dict]]]:
@@ -112,6 +112,11 @@ def groups(job: dict[str, Any], quoted: bool) -> list[tuple[str, list[dict]]]:
     controls = [row for row in job["rows"] if row["control"]]
     named = [(REPORTED.capitalize(), reported), ("Run here" if reported else "", run), ("Controls", controls)]
     return [(heading, rows) for heading, rows in named if rows]
+
+
+def named(groups: list[tuple[str, list[dict]]]) -> list[tuple[str, list[dict]]]:
+    """The same rows named with their switches, whose columns would not fit beside those of folds."""
+    return [(heading, [row | {"label": row_label(row), "switches": {}} for row in rows]) for heading, rows in groups]
 
 
 def select(cells: Sequence[Cell], row: dict, shots: int, metric: str, void: str) -> list[Cell]:

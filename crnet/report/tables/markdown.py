@@ -15,7 +15,7 @@ def render_markdown(job: dict[str, Any], cells: Sequence[Cell]) -> str:
     parts = [f"# {job['title']}"]
     if job["orientation_only"]:
         parts.append(ORIENTATION)
-    compact = _grouped(job, layout.groups(job, quoted=True), *layout.compact(job, cells, "paper"))
+    compact = _grouped(layout.switch_names(job), layout.groups(job, quoted=True), *layout.compact(job, cells, "paper"))
     parts += [f"## {layout.compact_title(job)}", compact, *own_notes(job, cells)]
     blocks = layout.blocks(job)
     parts += [f"## {layout.DETAILS}"] + ([] if blocks else ["No row of this table is run in this study."])
@@ -44,7 +44,7 @@ def grid(lines: Sequence[Sequence[str]], aligns: Sequence[str]) -> str:
 def _detail_grid(job: dict, cells: Sequence[Cell], shots: int, metric: str, void: str) -> str:
     ours = [row["id"] for row in job["rows"] if not row.get("reported")]
     key = (shots, metric)
-    quoted = any(c.paper is not None for c in cells if (c.shots, c.metric) == key and c.row in ours)
+    quoted = any(c.paper is not None for c in cells if (c.shots, c.metric, c.void) == (*key, void) and c.row in ours)
     folds = layout.fold_columns(job)
     head = [*(f"Fold {fold}" for fold in folds), layout.mean_name(job)]
     spread = any(c.seed_sd is not None for c in cells if (c.shots, c.metric, c.fold) == (*key, "mean"))
@@ -57,12 +57,11 @@ def _detail_grid(job: dict, cells: Sequence[Cell], shots: int, metric: str, void
         paper = [layout.number(mean.paper), layout.number(mean.difference, "+")] if quoted else []
         return [*(parts if folds else []), mean, *deviation, *paper]
 
-    return _grouped(job, layout.groups(job, quoted=False), head, entries)
+    return _grouped([], layout.named(layout.groups(job, quoted=False)), head, entries)
 
 
-def _grouped(job: dict, groups: list, head: list[str], entries: layout.Entries) -> str:
+def _grouped(switches: Sequence[str], groups: list, head: list[str], entries: layout.Entries) -> str:
     """A grid with a line for every group's heading, and labels and switches before the numbers."""
-    switches = layout.switch_names(job)
     lines = [["", *switches, *head]]
     for heading, rows in groups:
         if heading:

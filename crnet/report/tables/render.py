@@ -15,7 +15,7 @@ from crnet.runtime.files import atomic_write, write_csv
 
 HEADER = (  # the table's name, then attributes of a cell
     *("table", "row", "label", "shots", "fold", "metric", "void", "value", "low", "high"),
-    *("seeds", "seed_sd", "episodes", "photos", "paper", "difference", "note"),
+    *("seeds", "seed_sd", "episodes", "photos", "pairs", "paper", "difference", "note"),
 )
 
 

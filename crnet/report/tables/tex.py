@@ -1,18 +1,22 @@
-"""A table in LaTeX that needs booktabs and nothing else; intervals stand below their values."""
+"""A table in LaTeX that fits the page of an article and needs booktabs, amssymb and graphicx; intervals stand below
+values.
+
+Captions are short: what the numbers mean is text after the tables, for whoever inputs the file to keep or to move.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 from crnet.report.tables import layout
 from crnet.report.tables.captions import own_notes, reading
-from crnet.report.tables.cells import Cell
+from crnet.report.tables.cells import METRIC_NAMES, VOID_NAMES, VOIDS, Cell
 
 _TEX = str.maketrans(
     {
         **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
         **{character: f"\\{character}" for character in "{}%&#_$"},
         **{"–": "--", "—": "---", "×": r"$\times$", "±": r"$\pm$", "≥": r"$\ge$", "≤": r"$\le$", "−": "$-$"},
-        **{layout.TICK: r"$\surd$", "\N{NO-BREAK SPACE}": "~", "<": "$<$", ">": "$>$"},
+        **{layout.TICK: r"\checkmark{}", "\N{NO-BREAK SPACE}": "~", "<": "$<$", ">": "$>$"},
     }
 )
 
@@ -23,16 +27,16 @@ def escape_tex(text: str) -> str:
 
 
 def render_tex(job: dict[str, Any], cells: Sequence[Cell]) -> str:
-    """The paper's grid with the whole caption, then for every number of shots the grids by fold."""
+    """The paper's grid, for every number of shots and metric the grids by fold, and notes on all of them."""
     label = f"tab:{job['study']}-{job['table']}"
-    caption = [*own_notes(job, cells), *reading(job)]
-    text = " ".join([f"{job['title']}.", f"{layout.compact_title(job)}.", *caption])
-    lines = ["% needs \\usepackage{booktabs}", *_environment(*_compact(job, cells), escape_tex(text), label)]
-    for shots in dict.fromkeys(block[1] for block in layout.blocks(job)):
-        title = escape_tex(f"{job['title']}: {layout.DETAILS.lower()}, {shots}-shot.")
-        text = f"{title} See Table~\\ref{{{label}}}."
-        lines += ["", *_environment(*_details(job, cells, shots), text, f"{label}-{shots}-shot")]
-    return "\n".join(lines) + "\n"
+    title = f"{job['title']} ({job['study_title']})"
+    caption = escape_tex(f"{title}: {layout.compact_title(job)}.")
+    lines = ["% needs \\usepackage{booktabs,amssymb,graphicx}", *_environment(*_compact(job, cells), caption, label)]
+    for shots, metric in dict.fromkeys(block[1:3] for block in layout.blocks(job)):
+        caption = escape_tex(f"{title}: {shots}-shot {METRIC_NAMES[metric]} by fold.")
+        lines += ["", *_environment(*_details(job, cells, shots, metric), caption, f"{label}-{shots}-shot-{metric}")]
+    notes = "\n\n".join(map(escape_tex, [*own_notes(job, cells), *reading(job)]))
+    return "\n".join([*lines, "", f"\\paragraph{{Notes to Table~\\ref{{{label}}}.}}", notes]) + "\n"
 
 
 def _environment(names: list[str], body: list[str], text: str, label: str) -> list[str]:
@@ -40,12 +44,13 @@ def _environment(names: list[str], body: list[str], text: str, label: str) -> li
     return [
         "\\begin{table}",
         "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}",
+        "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",  # smaller only if it is too wide
         f"\\begin{{tabular}}{{l{'c' * len(names)}}}",
         "\\toprule",
         " & ".join(["", *map(escape_tex, names)]) + r" \\",
         *body,
         "\\bottomrule",
-        "\\end{tabular}",
+        "\\end{tabular}}",
         f"\\caption{{{text}}}",
         f"\\label{{{label}}}",
         "\\end{table}",
@@ -55,24 +60,28 @@ def _environment(names: list[str], body: list[str], text: str, label: str) -> li
 def _compact(job: dict, cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
     titles, entries = layout.compact(job, cells, "Paper")
     names = [*layout.switch_names(job), *titles]
-    return names, ["\\midrule", *_body(job, layout.groups(job, quoted=True), 1 + len(names), entries)]
+    return names, [
+        "\\midrule",
+        *_body(layout.switch_names(job), layout.groups(job, quoted=True), 1 + len(names), entries),
+    ]
 
 
-def _details(job: dict, cells: Sequence[Cell], shots: int) -> tuple[list[str], list[str]]:
+def _details(job: dict, cells: Sequence[Cell], shots: int, metric: str) -> tuple[list[str], list[str]]:
+    """Both void conventions; rows are named with their switches, whose columns would not fit beside the folds."""
     folds = layout.fold_columns(job)
-    names = [*layout.switch_names(job), *map(str, folds), layout.mean_name(job), "Paper", "Diff."]
+    quoted = any(cell.paper is not None for cell in cells if (cell.shots, cell.metric) == (shots, metric))
+    names = [*(f"Fold {fold}" for fold in folds), layout.mean_name(job), *(["Paper", "Diff."] if quoted else [])]
     lines, width = [], 1 + len(names)
-    for title, of_shots, metric, void in layout.blocks(job):
-        if of_shots != shots:
-            continue
+    groups = layout.named(layout.groups(job, quoted=False))
+    for void in VOIDS:
 
-        def entries(row: dict, metric: str = metric, void: str = void) -> list[Cell | str]:
+        def entries(row: dict, void: str = void) -> list[Cell | str]:
             *parts, mean = layout.select(cells, row, shots, metric, void)
-            paper = [layout.number(mean.paper), layout.number(mean.difference, "+")]
+            paper = [layout.number(mean.paper), layout.number(mean.difference, "+")] if quoted else []
             return [*(parts if folds else []), mean, *paper]
 
-        lines += ["\\midrule", _across(width, title), "\\midrule"]
-        lines += _body(job, layout.groups(job, quoted=False), width, entries)
+        lines += ["\\midrule", _across(width, VOID_NAMES[void].capitalize()), "\\midrule"]
+        lines += _body([], groups, width, entries)
     return names, lines
 
 
@@ -80,9 +89,9 @@ def _across(width: int, text: str) -> str:
     return f"\\multicolumn{{{width}}}{{l}}{{\\emph{{{escape_tex(text)}}}}} \\\\"
 
 
-def _body(job: dict, groups: list, width: int, entries: layout.Entries) -> list[str]:
+def _body(switches: Sequence[str], groups: list, width: int, entries: layout.Entries) -> list[str]:
     """Two lines a row: values, and below them intervals where there are any."""
-    lines, switches = [], layout.switch_names(job)
+    lines = []
     for position, (heading, rows) in enumerate(groups):
         lines += [f"\\cmidrule{{1-{width}}}"] if position else []
         lines += [_across(width, heading)] if heading else []

@@ -1,0 +1,79 @@
+"""How rows, encoders and runs are called wherever readers meet them: in tables, figures and on the page."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from crnet.config import resolve
+from crnet.config.resolve import Plan
+from crnet.config.schema import Row
+from crnet.config.settings import component
+
+BACKBONE = "Backbone"  # the column of a table in which a row that is run names its encoder
+
+
+def switches(row: Row, encoder: Mapping[str, Any] | None) -> dict[str, bool | str]:
+    """The row's ticks; of its encoder the paper's word only where that is what runs, as ResNet-50 for ``resnet50``."""
+    word = row.ticks.get(BACKBONE)
+    if row.reported or encoder is None or not isinstance(word, str):
+        return row.ticks
+    same = re.sub(r"[\W_]", "", word).lower() == encoder["name"]
+    ran = " ".join(filter(None, [encoder["name"], "+".join(_layers(encoder))]))
+    return row.ticks if same else row.ticks | {BACKBONE: ran}
+
+
+def encoder_text(spec: Mapping[str, Any]) -> str:
+    """How captions name an encoder, e.g. ``small (layer3, layer4)``."""
+    layers = _layers(spec)
+    return f"{spec['name']} ({', '.join(layers)})" if layers else spec["name"]
+
+
+def _layers(encoder: Mapping[str, Any]) -> Sequence[str]:
+    """The layers whose maps it gives; none where a factory decides."""
+    if encoder.get("layers") is None and ":" not in encoder["name"]:
+        return component("encoder", encoder["name"], "encoders").literals["DEFAULT_LAYERS"]
+    return encoder.get("layers") or ()
+
+
+def named_with(label: str, switches: Mapping[str, bool | str]) -> str:
+    """A row's name where its switches do not stand beside it: ``Fusion (stripped)``."""
+    texts = [value for value in switches.values() if isinstance(value, str)]
+    return f"{label} ({', '.join(texts)})" if texts else label
+
+
+def run_labels(plan: Plan) -> dict[str, list[str]]:
+    """What readers call runs -> their names: by the first row of a table that a training, trials or evaluation fill."""
+    labels: dict[str, list[str]] = {}
+    seen: set[str] = set()
+    for cell in plan.cells:
+        table = plan.tables[cell.table]
+        row = next((row for row in table.rows if row.id == cell.row), None)
+        if row is None:
+            label = control_label(cell.row)
+        else:
+            ticks = switches(row, plan.study.encoders.get(resolve.role(table, row)))
+            label = f"{table_name(cell.table)}: {named_with(row.label, ticks)}"
+        evaluation = plan.evaluations[cell.evaluation]
+        names = [resolve.training_name(evaluation["train"]), cell.evaluation]
+        names += [resolve.tuning_name(spec)] if (spec := resolve.tuning_spec(evaluation)) else []
+        for name in names:
+            if name not in seen:
+                seen.add(name)
+                labels.setdefault(label, []).append(name)
+    return labels
+
+
+def table_name(table: str) -> str:
+    """``table2`` -> ``Table 2``, ``refinement-steps`` -> ``Refinement steps``."""
+    number = table.removeprefix("table")
+    return f"Table {number}" if number.isdigit() else table.replace("-", " ").capitalize()
+
+
+def table_heading(name: str, title: str) -> str:
+    """ "Table 2: Ablation ..." of ``table2``, the title alone of a table that is not the paper's."""
+    number = name.removeprefix("table")
+    return f"Table {number}: {title}" if number.isdigit() else title
+
+
+def control_label(control: str) -> str:
+    return control.replace("-", " ").capitalize()
