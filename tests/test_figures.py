@@ -41,7 +41,7 @@ def make_table(path: Path, missing: bool = False) -> dict:
 
 def texts(svg: Path) -> str:
     """What the SVG says: matplotlib keeps each text as a comment above its outlines."""
-    return "\n".join(re.findall(r"<!-- (.*?) -->", svg.read_text(), flags=re.DOTALL))
+    return "\n".join(re.findall(r"<!-- (.*?) -->", svg.read_text(encoding="utf-8"), flags=re.DOTALL))
 
 
 def width(png: Path) -> int:

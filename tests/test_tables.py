@@ -63,13 +63,13 @@ def render(job: dict, folder: Path) -> tuple[dict[tuple, dict], str, str]:
     """The CSV's lines by (row, shots if there are several, fold, metric, void), the Markdown and the LaTeX."""
     prefix = folder / "out" / "table2"
     render_table(job, prefix)
-    lines, tex = read_csv(f"{prefix}.csv"), Path(f"{prefix}.tex").read_text()
+    lines, tex = read_csv(f"{prefix}.csv"), Path(f"{prefix}.tex").read_text(encoding="utf-8")
     assert tuple(lines[0]) == HEADER
     keys = ["row", *(["shots"] if len(job["shots"]) > 1 else []), "fold", "metric", "void"]
     by_key = {tuple(line[key] for key in keys): line for line in lines}
     assert len(by_key) == len(lines)
     check_tex(tex)
-    return by_key, Path(f"{prefix}.md").read_text(), tex
+    return by_key, Path(f"{prefix}.md").read_text(encoding="utf-8"), tex
 
 
 def markdown_row(text: str, label: str) -> list[str]:

@@ -42,7 +42,7 @@ def wait_for(condition) -> None:
 
 
 def children(process: subprocess.Popen) -> list[str]:
-    return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
 
 
 def training(tiny, out: Path, **changes) -> list[str]:
