@@ -34,7 +34,7 @@ def write_html(page: Path, out: Path) -> None:
     Raises:
         OSError: the page, or a picture in it, cannot be read.
     """
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     title = html.escape(text.partition("\n")[0].removeprefix("# "))
     body = "\n".join(_block(block, page.parent) for block in text.strip().split("\n\n"))
     head = f'<meta charset="utf-8"><title>{title}</title>\n<style>\n{_STYLE}\n</style>'
