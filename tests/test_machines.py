@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from snake import command, copy_workflow, environment
 
 from crnet.data.formats import lists
 from crnet.data.formats.palette import PALETTE, check_palette
@@ -71,6 +72,21 @@ def test_a_user_without_a_name_gets_one(monkeypatch):
     monkeypatch.setenv("LOGNAME", "")
     surroundings.make_up()
     assert os.environ["LOGNAME"] == f"user-{os.getuid()}"
+
+
+@pytest.mark.parametrize("variables", [{"HOME": "/proc", "USER": "me"}, {"HOME": "/proc"}])
+def test_no_home_and_no_name_stop_snakemake(tmp_path, monkeypatch, variables):
+    folder = copy_workflow(tmp_path / "clone")
+    shutil.copy(ROOT / "tests/tiny.yaml", folder / "study.yaml")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import pwd\n\n\ndef none(uid):\n    raise KeyError(uid)\n\n\npwd.getpwuid = none\n", encoding="utf-8"
+    )
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    given = environment() | variables
+    given["PYTHONPATH"] = os.pathsep.join([str(tmp_path), given["PYTHONPATH"]])
+    done = subprocess.run(command("-n"), cwd=folder, env=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_long_tmpdir_leaves_room_for_sockets(tmp_path):

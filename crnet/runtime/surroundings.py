@@ -15,6 +15,7 @@ from crnet.runtime.provenance import UNKNOWN, checkout, why_unknown
 
 # Linux lets a socket's path have 107 bytes; loader processes append /pymp-XXXXXXXX/listener-XXXXXXXX.
 LONGEST_TMPDIR = 107 - 32
+SHOWN = "backslashreplace"  # how a stream shows what its encoding lacks
 
 
 def make_up() -> None:
@@ -30,8 +31,8 @@ def make_up() -> None:
     if len(os.fsencode(tempfile.gettempdir())) > LONGEST_TMPDIR and os.access("/tmp", os.W_OK):
         os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+        if getattr(stream, "errors", SHOWN) != SHOWN:
+            stream.reconfigure(errors=SHOWN)
     os.environ["PYTHONUTF8"] = "1"
 
 
