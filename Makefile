@@ -1,7 +1,9 @@
 # Everything a newcomer needs: `make demo`, `make test`. Both make .venv first; neither needs anything installed by hand
 # but Python 3.11 or 3.12 with venv, and make.
+# Python built without the system's headers lacks some of these; found out later, gigabytes would be installed for nothing.
+MODULES := venv, ensurepip, sqlite3, lzma, bz2, zlib, ssl, ctypes
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
-	$$p -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
+	$$p -c 'import sys, $(MODULES); sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
@@ -31,7 +33,7 @@ format: .venv/ready
 	$(RUN) snakefmt Snakefile workflow
 
 .venv/ready: requirements.lock pyproject.toml
-	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 or 3.12 with venv as python3, python3.11 or python3.12" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 or 3.12 with the modules $(MODULES) as python3, python3.11 or python3.12; or name one: make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .

@@ -13,18 +13,21 @@ from snakemake.logging import logger
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from crnet import warm
-from crnet.runtime import work_lock
+from crnet.runtime import surroundings, work_lock
 from crnet.config import claims as paper_claims, labels, resolve, study as studies
 from crnet.errors import CrnetError
 from crnet.report.headline import headline
 from crnet.runtime.files import canonical
 from crnet.runtime.gpu import has_nvidia_gpu
 
+surroundings.make_up()
 studies.export_package(workflow.basedir)
 try:
+    surroundings.check_root(Path(workflow.basedir))
     PLAN = studies.load(workflow.configfiles, config, Path(workflow.basedir))
     AT = studies.Layout(PLAN)
     studies.check_folders(AT)
+    AT.forget_absent_archives()
     CLAIMS = paper_claims.claims_job(PLAN, AT, Path(workflow.basedir) / paper_claims.CLAIMS)
 except CrnetError as error:
     raise WorkflowError(f"crnet: {error}")
@@ -72,6 +75,8 @@ onstart:
         work_lock.hold(Path(AT.work))
     except CrnetError as error:
         raise WorkflowError(f"crnet: {error}")
+    for sentence in surroundings.warnings(Path(workflow.basedir)):
+        print(f"crnet: {sentence}.", file=sys.stderr)
     if STUDY.device == "cuda" and workflow.local_exec and not has_nvidia_gpu():
         raise WorkflowError(
             f"crnet: study {STUDY.study} needs a GPU (device: cuda) and this machine has none; run it on one, "

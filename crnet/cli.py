@@ -15,6 +15,7 @@ import click
 from crnet import __version__
 from crnet.errors import CrnetError
 from crnet.jobs import PATH, device_option, job
+from crnet.runtime import capacity, surroundings
 from crnet.runtime.files import REMEDIES, require_writable, write_csv
 from crnet.runtime.out_of_memory import needs_memory
 from crnet.runtime.preemption import STATUS, Preempted
@@ -44,6 +45,10 @@ class _AsWritten(click.Group):
     def list_commands(self, context: click.Context) -> list[str]:
         return list(self.commands)
 
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Also the workflow's commands without ``job``, as scripts of earlier versions call them."""
+        return super().get_command(context, name) or job.get_command(context, name)
+
 
 @click.group(cls=_AsWritten, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
@@ -53,6 +58,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; a CrnetError is one sentence and status 2, a preemption status 143 as SIGTERM's own."""
+    surroundings.make_up()
     try:
         with needs_memory("close other programs"):
             cli(prog_name="crnet", standalone_mode=False)
@@ -214,7 +220,7 @@ def track(results: Path) -> None:
 @click.option("--size", type=click.IntRange(32, 1024), help="Side of the input in pixels. [default: 321]")
 @click.option("--width", type=click.IntRange(1, 4096), help="Channels of the head. [default: 256]")
 @click.option("--encoder", help="Built-in, or package.module:factory. [default: resnet50, random weights]")
-@click.option("--threads", type=click.IntRange(1), default=os.cpu_count(), show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=capacity.cores(), show_default=True)
 @device_option
 @click.option("--json", type=PATH, help="Write all figures here too.")
 @click.option("--markdown", type=PATH, help="Write the table here too, as in docs/performance.md.")

@@ -85,11 +85,12 @@ def job() -> None:
 @click.argument("name")
 @click.option("--folder", type=PATH, required=True)
 @click.option("--settings", type=JSON, default="{}", help="Mirror and checksum by file name.")
-def download(name: str, folder: Path, settings: dict) -> None:
+@click.option("--verified", type=PATH, help="Where to note that it was verified; default: beside it.")
+def download(name: str, folder: Path, settings: dict, verified: Path | None) -> None:
     """Fetch one archive, or verify the one that lies in FOLDER already."""
     from crnet.data.archives.archives import fetch, resolve
 
-    click.echo(fetch(resolve(name, settings), folder))
+    click.echo(fetch(resolve(name, settings), folder, verified))
 
 
 @job.command()

@@ -19,6 +19,8 @@ import threading
 from pathlib import Path
 from typing import NoReturn
 
+from crnet.runtime import surroundings
+
 ADDRESS = "CRNET_WARM"  # environment variable: folder of the Python environment, and path of the socket
 COMMANDS = ("encoder", "features", "train", "tune", "evaluate", "sheet")  # of ``crnet job``, that import torch
 MODULES = ("crnet.training.loop", "crnet.evaluation.trials", "crnet.evaluation.evaluate", "torch._dynamo")
@@ -46,6 +48,7 @@ def _environment() -> str:
 
 def serve(address: str) -> None:
     """Accept commands until standard input closes."""
+    surroundings.make_up()  # before there are children, whose streams are other files
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are not waited for
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the workflow waits for its jobs, and they for this
     for module in MODULES:
@@ -54,7 +57,12 @@ def serve(address: str) -> None:
     Path(address).unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
         mask = os.umask(0o077)  # nobody else may give it commands
-        listener.bind(address)
+        try:
+            listener.bind(address)
+        except OSError as error:
+            sys.exit(
+                f"crnet: no process is kept warm, as {address} cannot be made ({error}); jobs start a little later."
+            )
         os.umask(mask)
         listener.listen(64)
         while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:

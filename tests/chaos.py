@@ -65,7 +65,7 @@ class Run:
 
     def __init__(self, folder: Path):
         self.folder, self.log = folder, folder.with_name(f"{folder.name}.log")
-        with open(self.log, "a") as log:
+        with open(self.log, "a", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 command(), cwd=folder, env=environment(), stdout=log, stderr=log, start_new_session=True
             )
@@ -250,7 +250,7 @@ def _digest(path: Path) -> str:
     if path.suffix == ".csv":
         return sha256_text(json.dumps([_without_times(row) for row in read_csv(path)]))
     if path.suffix in (".md", ".html"):
-        return sha256_text(PAGE_TIMES.sub("", path.read_text()))
+        return sha256_text(PAGE_TIMES.sub("", path.read_text(encoding="utf-8")))
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

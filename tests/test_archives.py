@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import threading
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -417,3 +418,70 @@ def test_official_weights_carry_their_checksum_in_their_name():
     assert len(weights) == 2
     for archive in weights:
         assert archive.checksum == "sha256:" + archive.name.removesuffix(".pth").split("-")[1]
+
+
+# --- what stands beside an archive -----------------------------------------------------------------
+
+
+def test_a_compressing_server_is_named_and_asked_once(serve, tmp_path):
+    server = serve({"headers": [("Content-Encoding", "gzip")]})
+    with pytest.raises(CrnetError, match=r"compressed on its way \(Content-Encoding: gzip\)") as refused:
+        archives.fetch(archive_at(server), tmp_path)
+    says_what_to_put_where(refused.value, archive_at(server), tmp_path)
+    assert len(server.requests) == 1 and names(tmp_path) == set()
+
+
+@pytest.mark.parametrize("size", [None, len(CONTENT)])
+def test_a_page_in_place_of_the_file_is_described(serve, tmp_path, size):
+    server = serve({"content": b"<html>log in</html>", "headers": [("Content-Type", "text/html")]})
+    with pytest.raises(CrnetError, match=r"content type text/html, .*<html>log in</html>"):
+        archives.fetch(archive_at(server, size=size), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["with space.bin", "a#b.bin", "a%20b.bin", "ü?.bin"])
+def test_a_local_file_of_any_name_is_a_mirror(tmp_path, name):
+    (tmp_path / name).write_bytes(CONTENT)
+    archive = Archive("file.bin", f"file://{tmp_path / name}", sha256(CONTENT))
+    assert archives.fetch(archive, tmp_path / "new").read_bytes() == CONTENT
+
+
+def test_a_url_with_letters_that_urls_lack_is_escaped():
+    assert download.as_sent("http://h/a b/ü%20x?y=1&z") == "http://h/a%20b/%C3%BC%20x?y=1&z"
+
+
+def test_a_folder_that_may_only_be_read_is_used(tmp_path, monkeypatch):
+    """As root everything may be written: whatever would touch the folder fails the test instead."""
+    folder, note = tmp_path / "ro", tmp_path / "work/file.bin.verified"
+    folder.mkdir()
+    (folder / "file.bin").write_bytes(CONTENT)
+    assert archives.fetch(PLACED, folder, note) == folder / "file.bin"
+    assert names(folder) == {"file.bin"} and note.is_file()
+    monkeypatch.setattr(archives, "file_digest", lambda *_: pytest.fail("hashed again"))
+    archives.fetch(PLACED, folder, note)
+    assert archives.is_verified(PLACED, folder, note) and not archives.is_verified(PLACED, folder)
+
+
+def test_a_note_beside_the_file_is_taken_over(tmp_path, monkeypatch):
+    (tmp_path / "file.bin").write_bytes(CONTENT)
+    archives.fetch(PLACED, tmp_path)
+    monkeypatch.setattr(archives, "file_digest", lambda *_: pytest.fail("hashed again"))
+    archives.fetch(PLACED, tmp_path, tmp_path / "work/note")
+    assert (tmp_path / "work/note").read_bytes() == (tmp_path / "file.bin.verified").read_bytes()
+
+
+def test_a_note_is_not_the_file(tmp_path):
+    path, note, folder = tmp_path / "a.zip", tmp_path / "a.zip.verified", tmp_path / "extracted"
+    with zipfile.ZipFile(path, "w") as target:
+        target.writestr("a", "a")
+    archives.fetch(Archive("a.zip", "http://nowhere.invalid/a.zip", sha256(path.read_bytes())), tmp_path)
+    archives.forget_absent(path, note, folder)
+    assert note.exists(), "the archive is there"
+    archives.extract(path, folder)
+    path.unlink()
+    archives.forget_absent(path, note, folder)
+    assert note.exists(), "what was extracted serves"
+    archives.extract(path, folder)
+    archives.forget_absent(path, note)
+    assert not note.exists()
+    with pytest.raises(CrnetError, match="There is no archive"):
+        archives.extract(path, tmp_path / "elsewhere")

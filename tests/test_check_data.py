@@ -18,7 +18,7 @@ from PIL import Image
 from crnet.cli import cli
 from crnet.config import study
 from crnet.data import check
-from crnet.data.findings import Finding
+from crnet.data.findings import EXTRACT_AGAIN, Finding
 from crnet.data.formats import coco
 from crnet.data.prepare import prepare
 from crnet.data.sets import pascal5i, shapes80
@@ -60,7 +60,7 @@ def test_all_findings_of_extracted_data_at_once(extracted):
     parts = {Path(finding.file).name: (finding.what, finding.remedy) for finding in result.findings}
     assert set(parts) == {"t0.jpg", "t1.png", "t2.png", "v0.jpg", "s0.mat"}
     assert parts["t1.png"] == ("holds the id 99", "only 0 to 20 and 255 (void) are known")
-    assert parts["v0.jpg"] == ("is absent, but the photo v0 is listed", "extract its archive again")
+    assert parts["v0.jpg"] == ("is absent, but the photo v0 is listed", f"add it, mend the list, or {EXTRACT_AGAIN}")
     # What stops a preparation is one of these.
     with pytest.raises(Finding) as first:
         pascal5i.prepare(extracted, extracted, extracted / "out", {**pascal5i.SETTINGS, "pairs": "rule"})

@@ -226,8 +226,8 @@ def test_page_names_verdicts_that_hang_on_void_pixels(tmp_path):
     job = make_job(tmp_path, [entry("helps", "high/1", "low/1")], noise=0.0)
     for cell in job["places"]["high/1"]["cells"]:  # better inside the void only
         write(cell["counts"], cell["fold"], 40)
-        text = Path(cell["counts"]).read_text().replace(",1010,", ",900,")
-        Path(cell["counts"]).write_text(text)
+        text = Path(cell["counts"]).read_text(encoding="utf-8").replace(",1010,", ",900,")
+        Path(cell["counts"]).write_text(text, encoding="utf-8")
     lines, page = lines_of(job, tmp_path)
     assert (lines["helps"]["verdict"], lines["helps"]["verdict_ignore"]) == ("supported", "undecided")
     assert "these verdicts differ: Claim helps: undecided" in page

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import stat
 import zipfile
 from pathlib import Path
 
@@ -362,3 +363,41 @@ def test_real_photos_from_archives_to_episodes(shared, tmp_path):
     counts = read_json(tmp_path / "40-20-20" / "dataset.json")["counts"]
     assert counts == {"train": [62], "val": [60], "training": [119], "held_out": [96]}
     assert canonical(read_json(tmp_path / "40-20-20" / "dataset.json")["held_out"]) == canonical([list(range(41, 61))])
+
+
+def add(archive: Path, name: str, content: bytes = b"x", mode: int = 0) -> None:
+    with zipfile.ZipFile(archive, "a") as target:
+        info = zipfile.ZipInfo(name)
+        info.external_attr = mode << 16
+        target.writestr(info, content)
+
+
+def test_what_desktops_leave_in_an_archive_is_passed_over(source, tmp_path):
+    whole, _ = source.prepare()
+    for name in ("__MACOSX/val2014/._v1.jpg", "val2014/.DS_Store", "val2014/._v2.jpg", "Thumbs.db"):
+        add(tmp_path / "val2014.zip", name)
+    assert prepare(tmp_path, tmp_path / "again")["digest"] == whole["digest"]
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "message"),
+    [
+        ("../v9.jpg", 0, "unsafe member '../v9.jpg'"),
+        ("v9.jpg", stat.S_IFLNK | 0o777, "a link or a device"),
+        ("other/v1.jpg", 0, r"holds two files called v1\.jpg"),
+        ("notes.txt", 0, r"lacks 1 photos of .*notes\.txt: take from the archive what is no photo"),
+    ],
+)
+def test_archives_read_in_place_are_judged_as_those_that_are_unpacked(source, tmp_path, name, mode, message):
+    source.prepare()
+    add(tmp_path / "val2014.zip", name, mode=mode)
+    with pytest.raises(CrnetError, match=message):
+        prepare(tmp_path, tmp_path / "again")
+
+
+def test_a_work_folder_on_another_disk(source, tmp_path):
+    source.prepare()
+    (tmp_path / "disk/a/b").mkdir(parents=True)
+    (tmp_path / "work").symlink_to(tmp_path / "disk/a/b")
+    prepare(tmp_path, tmp_path / "work/data")
+    np.testing.assert_array_equal(Index.load(tmp_path / "work/data").read_image("v1"), source.index().read_image("v1"))

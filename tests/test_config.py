@@ -65,7 +65,7 @@ class TestExtends:
 
     @staticmethod
     def write(file: Path, **content) -> Path:
-        file.write_text(yaml.safe_dump(content))
+        file.write_text(yaml.safe_dump(content), encoding="utf-8")
         return file
 
     def test_what_it_says_wins_and_the_rest_stays(self, folder):

@@ -193,3 +193,10 @@ def test_extract_without_room_or_archive(tmp_path, monkeypatch):
 def test_practice_archives_unpack(shared, tmp_path):
     archives.extract(shared / "real/voc/VOCtrainval_11-May-2012.tar", tmp_path / "voc")
     assert len(list((tmp_path / "voc/VOCdevkit/VOC2012/SegmentationClass").iterdir())) == 500
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tgz", "a.zip"])
+def test_what_desktops_leave_is_passed_over(tmp_path, name):
+    left = {"__MACOSX/data/._a.jpg": b"x", "data/.DS_Store": b"x", "data/._b.jpg": b"x", "data/img/Thumbs.db": b"x"}
+    archives.extract(make(tmp_path / name, FILES | left), tmp_path / "out")
+    assert tree(tmp_path / "out") == FILES

@@ -44,7 +44,7 @@ def make_table(path: Path, missing: bool = False) -> dict:
 
 def texts(svg: Path) -> str:
     """What the SVG says: matplotlib keeps each text as a comment above its outlines."""
-    return "\n".join(re.findall(r"<!-- (.*?) -->", svg.read_text(), flags=re.DOTALL))
+    return "\n".join(re.findall(r"<!-- (.*?) -->", svg.read_text(encoding="utf-8"), flags=re.DOTALL))
 
 
 def width(png: Path) -> int:
@@ -109,7 +109,9 @@ def test_table_plot_marks_quoted_rows_and_shots(tmp_path: Path) -> None:
 
 def drawn_shapes(svg: Path, colour: str) -> list[str]:
     """The outlines that are filled (or, of marks, drawn) in a colour."""
-    return re.findall(rf"<(?:path|use)[^>]*(?:fill|stroke): {colour.lower()}[^>]*>", svg.read_text().lower())
+    return re.findall(
+        rf"<(?:path|use)[^>]*(?:fill|stroke): {colour.lower()}[^>]*>", svg.read_text(encoding="utf-8").lower()
+    )
 
 
 def test_the_papers_marks_stand_under_one_void_convention(tmp_path: Path) -> None:
@@ -176,7 +178,7 @@ def test_one_photo_tells_nothing_of_its_spread(tmp_path: Path) -> None:
         row["cells"] = [cell for cell in row["cells"] if cell["seed"] == 0]
         for cell in row["cells"]:
             path = Path(cell["counts"])
-            path.write_text("\n".join(path.read_text().splitlines()[:6]) + "\n")
+            path.write_text("\n".join(path.read_text(encoding="utf-8").splitlines()[:6]) + "\n", encoding="utf-8")
     write_classes(job, tmp_path / "classes.csv")
     lines = read_csv(tmp_path / "classes.csv")
     assert {(line["photos"], line["low"], line["high"]) for line in lines} == {("1", "", "")}

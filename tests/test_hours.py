@@ -32,7 +32,7 @@ def bench(path: Path, device: str = "cuda", operations: dict | None = None, thre
     units = {name: (EACH, each) for name, each in (operations or TOY).items()} | {START: (10.0, None)}
     stages = [{"stage": name, "crnet": {"seconds": s, "operations": n}} for name, (s, n) in units.items()]
     origin = {"device": device, "gpu": "toy" if device == "cuda" else "", "cpu": "toy cpu", "threads": threads} | origin
-    path.write_text(json.dumps({"provenance": origin, "stages": stages}))
+    path.write_text(json.dumps({"provenance": origin, "stages": stages}), encoding="utf-8")
     return path
 
 
@@ -138,7 +138,7 @@ def test_without_rates_the_plan_says_how_to_get_them(monkeypatch):
         "configs/rates/<name>.json` measures them there" in text
     )
     assert "GPUs 1: 1.0 x, 4: 4.0 x" in text
-    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    monkeypatch.setattr("crnet.runtime.capacity.cores", lambda: 6)
     assert "jobs at once 1: 1.0 x, 4: 4.0 x, 6 (here): 5." in " ".join(describe([DEMO]).split())
     assert not re.search(r"\d h\b", text)
     assert "CPU-hours not known: no step times of this machine are on file" in " ".join(describe([DEMO]).split())

@@ -263,13 +263,13 @@ def test_warnings(monkeypatch):
     assert re.search(r"WARNING too little disk for .*: 30\.00 GiB free, 34\.77 GiB needed", " ".join(text.split()))
     monkeypatch.setattr(planning, "has_nvidia_gpu", lambda: True)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=36 * GIB))
-    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr("crnet.runtime.capacity.cores", lambda: 16)
     monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 64 * GIB // 4096}[name])
     text = describe([PAPER])
     assert "WARNING" not in text
     assert "machine       falls short in nothing that is checked" in text
     monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 8 * GIB // 4096}[name])
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("crnet.runtime.capacity.cores", lambda: 2)
     text = describe([PAPER])
     assert "a job wants 4 threads, this machine has 2 cores" in text
     assert "of memory, jobs may take" not in text  # of the GPU, which is not asked here

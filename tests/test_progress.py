@@ -62,7 +62,7 @@ def test_the_last_epoch_of_the_training_that_wrote_last(tiny_study):
     run = next(name for rule, name in made.graph if rule == "train")
     log = Path(f"logs/train/{run}.log")
     log.parent.mkdir(parents=True)
-    log.write_text("epoch 1/2  loss 3\nepoch 2/2  loss 2\nsaved\n")
+    log.write_text("epoch 1/2  loss 3\nepoch 2/2  loss 2\nsaved\n", encoding="utf-8")
     assert made.last_words() == f"{run}: epoch 2/2  loss 2"
 
 

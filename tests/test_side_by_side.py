@@ -72,7 +72,7 @@ class Snakemake:
     def __init__(self, folder: Path, *arguments: str):
         command = [sys.executable, "-m", "snakemake", "--cores", "1", *arguments, "--configfile", "study.yaml"]
         self.log = folder / f"snakemake-{time.monotonic_ns()}.log"
-        with open(self.log, "w") as stream:
+        with open(self.log, "w", encoding="utf-8") as stream:
             self.process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=stream, stderr=stream)
 
     @property

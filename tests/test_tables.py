@@ -65,13 +65,13 @@ def render(job: dict, folder: Path) -> tuple[dict[tuple, dict], str, str]:
     """The CSV's lines by (row, shots if there are several, fold, metric, void), the Markdown and the LaTeX."""
     prefix = folder / "out" / "table2"
     render_table(job, prefix)
-    lines, tex = read_csv(f"{prefix}.csv"), Path(f"{prefix}.tex").read_text()
+    lines, tex = read_csv(f"{prefix}.csv"), Path(f"{prefix}.tex").read_text(encoding="utf-8")
     assert tuple(lines[0]) == HEADER
     keys = ["row", *(["shots"] if len(job["shots"]) > 1 else []), "fold", "metric", "void"]
     by_key = {tuple(line[key] for key in keys): line for line in lines}
     assert len(by_key) == len(lines)
     check_tex(tex)
-    return by_key, Path(f"{prefix}.md").read_text(), tex
+    return by_key, Path(f"{prefix}.md").read_text(encoding="utf-8"), tex
 
 
 def markdown_row(text: str, label: str) -> list[str]:
@@ -280,7 +280,12 @@ def test_photos_are_counted_once_and_pairs_beside_them(job: dict, tmp_path: Path
     for row in job["rows"]:
         for cell in row["cells"]:
             path = Path(cell["counts"])
-            path.write_text(re.sub(r",q\d+,", lambda found: f",q{int(found[0][2:-1]) % 20 // 2},", path.read_text()))
+            path.write_text(
+                re.sub(
+                    r",q\d+,", lambda found: f",q{int(found[0][2:-1]) % 20 // 2},", path.read_text(encoding="utf-8")
+                ),
+                encoding="utf-8",
+            )
     lines, text, _ = render(job, tmp_path)
     fold = lines["both", "0", "miou", "ignore"]
     assert (fold["photos"], fold["pairs"]) == ("10", "20")  # neighbours share a photo and differ in class

@@ -348,7 +348,7 @@ def server(empty_store: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen
     path.write_bytes(empty_store.read_bytes())
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{path}", "--workers", "1",
                "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
-    with open(tmp_path / "server.log", "w") as log:
+    with open(tmp_path / "server.log", "w", encoding="utf-8") as log:
         process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
     try:
         deadline = time.monotonic() + 120

@@ -42,7 +42,7 @@ def wait_for(condition) -> None:
 
 
 def children(process: subprocess.Popen) -> list[str]:
-    return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
 
 
 def training(tiny, out: Path, **changes) -> list[str]:
@@ -118,3 +118,11 @@ def test_no_server_or_another_environment_is_no_loss(server, monkeypatch, tmp_pa
         assert warm.hand_over(command) is None
     monkeypatch.delenv(warm.ADDRESS)
     assert warm.hand_over(["job", "train"]) is None
+
+
+def test_where_no_socket_can_be_it_says_so(tmp_path):
+    done = run(
+        [sys.executable, "-m", "crnet.warm", str(tmp_path / ("x" * 100))], dict(os.environ), stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 1
+    assert "no process is kept warm" in done.stderr and "Traceback" not in done.stderr

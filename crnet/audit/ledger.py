@@ -65,7 +65,8 @@ class Check:
         elif stored.read_bytes() == made.read_bytes():
             self.ok()
         else:
-            self.differs(where, first_difference(stored.read_text(errors="replace"), made.read_text()))
+            was = stored.read_text(encoding="utf-8", errors="replace")
+            self.differs(where, first_difference(was, made.read_text(encoding="utf-8")))
 
     @contextmanager
     def reading(self, where: str, problem: str = "cannot be read", *more: type[Exception]) -> Iterator[None]:

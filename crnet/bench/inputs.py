@@ -16,6 +16,7 @@ from crnet.config.settings import check, component
 from crnet.data import episodes, transforms
 from crnet.data.episodes import Episode
 from crnet.data.formats import voc
+from crnet.data.formats.palette import voc_palette
 from crnet.data.index import Index
 from crnet.data.sets import shapes5i
 from crnet.data.sets.scenes import void_border
@@ -177,7 +178,7 @@ def write_photos(options: Options, out: Path) -> None:
         (base / folder).mkdir(parents=True, exist_ok=True)
     tested = shapes5i.FOLDS[FOLD]
     trained = [c for fold in shapes5i.FOLDS for c in fold if c not in tested]
-    palette = shapes5i.voc_palette()
+    palette = voc_palette()
     for split, leaders, count in (("train", trained, options.train_photos), ("val", tested, options.test_photos)):
         names = []
         for number in range(count):

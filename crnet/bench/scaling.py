@@ -70,7 +70,7 @@ def _peak_without_files(over: threading.Event) -> int:
     """The peak, until ``over``, of the memory that is the process's own: pages of files that are mapped may go."""
     peak = 0
     while not over.is_set():
-        peak = max(peak, memory_of(Path("/proc/self/status").read_text(), "RssAnon"))
+        peak = max(peak, memory_of(Path("/proc/self/status").read_text(encoding="utf-8"), "RssAnon"))
         over.wait(0.02)
     return peak
 

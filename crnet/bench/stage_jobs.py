@@ -47,7 +47,7 @@ def _in_time(stage: str, seconds: float, allowed: float, note: str) -> Row:
 
 def run(command: list[str]) -> str:
     """What a command prints; raises CrnetError with its last line if it fails."""
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
         raise CrnetError(f"bench: {' '.join(command[1:4])[:60]!r} ended with status {done.returncode}: {last}")

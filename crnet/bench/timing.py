@@ -127,13 +127,14 @@ def reset_peak(device: str) -> None:
         torch.cuda.reset_peak_memory_stats()
     elif Path("/proc/self/clear_refs").exists():
         hand_back_freed_memory()
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def peak_bytes(device: str) -> int:
     status = Path("/proc/self/status")
     if device == "cpu" and status.exists():
-        return memory_of(status.read_text(), "VmHWM")  # which reset_peak resets, unlike what getrusage tells
+        # Which reset_peak resets, unlike what getrusage tells.
+        return memory_of(status.read_text(encoding="utf-8"), "VmHWM")
     return provenance.peak_memory_bytes(device)
 
 

@@ -57,7 +57,7 @@ class Component:
 def read_literals(path: Path) -> dict[str, Any]:
     """What a module assigns to the names in ``LITERALS``, without running any of its code."""
     found = {}
-    for node in ast.parse(path.read_text()).body:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
         match node:
             case ast.Assign(targets=[ast.Name(id=name)]) if name in LITERALS:
                 try:

@@ -13,8 +13,9 @@ from crnet.config.resolve import Cell, Plan
 from crnet.config.schema import Study, parse
 from crnet.config.settings import component
 from crnet.config.yaml_files import load_yaml
+from crnet.data.archives import archives
 from crnet.errors import CrnetError, one_line
-from crnet.runtime.files import canonical, sha256_text
+from crnet.runtime.files import canonical, may_write, sha256_text
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_STUDY = Path("configs/studies/demo.yaml")
@@ -122,7 +123,18 @@ class Layout:
         return list(component("dataset", spec["name"], "dataset").literals.get("ARCHIVES", ()))
 
     def verified(self, archive: str) -> str:
-        return f"{self.archives}/{archive}.verified"
+        """Note that an archive was verified: beside it, or in ``work`` where its folder may only be read."""
+        return f"{self.archives if may_write(self.archives) else f'{self.work}/verified'}/{archive}.verified"
+
+    def forget_absent_archives(self) -> None:
+        """Remove the notes of archives that are gone and needed, so that Snakemake fetches them when it comes to it."""
+        for spec in self.plan.datasets.values():
+            for name in self.archive_names("dataset", spec):
+                extracted = Path(self.extracted(spec)) / name
+                archives.forget_absent(Path(self.archives) / name, Path(self.verified(name)), extracted)
+        for spec in self.plan.encoders.values():
+            for name in self.archive_names("encoder", spec):
+                archives.forget_absent(Path(self.archives) / name, Path(self.verified(name)))
 
     def _checksums(self, spec: dict) -> str:
         """Archives with another checksum hold other photos: they get folders of their own."""

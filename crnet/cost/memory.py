@@ -12,6 +12,7 @@ from pathlib import Path
 from crnet.config.defaults import scaled
 from crnet.cost.networks import Encoder, Networks, encoder, map_side, networks
 from crnet.errors import CrnetError
+from crnet.runtime import capacity
 from crnet.runtime.limits import EPISODES_TOGETHER, GIB, PAIRS_TOGETHER, PHOTOS_TOGETHER, Limits
 
 MIB = 2**20
@@ -135,13 +136,11 @@ def free_bytes(device: str) -> int | None:
     """Free memory of a device; None where the system does not say."""
     if device.startswith("cuda"):
         return sys.modules["torch"].cuda.mem_get_info(device)[0]  # loaded by whoever uses a GPU
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        # What this process holds already is counted by its need too.
-        own = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        return int(lines["MemAvailable"].split()[0]) * 1024 + own
-    return None
+    free = capacity.free_memory_bytes()
+    if free is None:
+        return None
+    # What this process holds already is counted by its need too.
+    return free + int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _width(settings: dict) -> int:

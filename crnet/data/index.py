@@ -9,6 +9,7 @@ bit is noticed when it is read.
 """
 
 import io
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from crnet.data.findings import Finding
+from crnet.data.findings import EXTRACT_AGAIN, Finding, read_remedy
 from crnet.data.packed import VOID, Archives, read_packed
-from crnet.data.pixels import EXTRACT_AGAIN, read_ids, read_rgb
+from crnet.data.pixels import read_ids, read_rgb
 from crnet.data.splits import Splits
 from crnet.errors import CrnetError
 from crnet.runtime import files
@@ -214,12 +215,12 @@ class Index:
         try:
             content = photo.mask.read_bytes()
         except OSError as error:
-            raise Finding(photo.mask, f"cannot be read ({error.strerror})", EXTRACT_AGAIN) from error
+            raise Finding(photo.mask, f"cannot be read ({error.strerror})", read_remedy(error)) from error
         mask = read_ids(io.BytesIO(content), photo.mask)
         self._check_size(photo, photo.mask, mask)
         if zlib.crc32(content) != photo.mask_crc32:
             what = f"was changed after {self.name} was prepared (its checksum differs)"
-            raise Finding(photo.mask, what, "extract its archive again, or prepare the data again")
+            raise Finding(photo.mask, what, f"put it back, or {EXTRACT_AGAIN}")
         return mask
 
     def _photo(self, image: str) -> Photo:
@@ -232,6 +233,12 @@ class Index:
         if (height, width) != (photo.height, photo.width):
             before = f"{photo.width}x{photo.height} when {self.name} was prepared"
             raise CrnetError(f"{path} is {width}x{height} px but was {before}: prepare the data again.")
+
+
+def relative(file: Path, out: Path) -> str:
+    """How a table in ``out`` names a file so that the system finds it, wherever links on either path lead."""
+    place = Path(os.path.realpath(file.parent)) / file.name
+    return Path(os.path.relpath(place, os.path.realpath(out))).as_posix()
 
 
 def _read_photos(folder: Path) -> dict[str, Photo]:

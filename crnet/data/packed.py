@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from crnet.data.findings import read_remedy
 from crnet.data.pixels import VOID, read_rgb
 from crnet.errors import CrnetError
 
+PUT_BACK = "put the archive back from which the data were prepared, or delete their dataset.json"
 # What zipfile raises for an absent, broken or foreign archive, or a member that is absent or damaged.
 BROKEN_ZIP = (OSError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError)
 
@@ -41,7 +43,8 @@ class Archives:
         try:
             content = self._archive(archive).read(member)
         except BROKEN_ZIP as error:
-            raise CrnetError(f"{member} cannot be read from {archive} ({error}): fetch the archive again.") from error
+            remedy = read_remedy(error, PUT_BACK)
+            raise CrnetError(f"{member} cannot be read from {archive} ({error}): {remedy}.") from error
         return read_rgb(io.BytesIO(content), f"{member} in {archive}")
 
     def _archive(self, path: Path) -> zipfile.ZipFile:

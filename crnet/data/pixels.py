@@ -15,29 +15,28 @@ from typing import IO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from crnet.data.findings import Finding, reason
+from crnet.data.findings import EXTRACT_AGAIN, USE_ANOTHER, Finding, read_remedy, reason
 
 MAX_PIXELS = 50_000_000  # twice a large camera's photo; Pillow itself stops at 179 million and warns from 89
 VOID = 255
-EXTRACT_AGAIN = "extract its archive again"
-TOO_LARGE = "no photo or mask of a data set is, fetch its archive again or remove it"
+TOO_LARGE = "no photo or mask of a data set is, take it and its place in the lists out"
 EIGHT_BITS = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 
 # What PIL raises for an absent, broken or truncated file.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, OverflowError)
 
 
-def _check_depth(picture: Image.Image, name: str) -> None:
+def _check_depth(picture: Image.Image, name: Path | str) -> None:
     if picture.mode not in EIGHT_BITS and not picture.mode.startswith("I;16"):
         raise Finding(name, f"is no photo of 8 or 16 bits a channel but of mode {picture.mode}", "convert it to JPEG")
 
 
-def read_rgb(source: Path | IO[bytes], name: str | None = None) -> np.ndarray:
+def read_rgb(source: Path | IO[bytes], name: Path | str | None = None) -> np.ndarray:
     """An image as uint8 RGB, (H, W, 3); see the module for what is converted.
 
     Raises CrnetError, which calls the image ``name``, if unreadable, too large, or of a depth that is no photo's.
     """
-    name = name or str(source)
+    name = name or source
     with opened(source, name, "image") as photo:
         _check_depth(photo, name)
         if photo.mode.startswith("I;16"):
@@ -51,7 +50,7 @@ def read_ids(source: Path | IO[bytes], name: Path | None = None) -> np.ndarray:
     Raises CrnetError, which calls the mask ``name``, if unreadable or in colour.
     """
     name = name or source
-    with opened(source, str(name), "mask") as mask:
+    with opened(source, name, "mask") as mask:
         if mask.mode not in ("P", "L"):
             raise Finding(name, "is no mask", f"it has to be a palette or 8-bit grey PNG, not mode {mask.mode}")
         return np.array(mask)
@@ -87,17 +86,22 @@ def photo_size(data: bytes, name: Path | str) -> tuple[int, int]:
 
     Raises CrnetError like ``read_rgb``.
     """
-    with opened(io.BytesIO(data), str(name), "image") as photo:
+    with opened(io.BytesIO(data), name, "image") as photo:
         size = photo.size
-        _check_depth(photo, str(name))
+        _check_depth(photo, name)
         photo.draft("L", (1, 1))
         photo.load()
     return size
 
 
 @contextmanager
-def opened(source: Path | IO[bytes], name: str, noun: str) -> Iterator[Image.Image]:
-    """A picture whose head was read and whose pixels were not; what goes wrong with either is a Finding."""
+def opened(source: Path | IO[bytes], name: Path | str, noun: str) -> Iterator[Image.Image]:
+    """A picture whose head was read and whose pixels were not; what goes wrong with either is a Finding.
+
+    Args:
+        name: the file; a text where it is read inside an archive.
+    """
+    remedy = EXTRACT_AGAIN if isinstance(name, Path) else USE_ANOTHER
     try:
         with Image.open(source) as picture:
             if picture.width * picture.height > MAX_PIXELS:
@@ -107,6 +111,6 @@ def opened(source: Path | IO[bytes], name: str, noun: str) -> Iterator[Image.Ima
     except Image.DecompressionBombError as error:
         raise Finding(name, f"is far too large ({reason(error)})", TOO_LARGE) from error
     except UnidentifiedImageError as error:
-        raise Finding(name, f"is not a readable {noun} (it holds none)", EXTRACT_AGAIN) from error
+        raise Finding(name, f"is not a readable {noun} (it holds none)", remedy) from error
     except UNREADABLE as error:
-        raise Finding(name, f"is not a readable {noun} ({reason(error)})", EXTRACT_AGAIN) from error
+        raise Finding(name, f"is not a readable {noun} ({reason(error)})", read_remedy(error, remedy)) from error

@@ -4,7 +4,6 @@ Sizes that are not known before the data are there are estimates: each says what
 """
 
 import importlib
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,9 +22,11 @@ from crnet.data import transforms
 from crnet.data.archives.archives import Archive
 from crnet.data.archives.archives import resolve as resolve_archive
 from crnet.data.archives.extract import STAMP
+from crnet.data.formats.lists import words
 from crnet.data.index import ABOUT, IMAGES, PAIRS, reading
 from crnet.data.splits import Splits
 from crnet.errors import CrnetError
+from crnet.runtime import capacity
 from crnet.runtime.files import read_csv
 
 MIB, GIB = 2**20, 2**30
@@ -82,7 +83,7 @@ class DataSet:
             raise CrnetError(
                 f"the list of image ids {subset}, setting subset, is absent: give the path of a text file."
             )
-        wanted = set(Path(subset).read_text().split())
+        wanted = set(words(Path(subset)))
         return [pair for pair in published() if pair[1] in wanted]
 
     @cached_property
@@ -339,7 +340,7 @@ def episodes_of(evaluation: dict) -> int:
 
 def jobs_at_once(plan: Plan) -> int:
     """Jobs that threads and GPUs let Snakemake start at a time."""
-    return 1 if plan.study.device == "cuda" else max(1, (os.cpu_count() or 1) // plan.study.threads)
+    return 1 if plan.study.device == "cuda" else max(1, capacity.cores() // plan.study.threads)
 
 
 def _existing(path: Path) -> Path:

@@ -3,7 +3,6 @@
 Sizes that are not known before the data are there are estimates; each line says what it rests on.
 """
 
-import os
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +29,7 @@ from crnet.planning.disk import (
 from crnet.planning.hours import KINDS, WORKERS, Hours, time_text
 from crnet.planning.rates import FOLDER, load, of_this_machine
 from crnet.planning.stages import Demand
+from crnet.runtime import capacity
 from crnet.runtime.files import read_json
 from crnet.runtime.gpu import has_nvidia_gpu
 
@@ -234,7 +234,7 @@ def _data_lines(plan: Plan, layout: Layout, data: Sequence[DataSet]) -> list[str
     rows = []
     for archive, path in archives_of(plan, layout).items():
         state = "to be verified" if path.is_file() else "to be downloaded"
-        if is_verified(archive, path.parent):
+        if is_verified(archive, path.parent, Path(layout.verified(archive.name))):
             state = "verified"
         rows.append(("archive     ", archive.name, amount(archive_bytes(archive, path)), state))
     return lines + (_aligned(rows, (0, 1, 3)) if rows else _line("archives", "none: everything is generated"))
@@ -278,13 +278,13 @@ def _memory_lines(plan: Plan, demand: Demand) -> tuple[list[str], int]:
 
 def _machine_lines(plan: Plan, needs: Sequence[Need], demand: Demand) -> list[str]:
     lines, need_memory = _memory_lines(plan, demand)
-    warnings, cores = [], os.cpu_count() or 1
+    warnings, cores = [], capacity.cores()
     if plan.study.device == "cuda" and not has_nvidia_gpu():
         warnings.append("this machine has no NVIDIA GPU, and the study needs one (device: cuda)")
     for folder, to_come, free in file_systems(needs):
         if free < to_come:
             warnings.append(f"too little disk for {folder}: {amount(free)} free, {amount(to_come)} needed")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = capacity.memory_bytes()
     if plan.study.device == "cpu" and memory < need_memory:
         few = "use fewer --cores, or limits as in configs/limits"
         warnings.append(f"{amount(memory)} of memory, jobs may take {amount(need_memory)}; {few}")

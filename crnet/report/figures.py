@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.style.core
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -30,7 +31,9 @@ COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION, BLACK)
 SHADE = "#EFEFEF"
 FOLD_MARKERS = ("s", "^", "v", "P", "X", "*")
 
+# Upon matplotlib's own defaults, not upon the user's matplotlibrc: the same bytes on every machine.
 STYLE = {
+    **{k: v for k, v in dict.items(matplotlib.rcParamsDefault) if k not in matplotlib.style.core.STYLE_BLACKLIST},
     **{"font.size": 9, "axes.titlesize": 10, "legend.fontsize": 8.5, "font.family": "DejaVu Sans"},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True},
     **{"grid.color": "#DDDDDD", "grid.linewidth": 0.6, "legend.frameon": False, "svg.hashsalt": "crnet"},

@@ -125,6 +125,12 @@ def require_writable(path: str | os.PathLike) -> None:
         raise CrnetError(f"{path}: cannot be written {_reason(error)}, or give another path.") from error
 
 
+def may_write(folder: str | os.PathLike) -> bool:
+    """Whether files can be made in a folder, or it in the one where it would be made. Writes nothing."""
+    folder = Path(folder).absolute()
+    return os.access(next(place for place in (folder, *folder.parents) if place.exists()), os.W_OK | os.X_OK)
+
+
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
     """``.<name>.partial``, empty, for one writer at a time: what a killed one left is used and so cleared away."""

@@ -13,7 +13,7 @@ def has_nvidia_gpu() -> bool:
 def gpu_name() -> str:
     """As the driver calls the first GPU, which is torch's name too; empty without one."""
     for file in sorted(DRIVER.glob("*/information")):
-        for line in file.read_text().splitlines():
+        for line in file.read_text(encoding="utf-8").splitlines():
             if line.startswith("Model:"):
                 return line.split(":", 1)[1].strip()
     return ""

@@ -1,7 +1,6 @@
 """Out of memory, on a GPU or a CPU: one sentence with what was needed, what there is and what to lower."""
 
 import errno
-import os
 import re
 import resource
 import sys
@@ -9,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from crnet.errors import CrnetError
-from crnet.runtime import provenance
+from crnet.runtime import capacity, provenance
 from crnet.runtime.files import readable
 
 # How torch, its libraries and the system say it where they have no exception of their own for it.
@@ -61,8 +60,7 @@ def _cpu(message: str) -> str:
     found = re.search(r"tried to allocate (\d+) bytes", message)
     asked = f"{readable(int(found[1]))} more" if found else "more"
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    there = f"the machine has {readable(machine)}"
+    there = f"the machine has {readable(capacity.memory_bytes())} for it"
     if limit != resource.RLIM_INFINITY:
         there += f" and this job's limit is {readable(limit)} (ulimit -v)"
     held = readable(provenance.peak_memory_bytes("cpu"))

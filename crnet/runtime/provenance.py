@@ -1,8 +1,11 @@
 """What a result was made by: commit, versions, machine, memory. Never a reason for a run to fail."""
 
 import importlib.metadata
+import os
 import platform
 import resource
+import shlex
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -12,6 +15,7 @@ from typing import Any
 
 UNKNOWN = "unknown"
 PACKAGES = ("torch", "torchvision", "numpy")
+_TEXT = {"encoding": "utf-8", "errors": "replace"}
 
 
 def record(device: str, threads: int) -> dict[str, Any]:
@@ -57,16 +61,35 @@ def checkout(package: Path) -> tuple[str, bool | str]:
     return commit, bool(status)
 
 
+def why_unknown(package: Path) -> str:
+    """Why ``checkout`` cannot say the commit, and what to do, without a full stop."""
+    if not any((folder / ".git").exists() for folder in package.parents):
+        return "this is no Git checkout; clone the project to have it recorded"
+    if shutil.which("git") is None:
+        return "there is no git on the PATH; install it to have it recorded"
+    said = _asked(package, "ls-files", "--error-unmatch", "__init__.py")
+    problem = said.stderr.strip().partition("\n")[0] if said else ""
+    if "dubious ownership" in problem:
+        folder = shlex.quote(str(package.parent))
+        return f"Git refuses a checkout of another owner; trust it: git config --global --add safe.directory {folder}"
+    return f"Git says: {problem or 'nothing'}; make `git status` work here to have it recorded"
+
+
 def _git(folder: Path, *arguments: str) -> str | None:
+    done = _asked(folder, *arguments)
+    return done.stdout.strip() if done and done.returncode == 0 else None
+
+
+def _asked(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str] | None:
     # Without optional locks, so that jobs side by side never wait for, or leave behind, an index.lock.
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    plain = {**os.environ, "LC_ALL": "C"}  # untranslated
     try:
-        done = subprocess.run(
-            command, check=False, capture_output=True, text=True, timeout=20, stdin=subprocess.DEVNULL
+        return subprocess.run(
+            command, check=False, capture_output=True, timeout=20, stdin=subprocess.DEVNULL, env=plain, **_TEXT
         )
-    except (OSError, subprocess.SubprocessError, UnicodeError):
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _version(package: str) -> str:
@@ -86,10 +109,10 @@ def cpu_name() -> str:
     try:
         if sys.platform == "darwin":
             command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-            done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=20)
+            done = subprocess.run(command, check=False, capture_output=True, timeout=20, **_TEXT)
             name = done.stdout.strip()
         else:
-            lines = Path("/proc/cpuinfo").read_text().splitlines()
+            lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
             name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
     except (OSError, subprocess.SubprocessError):
         name = ""

@@ -23,7 +23,7 @@ def hold(work: Path) -> None:
     """
     try:
         work.mkdir(parents=True, exist_ok=True)
-        stream = open(work / NAME, "a")  # noqa: SIM115, open until the process ends
+        stream = open(work / NAME, "ab")  # noqa: SIM115, open until the process ends
     except OSError as error:
         raise cannot_write(work / NAME, 0, error) from error
     try:

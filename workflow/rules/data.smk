@@ -4,7 +4,7 @@
 rule download:
     # The archive itself is not declared: Snakemake deletes declared outputs, and users may have placed it there.
     output:
-        f"{AT.archives}/{{archive}}.verified",
+        AT.verified("{archive}"),
     log:
         "logs/download/{archive}.log",
     benchmark:
@@ -14,10 +14,10 @@ rule download:
         "../../environment.yml"
     params:
         settings=lambda wc: canonical({n: s.model_dump(exclude_none=True) for n, s in STUDY.archives.items()}),
-        folder=lambda wc, output: os.path.dirname(output[0]),
+        folder=lambda wc: AT.archives,
     shell:
         "python -m crnet job download {wildcards.archive:q} --folder {params.folder:q} --settings {params.settings:q}"
-        " 2>&1 | tee {log:q}"
+        " --verified {output:q} 2>&1 | tee {log:q}"
 
 
 rule data:

@@ -8,13 +8,14 @@ extract(path, Path("work/sbd"))
 import hashlib
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from crnet.data.archives import download
 from crnet.data.archives.download import Part, Progress, say
-from crnet.data.archives.extract import unpack
+from crnet.data.archives.extract import unpack, unpacked_from
 from crnet.errors import CrnetError
 from crnet.runtime.files import read_mapping, write_json
 
@@ -97,24 +98,31 @@ def resolve(name: str, overrides: Mapping[str, Mapping[str, str]] | None = None)
     return archive
 
 
-def is_verified(archive: Archive, folder: Path) -> bool:
+def is_verified(archive: Archive, folder: Path, note: Path | None = None) -> bool:
     """Whether ``folder`` holds the file unchanged since its checksum was found right. Reads no content."""
-    return _recorded_checksum(folder / archive.name) == archive.checksum
+    path = folder / archive.name
+    return archive.checksum in (_recorded_checksum(path, _sidecar(path)), note and _recorded_checksum(path, note))
 
 
-def fetch(archive: Archive, folder: Path) -> Path:
+def fetch(archive: Archive, folder: Path, note: Path | None = None) -> Path:
     """The verified file in ``folder``: found there, or downloaded.
 
-    The checksum is computed once and remembered in ``<name>.verified`` with the file's size and time. A download grows
-    in ``<name>.part`` and is resumed by a later call; it gets its name only when whole and verified. One with a wrong
+    The checksum is computed once and remembered in ``note`` with the file's size and time. A download grows in
+    ``<name>.part`` and is resumed by a later call; it gets its name only when whole and verified. One with a wrong
     checksum is removed and fetched once more from zero. A file that was already there is never removed or replaced.
+
+    Args:
+        note: ``<name>.verified`` beside the file if not given; elsewhere for a folder that may only be read.
 
     Raises:
         CrnetError: a wrong checksum, no network or no such file on the server (with what to put where), too little
             disk, or a second process at the same download.
     """
     path = folder / archive.name
-    if is_verified(archive, folder):
+    note = note or _sidecar(path)
+    if is_verified(archive, folder, note):
+        if not note.exists():
+            _record(path, archive.checksum, note)
         return path
     part = Part(path)
     if path.exists():
@@ -130,18 +138,23 @@ def fetch(archive: Archive, folder: Path) -> Path:
         with part.opened():
             _download_verified(archive, part, path)
             part.become_whole()
-    _record(path, archive.checksum)
+    _record(path, archive.checksum, note)
     return path
 
 
 def extract(archive_path: Path, folder: Path) -> None:
     """Unpack a fetched archive so that ``folder`` holds all of it or does not exist (``unpack``).
 
-    Returns at once if ``folder`` was unpacked from an archive of this name with the same checksum.
+    Returns at once if ``folder`` was unpacked from an archive of this name with the same checksum, or from one that is
+    no longer there.
     """
+    if not archive_path.exists() and unpacked_from(folder) == archive_path.name:
+        return
     if not archive_path.is_file():
         raise CrnetError(f"There is no archive {archive_path}: fetch it first.")
-    identity = _recorded_checksum(archive_path) or f"sha256:{file_digest(archive_path, 'sha256')}"
+    identity = (
+        _recorded_checksum(archive_path, _sidecar(archive_path)) or f"sha256:{file_digest(archive_path, 'sha256')}"
+    )
     unpack(archive_path, folder, identity)
 
 
@@ -172,29 +185,40 @@ def _download_verified(archive: Archive, part: Part, path: Path) -> None:
             raise CrnetError(f"Cannot download {archive.name}, {error}: {by_hand}.") from error
         if (found := _found_checksum(archive, part.path)) == archive.checksum:
             return
+        came = f" ({part.came})" if part.came else ""
         part.discard()
         if not last:
             say(f"{archive.name}: has the checksum {found}, not {archive.checksum}; downloading it once more")
     raise CrnetError(
         f"{archive.name} from {archive.url} was removed, it has the checksum {found} instead of "
-        f"{archive.checksum}: {by_hand} with its checksum."
+        f"{archive.checksum}{came}: {by_hand} with its checksum."
     )
 
 
-def _recorded_checksum(path: Path) -> str | None:
+def forget_absent(archive: Path, note: Path, extracted: Path | None = None) -> None:
+    """Remove the note of an archive that is gone, unless what was ``extracted`` from it still serves: it hides a need.
+
+    Notes that cannot be removed stay; the job that needs the archive then says that it is absent.
+    """
+    if note.exists() and not archive.exists() and not (extracted and unpacked_from(extracted) == archive.name):
+        with suppress(OSError):
+            note.unlink()
+
+
+def _recorded_checksum(path: Path, note: Path) -> str | None:
     """The checksum that ``path`` was found to have, if it has not changed since."""
     try:
-        record, status = read_mapping(_sidecar(path)), path.stat()
+        record, status = read_mapping(note), path.stat()
     except (OSError, ValueError):
         return None
     unchanged = (record.get("size"), record.get("mtime_ns")) == (status.st_size, status.st_mtime_ns)
     return record.get("checksum") if unchanged else None
 
 
-def _record(path: Path, checksum: str) -> None:
+def _record(path: Path, checksum: str, note: Path) -> None:
     status = path.stat()
     try:
-        write_json(_sidecar(path), {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "checksum": checksum})
+        write_json(note, {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "checksum": checksum})
     except CrnetError as error:
         say(f"{path.name}: verified, but hashed at each start, as its checksum is not kept: {error}")
 

@@ -15,6 +15,7 @@ import shutil
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ BACKOFF_SECONDS = 1.0  # before the first retry, doubled for each further one
 LONGEST_WAIT_SECONDS = 60.0
 RETRIES = 5  # attempts in a row that bring no new byte, so that 13 GB arrive over a line that drops every minute
 CHUNK_BYTES = 1 << 18
+SHOWN_BYTES = 48  # of a file that is not the one expected
 WORTH_A_RETRY = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -110,7 +112,7 @@ class Part:
     """The growing ``<name>.part`` of a file and its ``<name>.part.json``; ``opened``, it is for one process alone."""
 
     def __init__(self, target: Path):
-        self._target = target
+        self._target, self.came = target, ""  # how the server described what came
         self.path = target.with_name(target.name + ".part")
         self._state = target.with_name(target.name + ".part.json")
 
@@ -144,6 +146,10 @@ class Part:
     def length(self) -> int:
         """Bytes so far."""
         return os.fstat(self._stream.fileno()).st_size
+
+    def beginning(self) -> bytes:
+        with open(self.path, "rb") as stream:
+            return stream.read(SHOWN_BYTES)
 
     def remote(self) -> _Remote | None:
         """The version of the file that these bytes were begun from; None if unknown."""
@@ -180,7 +186,7 @@ class Part:
 
     def forget(self) -> None:
         """Remove the state of a part that got its name from a process that was killed right then."""
-        if not self.path.exists():
+        if self._state.exists() and not self.path.exists():  # where nothing is, a read-only folder is not touched
             self._state.unlink(missing_ok=True)
 
 
@@ -225,18 +231,21 @@ def _attempt(url: str, part: Part, label: str, size: int | None) -> None:
         if (response := _request(url, 0, None)) is None:
             raise DownloadFailed("the server refuses even the whole file (416 Range Not Satisfiable)")
     with response:
+        _refuse_coding(response)
         offset, remote = _offered(response, url)
         if offset and (offset != part.length or known is None or not known.may_be(remote)):
             # Another range than asked for, or a server that ignores If-Range joins two versions: fetch it anew.
             part.discard()
             raise _Interrupted("the file changed on the server or another range came than was asked for")
         if size is not None and remote.size is not None and remote.size != size:
-            raise DownloadFailed(f"the server offers {remote.size} bytes where the file has {size}")
+            came = what_came(response, _first_bytes(response))
+            raise DownloadFailed(f"the server offers {remote.size} bytes where the file has {size} ({came})")
         if offset == 0:
             part.begin(remote)
         if remote.size is not None:
             require_space(part.path.parent, remote.size - offset, f"Downloading {label}")
         _receive(response, part, label, remote.size)
+        part.came = what_came(response, part.beginning()) if offset == 0 else part.came
 
 
 def _request(url: str, offset: int, known: _Remote | None) -> http.client.HTTPResponse | None:
@@ -247,7 +256,7 @@ def _request(url: str, offset: int, known: _Remote | None) -> http.client.HTTPRe
         if known.validator:
             headers["If-Range"] = known.validator
     try:
-        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
+        return urllib.request.urlopen(urllib.request.Request(as_sent(url), headers=headers), timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         with error:
             if error.code == 416:
@@ -265,6 +274,36 @@ def _request(url: str, offset: int, known: _Remote | None) -> http.client.HTTPRe
         raise DownloadFailed(f"not a valid url ({error})") from error
     except (OSError, http.client.HTTPException) as error:
         raise _Interrupted(f"connection lost ({reason(error)})") from error
+
+
+def as_sent(url: str) -> str:
+    """The url with what none may hold escaped, as browsers do: spaces, letters beyond ASCII, ``#`` of a file's name."""
+    local = url.removeprefix("file://")
+    if local != url and os.path.isfile(local):
+        return Path(local).absolute().as_uri()
+    return urllib.parse.quote(url, safe="!#$%&'()*+,/:;=?@[]~")
+
+
+def what_came(response: http.client.HTTPResponse, first: bytes) -> str:
+    """How the server described its answer, and how it begins, for those who expected something else."""
+    kind = response.headers.get("Content-Type", "no type")
+    coding = response.headers.get("Content-Encoding", "none")
+    return f"content type {kind}, content coding {coding}, beginning {first[:SHOWN_BYTES]!r}"
+
+
+def _first_bytes(response: http.client.HTTPResponse) -> bytes:
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        return response.read(SHOWN_BYTES)
+    return b""
+
+
+def _refuse_coding(response: http.client.HTTPResponse) -> None:
+    """What a server compresses on its way cannot be resumed and is not the file, which was asked for as it is."""
+    coding = response.headers.get("Content-Encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        raise DownloadFailed(
+            f"the server sends it compressed on its way (Content-Encoding: {coding}) although asked not to"
+        )
 
 
 def _offered(response: http.client.HTTPResponse, url: str) -> tuple[int, _Remote]:

@@ -20,6 +20,7 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
 from crnet.data.archives.download import Progress, require_space
+from crnet.data.findings import USE_ANOTHER
 from crnet.errors import CrnetError
 from crnet.runtime.files import read_mapping, write_json
 
@@ -28,13 +29,16 @@ LARGEST_RATIO = 100
 ALWAYS_ALLOWED_BYTES = 1 << 30
 BLOCK_BYTES = 4096  # what the smallest file takes on disk, so that millions of empty files count too
 STAMP = ".extracted.json"
+DESKTOP_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}
 
 _BROKEN_TAR = (tarfile.TarError, gzip.BadGzipFile, zlib.error, LZMAError, struct.error, EOFError)
 _BROKEN_ZIP = (zipfile.BadZipFile, NotImplementedError)  # the latter: a compression that zipfile does not know
 
 
 @dataclass(frozen=True)
-class _Member:
+class Member:
+    """What an archive says of one of its members."""
+
     name: str
     size: int
     is_folder: bool
@@ -63,6 +67,11 @@ def unpack(archive: Path, folder: Path, identity: str) -> None:
         return
     with _one_at_a_time(folder.absolute().parent):
         _unpack(archive, folder, stamp)
+
+
+def unpacked_from(folder: Path) -> str | None:
+    """Name of the archive of which ``folder`` holds all; None if it is no such folder."""
+    return _stamp(folder).get("archive")
 
 
 @contextmanager
@@ -94,7 +103,7 @@ def _unpack(archive: Path, folder: Path, stamp: dict) -> None:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         with _opened(archive) as source:
-            members = _checked(archive, source)
+            members = checked(archive, source)
             total = sum(member.size for member in members)
             require_space(work, total, f"Unpacking {archive.name}")
             with Progress(f"unpacking {archive.name}", total) as progress:
@@ -127,13 +136,24 @@ def _opened(archive: Path) -> Iterator[tarfile.TarFile | zipfile.ZipFile]:
             yield source
     except (*_BROKEN_TAR, *_BROKEN_ZIP) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
-        raise CrnetError(f"{archive} is damaged or cut short ({reason}): delete it and fetch it again.") from error
+        raise CrnetError(
+            f"{archive} is damaged or cut short ({reason}): delete it to have it fetched again, or {USE_ANOTHER}."
+        ) from error
 
 
-def _checked(archive: Path, source: tarfile.TarFile | zipfile.ZipFile) -> list[_Member]:
-    """The members, all of them safe; costs a pass over the archive, so a .tgz is read twice."""
+def is_foreign(name: str) -> bool:
+    """Whether a member is no part of the data but what a desktop left: ``__MACOSX/._a.jpg``, ``.DS_Store``."""
+    path = PurePosixPath(name)
+    return "__MACOSX" in path.parts or path.name.startswith("._") or path.name in DESKTOP_FILES
+
+
+def checked(archive: Path, source: tarfile.TarFile | zipfile.ZipFile) -> list[Member]:
+    """The members, all of them safe, without foreign ones; a pass over the archive, so a .tgz is read twice.
+
+    Raises CrnetError for an unsafe member, or more to unpack than a data set would be.
+    """
     limit = max(LARGEST_RATIO * archive.stat().st_size, ALWAYS_ALLOWED_BYTES)
-    checked, unpacked = [], 0
+    found, unpacked = [], 0
     for member in _members(source):
         unpacked += max(member.size, BLOCK_BYTES)
         if unpacked > limit:
@@ -143,21 +163,22 @@ def _checked(archive: Path, source: tarfile.TarFile | zipfile.ZipFile) -> list[_
             )
         if reason := _unsafe_name(member.name) or member.refused:
             raise CrnetError(f"{archive} holds the unsafe member {member.name!r} ({reason}): do not use it.")
-        checked.append(member)
-    return checked
+        if not is_foreign(member.name):
+            found.append(member)
+    return found
 
 
-def _members(source: tarfile.TarFile | zipfile.ZipFile) -> Iterator[_Member]:
+def _members(source: tarfile.TarFile | zipfile.ZipFile) -> Iterator[Member]:
     if isinstance(source, tarfile.TarFile):
         for info in source:
             plain = info.isreg() or info.isdir()
-            yield _Member(info.name, info.size, info.isdir(), None if plain else "a link or a device", info)
+            yield Member(info.name, info.size, info.isdir(), None if plain else "a link or a device", info)
     else:
         for entry in source.infolist():
             kind = stat.S_IFMT(entry.external_attr >> 16)  # 0 where the archive was made on Windows
             refused = None if kind in (0, stat.S_IFREG, stat.S_IFDIR) else "a link or a device"
             refused = "encrypted" if entry.flag_bits & 1 else refused
-            yield _Member(entry.filename, entry.file_size, entry.is_dir(), refused, entry)
+            yield Member(entry.filename, entry.file_size, entry.is_dir(), refused, entry)
 
 
 def _unsafe_name(name: str) -> str | None:
@@ -171,7 +192,7 @@ def _unsafe_name(name: str) -> str | None:
 
 
 def _write(
-    archive: Path, source: tarfile.TarFile | zipfile.ZipFile, member: _Member, work: Path, progress: Progress
+    archive: Path, source: tarfile.TarFile | zipfile.ZipFile, member: Member, work: Path, progress: Progress
 ) -> None:
     target = work / member.name
     if member.is_folder:
@@ -188,4 +209,4 @@ def _write(
             stream.write(data)
             progress.add(len(data))
     if written != member.size:
-        raise CrnetError(f"{archive} is cut short in {member.name!r}: delete it and fetch it again.")
+        raise CrnetError(f"{archive} is cut short in {member.name!r}: delete it to have it fetched again.")

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crnet.data.findings import Finding, Report, fail, reason
+from crnet.data.archives.extract import checked
+from crnet.data.findings import USE_ANOTHER, Finding, Report, fail, read_remedy, reason
 from crnet.data.packed import BROKEN_ZIP, PackedMasks
 from crnet.errors import CrnetError
 
-FETCH_AGAIN = "fetch the archive again"
 KEYS = {
     "images": {"id": int, "file_name": str, "width": int, "height": int},
     "categories": {"id": int, "name": str},
@@ -46,11 +46,12 @@ def read(archive: Path, member: str, report: Report = fail) -> Annotations:
     where = f"{member} in {archive}"
     try:
         with zipfile.ZipFile(archive) as source:
+            checked(archive, source)
             content = json.loads(source.read(member))
     except (ValueError, RecursionError) as error:
-        raise Finding(where, f"is no JSON ({reason(error)})", FETCH_AGAIN) from error
+        raise Finding(where, f"is no JSON ({reason(error)})", USE_ANOTHER) from error
     except BROKEN_ZIP as error:
-        raise Finding(where, f"cannot be read ({reason(error)})", FETCH_AGAIN) from error
+        raise Finding(where, f"cannot be read ({reason(error)})", read_remedy(error, USE_ANOTHER)) from error
     return check(content, where, report)
 
 
@@ -71,7 +72,7 @@ def check(content: Any, where: str, report: Report = fail) -> Annotations:
         else:
             by_image[annotation["image_id"]].append(annotation)
             continue
-        report(Finding(f"{where}, annotation {annotation['id']}", what, FETCH_AGAIN))
+        report(Finding(f"{where}, annotation {annotation['id']}", what, USE_ANOTHER))
     return Annotations(where, images, tuple(names[c] for c in class_of), class_of, by_image)
 
 
@@ -79,17 +80,17 @@ def _entries(content: Any, section: str, where: str, report: Report) -> list[dic
     """The proper entries of a section, each id once."""
     entries = content.get(section) if isinstance(content, dict) else None
     if not isinstance(entries, list):
-        raise Finding(where, f"has no list {section!r}", "it is no file of COCO's instances, fetch the archive again")
+        raise Finding(where, f"has no list {section!r}", "it is no file of COCO's instances")
     proper: dict[int, dict] = {}
     for entry in entries:
         known = isinstance(entry, dict)
         wrong = [key for key, kind in KEYS[section].items() if not (known and isinstance(entry.get(key), kind))]
         if wrong:
             what = f"has an entry of {section} without a proper {wrong[0]!r}, {str(entry)[:80]!r}"
-            report(Finding(where, what, FETCH_AGAIN))
+            report(Finding(where, what, USE_ANOTHER))
         elif entry["id"] in proper:
             what = f"has two entries of {section} with the id {entry['id']}"
-            report(Finding(where, what, "ids must differ, fetch the archive again"))
+            report(Finding(where, what, USE_ANOTHER))
         else:
             proper[entry["id"]] = entry
     return list(proper.values())
@@ -151,7 +152,7 @@ def _runs(annotation: dict, height: int, width: int, where: str) -> list[dict]:
         return mask.frPyObjects(polygons, height, width) if polygons else []
     except Exception as error:  # pycocotools raises anything, even plain Exception; the cause is chained
         place = f"{where}, annotation {annotation['id']}"
-        raise Finding(place, f"has a broken segmentation ({reason(error)})", FETCH_AGAIN) from error
+        raise Finding(place, f"has a broken segmentation ({reason(error)})", USE_ANOTHER) from error
 
 
 def _polygon(numbers: Sequence[float]) -> list[float]:

@@ -6,7 +6,6 @@ as run lengths into one file, ``masks.jsonl`` (``crnet.data.packed``); photos st
 """
 
 import hashlib
-import os
 import zipfile
 import zlib
 from collections import Counter
@@ -14,11 +13,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from crnet.data.findings import Finding, Report, fail, reason
+from crnet.data.archives.extract import checked
+from crnet.data.findings import USE_ANOTHER, Finding, Report, fail, read_remedy, reason
 from crnet.data.formats import annotations
-from crnet.data.formats.annotations import FETCH_AGAIN, Annotations
+from crnet.data.formats.annotations import Annotations
 from crnet.data.formats.voc import RULE_MORE_THAN
-from crnet.data.index import SPLITS, begin, write_tables
+from crnet.data.index import SPLITS, begin, relative, write_tables
 from crnet.data.packed import BROKEN_ZIP, decode
 from crnet.data.pixels import opened, photo_size
 from crnet.data.splits import Splits
@@ -65,11 +65,10 @@ def prepare(
     begin(out)
     fold_of = splits.fold_of()
     digest = hashlib.sha256(canonical(splits.digest).encode())
-    root = Path(os.path.relpath(archives, out)).as_posix()
     lines, images, pairs, offset = [], [], [], 0
     for split in SPLITS:
         for photo in _scan_split(archives, split, splits.classes, settings["rule_grid"], fail):
-            images.append(_image_row(photo, split, offset, root))
+            images.append(_image_row(photo, split, offset, relative(archives / f"{split}2014.zip", out)))
             pairs += [(photo.image, c, fold_of.get(c, ""), split, photo.pixels[c]) for c in photo.by_rule]
             identity = [photo.image, split, photo.identity, photo.width, photo.height, photo.by_rule]
             digest.update(canonical(identity).encode() + photo.line)
@@ -126,11 +125,11 @@ def _scan_split(
     if found.classes != classes:
         unlike = next((b for a, b in zip(classes, found.classes, strict=False) if a != b), "fewer or more")
         what = f"has {len(found.classes)} categories that are not the expected ones, e.g. {unlike}"
-        raise Finding(found.where, what, FETCH_AGAIN)
+        raise Finding(found.where, what, USE_ANOTHER)
     try:
         source = zipfile.ZipFile(archive)
     except BROKEN_ZIP as error:
-        raise Finding(archive, f"cannot be read ({reason(error)})", "fetch it again") from error
+        raise Finding(archive, f"cannot be read ({reason(error)})", read_remedy(error, USE_ANOTHER)) from error
     with source:
         members = _members(source, archive, found, report)
         images = sorted(found.images, key=lambda image: image["file_name"])
@@ -148,14 +147,21 @@ def _scan_split(
 
 def _members(source: zipfile.ZipFile, archive: Path, found: Annotations, report: Report) -> dict[str, zipfile.ZipInfo]:
     """File name -> member; archive and JSON have to know the same photos."""
-    members = {PurePosixPath(info.filename).name: info for info in source.infolist() if not info.is_dir()}
+    members: dict[str, zipfile.ZipInfo] = {}
+    for member in checked(archive, source):
+        if member.is_folder:
+            continue
+        name = PurePosixPath(member.name).name
+        if name in members:
+            report(Finding(archive, f"holds two files called {name}", f"names must differ, {USE_ANOTHER}"))
+        members[name] = member.handle
     named = {image["file_name"] for image in found.images}
     if absent := named - set(members):
         what = f"lacks {len(absent)} photos that {found.where} names, among them {min(absent)}"
-        report(Finding(archive, what, FETCH_AGAIN))
+        report(Finding(archive, what, USE_ANOTHER))
     if unknown := set(members) - named:
         what = f"lacks {len(unknown)} photos of {archive}, among them {min(unknown)}"
-        report(Finding(found.where, what, FETCH_AGAIN))
+        report(Finding(found.where, what, f"take from the archive what is no photo, or {USE_ANOTHER}"))
     return members
 
 
@@ -170,10 +176,10 @@ def _check_photo(
             with source.open(member) as stream, opened(stream, where, "image") as photo:  # reads the head only
                 size = photo.size
     except BROKEN_ZIP as error:
-        raise Finding(where, f"is no readable image ({reason(error)})", FETCH_AGAIN) from error
+        raise Finding(where, f"is no readable image ({reason(error)})", USE_ANOTHER) from error
     if size != (image["width"], image["height"]):
         what = f"is {size[0]}x{size[1]} px but {found.where} says {image['width']}x{image['height']}"
-        raise Finding(where, what, "they have to agree, fetch the archives again")
+        raise Finding(where, what, f"they have to agree, {USE_ANOTHER}")
 
 
 def _scan(member: zipfile.ZipInfo, image: dict, found: Annotations, grid: int, report: Report) -> Scan:
@@ -221,8 +227,8 @@ def _counts(splits: Splits, pairs: list[tuple]) -> dict[str, list[int]]:
     }
 
 
-def _image_row(photo: Scan, split: str, offset: int, root: str) -> tuple:
-    archive, checksum = f"{root}/{split}2014.zip", f"{zlib.crc32(photo.line):08x}"
+def _image_row(photo: Scan, split: str, offset: int, archive: str) -> tuple:
+    checksum = f"{zlib.crc32(photo.line):08x}"
     classes = " ".join(map(str, sorted({*photo.pixels, *photo.crowds})))
     place = photo.image, split, archive, photo.member, MASKS, offset, checksum
     return *place, photo.width, photo.height, classes

@@ -6,7 +6,6 @@ SBD (Hariharan et al. 2011): ``img/ID.jpg``, ``cls/ID.mat`` (``GTcls.Segmentatio
 
 import hashlib
 import io
-import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +14,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from crnet.data.findings import Finding, Report, fail, reason
-from crnet.data.index import SPLITS, begin, write_tables
-from crnet.data.pixels import EXTRACT_AGAIN, check_ids, photo_size, read_ids, read_sbd
+from crnet.data.findings import EXTRACT_AGAIN, Finding, Report, fail, read_remedy, reason
+from crnet.data.formats.lists import words
+from crnet.data.formats.palette import check_palette
+from crnet.data.index import SPLITS, begin, relative, write_tables
+from crnet.data.pixels import check_ids, photo_size, read_ids, read_sbd
 from crnet.data.splits import Splits
 from crnet.errors import CrnetError
 from crnet.runtime.files import atomic_write, canonical, sha256_text
@@ -149,9 +150,9 @@ def _find_photos(voc_root: Path, sbd_root: Path | None, report: Report) -> list[
         CrnetError: a list is absent; and by ``report`` an absent photo or mask, whose photo is left out.
     """
     lists = voc_root / "ImageSets" / "Segmentation"
-    val = _read_list(lists / "val.txt")
-    voc = val | _read_list(lists / "train.txt")
-    sbd = _read_list(sbd_root / "train.txt") | _read_list(sbd_root / "val.txt") if sbd_root else set()
+    val = set(words(lists / "val.txt"))
+    voc = val.union(words(lists / "train.txt"))
+    sbd = {*words(sbd_root / "train.txt"), *words(sbd_root / "val.txt")} if sbd_root else set()
     sources = []
     for image in sorted(voc | sbd):
         photos = [voc_root / "JPEGImages" / f"{image}.jpg"]
@@ -185,7 +186,7 @@ def scan(source: Source, out: Path | None, class_count: int, grid: int) -> Scan:
     try:
         photo = source.path.read_bytes()
     except OSError as error:
-        raise Finding(source.path, f"cannot be read ({reason(error)})", EXTRACT_AGAIN) from error
+        raise Finding(source.path, f"cannot be read ({reason(error)})", read_remedy(error)) from error
     width, height = photo_size(photo, source.path)
     from_sbd = source.mask.suffix == ".mat"
     mask = read_sbd(source.mask) if from_sbd else read_ids(source.mask)
@@ -197,6 +198,8 @@ def scan(source: Source, out: Path | None, class_count: int, grid: int) -> Scan:
             "they have to be of one size",
         )
     counts = check_ids(mask, class_count, source.mask)
+    if not from_sbd:
+        check_palette(source.mask, np.flatnonzero(counts).tolist())
     sampled = np.bincount(mask[1::grid, 1::grid].ravel(), minlength=256)
     target = source.mask
     if from_sbd and out is not None:
@@ -232,19 +235,12 @@ def _compare_with_rule(listed: set[Listed], by_rule: set[Listed], splits: Splits
     return {s: [{kind: counts[kind][s][fold] for kind in pairs} for fold in folds] for s in SPLITS}
 
 
-def _read_list(path: Path) -> set[str]:
-    try:
-        return set(path.read_text().split())
-    except (OSError, UnicodeDecodeError) as error:
-        what = f"cannot be read ({reason(error)})" if path.is_file() else "is absent"
-        raise Finding(f"the list {path}", what, EXTRACT_AGAIN) from error
-
-
 def _first_file(candidates: list[Path], what: str) -> Path:
     for path in candidates:
         if path.is_file():
             return path
-    raise Finding(" or ".join(map(str, candidates)), f"is absent, but {what}", EXTRACT_AGAIN)
+    where = " or ".join(map(str, candidates))
+    raise Finding(where, f"is absent, but {what}", f"add it, mend the list, or {EXTRACT_AGAIN}")
 
 
 def _pair_rows(scans: list[Scan], kept: set[Listed], choice: Choice, report: Report = fail) -> list[tuple]:
@@ -286,6 +282,6 @@ def _digest(scans: list[Scan], rows: list[tuple]) -> str:
 
 def _image_row(photo: Scan, out: Path) -> tuple:
     source = photo.source
-    path, mask = (Path(os.path.relpath(file, out)).as_posix() for file in (source.path, photo.mask))
+    path, mask = (relative(file, out) for file in (source.path, photo.mask))
     checksum, classes = f"{zlib.crc32(photo.mask.read_bytes()):08x}", " ".join(map(str, photo.pixels))
     return source.image, source.split, path, mask, checksum, photo.width, photo.height, classes

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from crnet.data.findings import Finding, Report
-from crnet.data.formats import voc
+from crnet.data.formats import lists, voc
 from crnet.data.splits import Splits, plain
 from crnet.errors import CrnetError
 from crnet.runtime.files import sha256_text
@@ -85,7 +85,7 @@ def _choice(settings: dict) -> voc.Choice:
         settings=settings,
         pairs=published if settings["pairs"] == "published" else settings["pairs"],
         published=published,
-        subset_ids=Path(subset).read_text().split() if subset else None,
+        subset_ids=lists.words(Path(subset)) if subset else None,
     )
 
 
@@ -95,7 +95,7 @@ def published_pairs(path: Path = PAIRS_FILE) -> list[tuple[str, str, int]]:
     Raises:
         CrnetError: the file is not the published lists, by their counts and digests.
     """
-    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     rows = (line.split(",") for line in lines[1:])
     pairs = sorted((split, image, int(c)) for split, image, classes in rows for c in classes.split())
     for split, folds in PUBLISHED.items():

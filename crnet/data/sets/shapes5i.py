@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from crnet.data.formats import voc
+from crnet.data.formats.palette import voc_palette
 from crnet.data.sets.scenes import PALETTE, SHAPES, TEXTURES, Look, Scene, background, paint, void_border
 from crnet.data.splits import Splits, plain
 from crnet.runtime.files import atomic_write
@@ -152,15 +153,6 @@ def write_voc(root: Path, settings: dict) -> str:
     for split, listed in names.items():
         atomic_write(base / "ImageSets/Segmentation" / f"{split}.txt", "".join(f"{name}\n" for name in listed))
     return digest.hexdigest()
-
-
-def voc_palette() -> list[int]:
-    """The 256 colours of VOC's masks, flat: bit k of an id goes to bit 7 - k // 3 of channel k % 3."""
-    return [
-        sum(((index >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3))
-        for index in range(256)
-        for channel in range(3)
-    ]
 
 
 def pretraining_batch(rng: np.random.Generator, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -35,7 +35,7 @@ def write_html(page: Path, out: Path) -> None:
         OSError: the page, or a picture in it, cannot be read.
     """
     markdown = MarkdownIt("commonmark").enable("table")
-    tokens = markdown.parse(page.read_text())
+    tokens = markdown.parse(page.read_text(encoding="utf-8"))
     title = next((after.content for token, after in pairwise(tokens) if token.tag == "h1"), "")
     for token, after in pairwise(tokens):
         if token.type == "heading_open":

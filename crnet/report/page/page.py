@@ -136,7 +136,7 @@ def _classes(job: Mapping[str, Any], results: Path) -> list[str]:
 
 
 def _paragraphs(path: Path) -> list[str]:
-    return [text.strip() for text in path.read_text().split("\n\n") if text.strip()]
+    return [text.strip() for text in path.read_text(encoding="utf-8").split("\n\n") if text.strip()]
 
 
 def _read_table(path: Path) -> TablePart | None:
