@@ -10,10 +10,12 @@ import torch
 from faults import drawn, features_spec, paths, training, untrained
 
 from crnet.cli import main
+from crnet.cost import memory
 from crnet.encoders.frozen import FrozenEncoder
 from crnet.methods.crnet import CRNet
 from crnet.runtime.checkpoint import load_json, load_state
 from crnet.runtime.files import canonical
+from crnet.runtime.limits import NONE
 from crnet.training.loop import train
 
 GIB = 2**30
@@ -102,6 +104,7 @@ class TestGpu:
 
     def test_an_evaluation_keeps_its_rows(self, tiny, evaluated, tmp_path, gpu, monkeypatch, capsys):
         spec = tiny.evaluation(tiny.training())
+        memory.evaluation(spec, NONE, 1, False)  # its one prediction, from which it counts, is none of these
         monkeypatch.setattr(CRNet, "predict", exhausted_after(4, CRNet.predict))
         said = run(evaluate(spec, evaluated), monkeypatch, capsys)
         assert f"{MEASURED} was free; lower limits.pool_gib, limits.pairs_at_once or evaluate.size" in said
