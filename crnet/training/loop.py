@@ -182,7 +182,8 @@ class Training:
         rate = learning_rate(settings, progress.step, self.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        parts = shares(batch.query_mask, batch.support_mask, self.limits.pairs(len(batch.episodes)))
+        at_once = self.limits.pairs(len(batch.episodes))
+        parts = shares(batch.query_mask, batch.support_mask, at_once, self.method.mean_over)
         self.optimiser.zero_grad(set_to_none=True)
         result = accumulate(lambda share: self._losses(batch, share), parts, seed)
         if not torch.isfinite(result.loss):
