@@ -18,7 +18,8 @@ from crnet.runtime.gpu import has_nvidia_gpu
 
 studies.export_package(workflow.basedir)
 try:
-    PLAN = studies.load(workflow.configfiles, config, Path(workflow.basedir))
+    # Of --config alone: in `config` the files are merged as Snakemake does it, which keeps what a new name replaces.
+    PLAN = studies.load(workflow.configfiles, workflow.config_settings.config, Path(workflow.basedir))
     AT = studies.Layout(PLAN)
     studies.check_folders(AT)
     CLAIMS = paper_claims.claims_job(PLAN, AT, Path(workflow.basedir) / paper_claims.CLAIMS)

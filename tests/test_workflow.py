@@ -3,12 +3,13 @@
 import os
 import re
 import shutil
+import subprocess
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
-from snake import ROOT, copy_workflow, snakemake
+from snake import ROOT, command, copy_workflow, environment, snakemake
 
 from crnet.report.partial import render
 from crnet.runtime.files import read_csv
@@ -184,3 +185,16 @@ def test_a_class_with_too_few_photos_stops_before_training(finished):
 def test_lint_and_paper_dry_run(finished):
     assert "GPU" not in snakemake(finished, "--dry-run", study="configs/studies/paper.yaml").stderr
     assert planned(finished, study="configs/studies/paper.yaml")["download"] == 7
+
+
+def test_a_new_encoder_in_a_second_file_does_not_meet_the_settings_of_the_first(tmp_path):
+    """Snakemake's own merging keeps them; --config still wins over both files."""
+    copy_workflow(tmp_path)
+    first = {"main": {"name": "small", "layers": ["layer3", "layer4"]}, "vgg16": None}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**STUDY, "encoders": first}))
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump({"encoders": {"main": {"name": "vgg16"}}}))
+    for extra, status in (([], 0), (["--config", "device=tpu"], 1)):
+        asked = [*command("--dry-run", *extra), "other.yaml"]
+        done = subprocess.run(asked, check=False, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+        assert done.returncode == status, done.stdout + done.stderr
+    assert "device: " in done.stdout + done.stderr

@@ -24,6 +24,7 @@ from crnet.errors import CrnetError
 from crnet.runtime.files import canonical, sha256_text
 
 Spec = dict[str, Any]
+DEFAULT_METHOD = "crnet"
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
 
@@ -209,8 +210,11 @@ def role(table: Table, row: Row) -> str:
 
 
 def _merge(*layers: Switches) -> Switches:
+    """Later ones win; switches of a model stay with its method."""
     merged: dict[str, Any] = {}
     for layer in layers:
+        if layer.method and layer.method != merged.get("method", DEFAULT_METHOD):
+            merged.pop("model", None)
         for key, value in layer.model_dump(exclude_unset=True).items():
             merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
     return Switches(**merged)
@@ -221,7 +225,7 @@ def _evaluation(
 ) -> tuple[Spec, bool]:
     """The specification of one run, and whether its cell is the one that fuses finetuned predictions."""
     benchmark = study.benchmarks[table.benchmark]
-    method = switches.method or "crnet"
+    method = switches.method or DEFAULT_METHOD
     model = {**study.methods.get(method, {}), **switches.model}
     training = {
         "method": method,
