@@ -7,7 +7,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from crnet.config import resolve
+from crnet.config import resolve, sources
 from crnet.config.resolve import Cell, Plan
 from crnet.config.schema import Study, parse
 from crnet.config.settings import component
@@ -258,7 +258,11 @@ def encoder_text(spec: Mapping[str, Any]) -> str:
 
 
 def page_job(plan: Plan) -> dict[str, Any]:
-    """What a study's page says besides its results: its caption, its tables in order, how it was made."""
+    """What a study's page says besides its results: its caption, its tables in order, how it was made.
+
+    Its sources as they are now go along: the page warns of runs that were made by others.
+    """
+    runs = plan.evaluations.values()
     study, file = plan.study, DEFAULT_STUDY.with_stem(plan.study.study)
     given = file if (ROOT / file).is_file() else "STUDY.yaml"
     chosen = "" if file == DEFAULT_STUDY else f" --configfile {given}"
@@ -267,6 +271,7 @@ def page_job(plan: Plan) -> dict[str, Any]:
         "tables": [{"name": name, "title": table.title} for name, table in plan.tables.items()],
         "command": f"snakemake --cores all{chosen}",
         "sheet": study.sheet is not None,
+        "sources": sources.present({**spec["train"], "encoder": spec["train"]["encoder"]["name"]} for spec in runs),
     }
 
 

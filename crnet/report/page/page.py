@@ -51,7 +51,7 @@ def write_page(job: Mapping[str, Any], results: Path) -> None:
         ("Test episodes", _sheet(job, results)),
         ("Training", _losses(job, results)),
         ("Cost", render_cost(runs) if runs else no_runs),
-        ("Provenance", render_provenance(runs) if runs else no_runs),
+        ("Provenance", render_provenance(runs, job.get("sources", {})) if runs else no_runs),
         ("Make it again", _again(job, results)),
     ]
     head = [f"# {job['title']}", *([ORIENTATION] if job["orientation_only"] else []), job["caption"].strip()]

@@ -2,8 +2,10 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from crnet import __version__
+from crnet.config import sources
 from crnet.report.runs import SECOND_READING
 from crnet.report.tables.markdown import grid
 
@@ -11,8 +13,12 @@ Line = Mapping[str, str]
 _DIGITS = 16  # of a digest: enough to compare by eye
 
 
-def render_provenance(lines: Sequence[Line]) -> list[str]:
-    """Markdown paragraphs: one line a fact; what differs between runs is listed with the number of runs."""
+def render_provenance(lines: Sequence[Line], now: Mapping[str, Mapping[str, str]] = MappingProxyType({})) -> list[str]:
+    """Markdown paragraphs: one line a fact; what differs between runs is listed with the number of runs.
+
+    Args:
+        now: Digests of the sources as they are, of ``crnet.config.sources``; runs of others are warned of first.
+    """
     runs = [line for line in lines if not line["run"].endswith(SECOND_READING)]
     facts: list[tuple[str, Callable[[Line], str]]] = [
         ("Commit", _commit),
@@ -34,7 +40,9 @@ def render_provenance(lines: Sequence[Line]) -> list[str]:
     if started:
         rows.append(["Run", started[0] if started[0] == started[-1] else f"{started[0]} to {started[-1]}"])
     rows += [["Episodes", f"{name}: {text}"] for name, text in _episodes(runs).items()]
+    used = ({**line, "encoder": line.get("encoder.name", "")} for line in runs)
     return [
+        *(f"**Warning**: {text}." for text in sources.changed(used, now)),
         grid([["", ""], *rows], ["l", "l"]),
         f"Digests are the first {_DIGITS} digits of a SHA-256; [runs.csv](runs.csv) has them whole, and every setting.",
     ]
