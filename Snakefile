@@ -60,6 +60,10 @@ onstart:
         work_lock.hold(Path(AT.work))
     except CrnetError as error:
         raise WorkflowError(f"crnet: {error}")
+    if workflow.local_exec and NEED_ENCODER & {job.rule.name for job in workflow.dag.needrun_jobs()}:
+        for spec in PLAN.encoders.values():
+            if absent := resolve.absent_encoder(spec["name"]):
+                raise WorkflowError(f"crnet: study {STUDY.study}: {absent}")
     if STUDY.device == "cuda" and workflow.local_exec and not has_nvidia_gpu():
         raise WorkflowError(
             f"crnet: study {STUDY.study} needs a GPU (device: cuda) and this machine has none; run it on one, "
@@ -71,10 +75,10 @@ onstart:
 
 onsuccess:
     # Snakemake skips what is missing behind an ancient input that this call made anew: say so instead of looking done.
-    whole = set(workflow.dag_settings.targets) <= {"all", "tables"}
-    if whole and (missing := [path for path in rules.tables.input if not Path(path).exists()]):
-        print(
-            f"crnet: {len(missing)} tables and plots are not made yet, e.g. {missing[0]}; call snakemake again to go on."
+    if missing := [path for path in asked_files(workflow) if not Path(path).exists()]:
+        raise WorkflowError(
+            f"crnet: {len(missing)} of the files asked for {'are' if len(missing) > 1 else 'is'} not made yet, "
+            f"e.g. {missing[0]}; call snakemake again to go on."
         )
 
 

@@ -28,7 +28,6 @@ DEMO = yaml.safe_load((ROOT / "configs/studies/demo.yaml").read_text())
         ({"methods": {"crnet": {"cross_refrence": False}}}, ["cross_refrence", "did you mean 'cross_reference'"]),
         ({"methods": {"crnt": {}}}, ["unknown method 'crnt'", "crnet", "prototype"]),
         ({"encoders": {"main": {"name": "resnet51"}}}, ["unknown encoder 'resnet51'", "resnet50", "vgg16"]),
-        ({"encoders": {"main": {"name": "nowhere:build"}}}, ["nowhere:build", "PYTHONPATH"]),
         ({"encoders": {"main": {"layers": ["layer9"]}}}, ["layer9", "layer3"]),
         ({"benchmarks": {"pascal": {"folds": [4]}}}, ["folds 0 to 3", "4"]),
         ({"benchmarks": {"pascal": {"dataset": {"name": "pascal"}}}}, ["unknown dataset 'pascal'", "pascal5i"]),
@@ -175,9 +174,8 @@ def test_wrong_table_rows_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda path: path.stem)
-def test_every_shipped_study_resolves(file, monkeypatch, tmp_path):
-    (tmp_path / "resnet50v2.py").write_text("")  # stands in for an encoder from outside, which is not shipped
-    monkeypatch.syspath_prepend(tmp_path)
+def test_every_shipped_study_resolves(file):
+    """Also those of which the encoder's module is not here."""
     plan = study.load([file])
     assert plan.study.study == file.stem
     assert {cell.evaluation for cell in plan.cells} == set(plan.evaluations)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from snake import ROOT, command, copy_workflow, environment, snakemake
 
+from crnet.config import study as studies
 from crnet.report.partial import render
 from crnet.runtime.files import read_csv
 
@@ -180,6 +181,33 @@ def test_a_class_with_too_few_photos_stops_before_training(finished):
     assert "too few test photos" in output
     assert not list((finished / "results").glob("few/evaluate"))
     assert "rule train" not in output
+
+
+def counts_of(file: Path, method: str):
+    """Paths of the counts of a study's evaluations of a method."""
+    plan = studies.load([file])
+    for name, spec in plan.evaluations.items():
+        if spec["train"]["method"] == method:
+            yield f"{studies.Layout(plan).evaluation(name)}/counts.csv"
+
+
+@pytest.mark.parametrize("asked", ["file", "rule"])
+def test_what_was_asked_for_and_is_not_made_is_said_and_no_success(finished, tmp_path, asked):
+    """After a study's folds were changed, Snakemake makes the episodes and passes over the counts behind them."""
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    pascal = {**STUDY["benchmarks"]["pascal"], "folds": [2]}
+    other = {**STUDY, "tables": ["table3"], "shots": [1], "sheet": None, "benchmarks": {"pascal": pascal}}
+    (copy / "other.yaml").write_text(yaml.safe_dump(other))
+    counts = next(counts_of(copy / "other.yaml", "all-foreground"))
+    target = counts if asked == "file" else "claims"
+    first = snakemake(copy, target, study="other.yaml")
+    made = (copy / counts).exists()
+    assert (first.returncode == 0) is made, first.output
+    assert ("not made yet" in first.output and "call snakemake again to go on" in first.output) is not made
+    second = snakemake(copy, target, study="other.yaml")
+    assert second.returncode == 0, second.output
+    assert (copy / counts).exists()
 
 
 def test_lint_and_paper_dry_run(finished):

@@ -296,12 +296,18 @@ def _dataset(given: Mapping[str, Any], fold: int, where: str) -> Spec:
     return {"name": name, **settings}
 
 
-def _importable(package: str) -> bool:
-    """Whether there is such a package; it is not imported."""
+def absent_encoder(name: str) -> str | None:
+    """A sentence if the module of an encoder ``package.module:factory`` is not here; it is not imported.
+
+    Whoever trains or predicts asks; tables and their audit are made from counts and need no encoder.
+    """
+    if ":" not in name:
+        return None
     try:
-        return importlib.util.find_spec(package) is not None
+        found = importlib.util.find_spec(name.split(":")[0].split(".")[0])
     except (ImportError, ValueError):  # as __main__, which has no file
-        return False
+        found = None
+    return None if found else f"no module of encoder {name!r} is found; put its folder on PYTHONPATH."
 
 
 def _encoder(encoders: Mapping[str, Any], role: str, where: str) -> Spec:
@@ -314,8 +320,6 @@ def _encoder(encoders: Mapping[str, Any], role: str, where: str) -> Spec:
     if name is None:
         raise CrnetError(f"{place}.name: is missing; known: {choices}.")
     if isinstance(name, str) and FACTORY.fullmatch(name):
-        if not _importable(name.split(":")[0].split(".")[0]):
-            raise CrnetError(f"{place}.name: no module of encoder {name!r} is found; put its folder on PYTHONPATH.")
         return {"name": name, **check(settings, {"rev": 1}, {}, place)}
     if not isinstance(name, str) or name not in known:
         raise CrnetError(f"{place}.name: unknown encoder {name!r}; known: {choices}.")

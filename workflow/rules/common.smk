@@ -4,6 +4,7 @@ DATASETS = {AT.data(spec): spec for spec in PLAN.datasets.values()}
 ENCODERS = {AT.encoder(spec): spec for spec in PLAN.encoders.values() if AT.encoder(spec)}
 EPISODES = {AT.episodes(spec): spec for spec in PLAN.evaluations.values()}
 FEATURES = {AT.features_folder(spec): spec for spec in PLAN.features.values()}
+NEED_ENCODER = {"features", "train", "tune", "evaluate", "finetune", "sheet"}  # rules whose jobs run a network
 GPU = 1 if STUDY.device == "cuda" else 0
 # Among the resources, not the params: other limits give the same results, and start nothing again.
 LIMITS = canonical(STUDY.limits.model_dump())
@@ -28,3 +29,17 @@ def features_options(files):
 
 def encoder_option(files):
     return ["--encoder", files.encoder] if hasattr(files, "encoder") else []
+
+
+def asked_files(workflow):
+    """The files that this call was asked for, by themselves or by a rule; none where it was told to stop on the way."""
+    asked = workflow.dag_settings
+    if asked.until or asked.omit_from or asked.allowed_rules or asked.target_jobs:
+        return []
+    named = {rule.name: rule for rule in workflow.rules}
+    rules_of = [named.get(target) for target in asked.targets or ["all"]]
+    files = [target for target in asked.targets if target not in named]
+    for rule in filter(None, rules_of):
+        # A rule that writes nothing stands for what it reads.
+        files += map(str, rule.output or (path for path in rule.input if not callable(path)))
+    return files
