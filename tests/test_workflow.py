@@ -184,7 +184,7 @@ def test_a_class_with_too_few_photos_stops_before_training(finished):
 
 
 def test_what_was_asked_for_and_is_not_made_is_said_and_no_success(finished, tmp_path):
-    """After a study's folds were changed, Snakemake notes that they are feasible and passes over what waits for that."""
+    """After a study's folds were changed, Snakemake notes that they are feasible, and passes over what waits for it."""
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     pascal = {**STUDY["benchmarks"]["pascal"], "folds": [1]}
