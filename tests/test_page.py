@@ -89,6 +89,26 @@ def test_provenance_lists_only_what_differs() -> None:
     assert "GPU" not in text.replace("cuda", "")
 
 
+@pytest.mark.parametrize(
+    ("name", "archive", "words"),
+    [
+        ("resnet50", "resnet50-0676ba61.pth", "[resnet50-0676ba61.pth](https://download.pytorch.org/"),
+        ("resnet50v2", "resnet50-v2-7.onnx", "resnet50-v2-7.onnx), sha256 1e80e8a7"),
+        (
+            "resnet50v2:build",
+            "",
+            "the module `resnet50v2`, which is no part of crnet; crnet's own encoder `resnet50v2` takes",
+        ),
+        ("mine.net:build", "", "brought by the module `mine.net`, which is no part of crnet |"),
+        ("small", "", None),
+    ],
+)
+def test_provenance_says_where_the_encoders_weights_come_from(name, archive, words):
+    of = {"encoder.name": name, "encoder.archive": archive, "dataset.name": "voc", "fold": "0", "episodes_digest": ""}
+    text = "\n".join(render_provenance([line | of for line in lines()]))
+    assert words in " ".join(text.split()) if words else "weights" not in text
+
+
 def test_provenance_warns_of_runs_by_another_source() -> None:
     of = {"encoder.name": "small", "dataset.name": "voc", "fold": "0", "episodes_digest": ""}
     runs = [line | of | {"method_source": "old", "encoder_source": "same"} for line in lines()]

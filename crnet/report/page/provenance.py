@@ -6,6 +6,8 @@ from types import MappingProxyType
 
 from crnet import __version__
 from crnet.config import sources
+from crnet.config.settings import components
+from crnet.data.archives.archives import OFFICIAL
 from crnet.report.runs import SECOND_READING
 from crnet.report.tables.markdown import grid
 
@@ -33,6 +35,7 @@ def render_provenance(lines: Sequence[Line], now: Mapping[str, Mapping[str, str]
         ("Data are", _column("subset")),
         ("Split", _column("split_note")),
         ("Encoder", lambda line: _named(line, "encoder.name", "encoder_digest")),
+        ("Encoder's weights", _weights),
     ]
     rows = [["crnet", f"{__version__} (wrote this page)"]]
     rows += [[name, text] for name, of in facts if (text := _counted(runs, of))]
@@ -66,6 +69,24 @@ def _device(line: Line) -> str:
 def _named(line: Line, name: str, digest: str) -> str:
     known = line.get(digest, "")
     return f"{line.get(name, '')} `{known[:_DIGITS]}`" if known else line.get(name, "")
+
+
+def _weights(line: Line) -> str:
+    """Where the encoder's weights come from, if not from its own pre-training."""
+    module, factory, _ = line.get("encoder.name", "").partition(":")
+    archive = line.get("encoder.archive", "")
+    if not factory:
+        return _archive(archive) if archive else ""
+    text = f"brought by the module `{module}`, which is no part of crnet"
+    shipped = components("encoder").get(module.replace("_", "-"))
+    if shipped and (archive := shipped.literals["SETTINGS"].get("archive")):
+        text += f"; crnet's own encoder `{shipped.name}` takes {_archive(archive)}"
+    return text
+
+
+def _archive(name: str) -> str:
+    known = OFFICIAL[name]
+    return f"[{name}]({known.url}), {known.checksum.replace(':', ' ')}"
 
 
 def _counted(runs: Sequence[Line], of: Callable[[Line], str]) -> str:
