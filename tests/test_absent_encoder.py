@@ -6,12 +6,15 @@ import pytest
 from snake import ROOT, copy_workflow, snakemake
 
 from crnet.audit import audit
-from crnet.config import resolve
+from crnet.config import resolve, study
 from crnet.report.partial import render
 
 STUDY = ROOT / "configs/studies/photos-three-seeds.yaml"
 RESULTS = ROOT / "results/photos-three-seeds"
-SENTENCE = "no module of encoder 'resnet50v2:build' is found; put its folder on PYTHONPATH."
+SENTENCE = (
+    "no module of encoder 'resnet50v2:build' is found; put its folder on PYTHONPATH, or name crnet's own encoder "
+    "'resnet50v2' in a second file."
+)
 
 
 @pytest.fixture(autouse=True)
@@ -62,4 +65,16 @@ def test_render_makes_the_same_files(clone, monkeypatch):
 def test_names_of_encoders():
     assert resolve.absent_encoder("small") is None
     assert resolve.absent_encoder("crnet.encoders.small:network") is None
-    assert "'nowhere.at:build'" in resolve.absent_encoder("nowhere.at:build")
+    assert resolve.absent_encoder("nowhere.at:build").endswith(
+        "'nowhere.at:build' is found; put its folder on PYTHONPATH."
+    )
+
+
+def test_the_shipped_encoder_runs_the_study_in_a_second_file(tmp_path):
+    """On what is named so: the data, rows and seeds of the study, with weights that can be fetched."""
+    second = tmp_path / "again.yaml"
+    second.write_text("study: photos-again\nencoders: {main: {name: resnet50v2}}\n")
+    plan, before = study.load([STUDY, second]), study.load([STUDY])
+    assert [spec["name"] for spec in plan.encoders.values()] == ["resnet50v2"]
+    assert len(plan.trainings) == len(before.trainings)
+    assert study.Layout(plan).archive_names("encoder", *plan.encoders.values()) == ["resnet50-v2-7.onnx"]

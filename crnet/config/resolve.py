@@ -303,11 +303,14 @@ def absent_encoder(name: str) -> str | None:
     """
     if ":" not in name:
         return None
+    module = name.split(":")[0]
+    own = module.replace("_", "-")
+    hint = f", or name crnet's own encoder {own!r} in a second file" if own in components("encoder") else ""
     try:
-        found = importlib.util.find_spec(name.split(":")[0].split(".")[0])
+        found = importlib.util.find_spec(module.split(".")[0])
     except (ImportError, ValueError):  # as __main__, which has no file
         found = None
-    return None if found else f"no module of encoder {name!r} is found; put its folder on PYTHONPATH."
+    return None if found else f"no module of encoder {name!r} is found; put its folder on PYTHONPATH{hint}."
 
 
 def _encoder(encoders: Mapping[str, Any], role: str, where: str) -> Spec:
