@@ -24,7 +24,8 @@ surroundings.make_up()
 studies.export_package(workflow.basedir)
 try:
     surroundings.check_root(Path(workflow.basedir))
-    PLAN = studies.load(workflow.configfiles, config, Path(workflow.basedir))
+    # Of --config alone: in `config` the files are merged as Snakemake does it, which keeps what a new name replaces.
+    PLAN = studies.load(workflow.configfiles, workflow.config_settings.config, Path(workflow.basedir))
     AT = studies.Layout(PLAN)
     studies.check_folders(AT)
     AT.forget_absent_archives()
@@ -77,6 +78,10 @@ onstart:
         raise WorkflowError(f"crnet: {error}")
     for sentence in surroundings.warnings(Path(workflow.basedir)):
         print(f"crnet: {sentence}.", file=sys.stderr)
+    if workflow.local_exec and NEED_ENCODER & {job.rule.name for job in workflow.dag.needrun_jobs()}:
+        for spec in PLAN.encoders.values():
+            if absent := resolve.absent_encoder(spec["name"]):
+                raise WorkflowError(f"crnet: study {STUDY.study}: {absent}")
     if STUDY.device == "cuda" and workflow.local_exec and not has_nvidia_gpu():
         raise WorkflowError(
             f"crnet: study {STUDY.study} needs a GPU (device: cuda) and this machine has none; run it on one, "
@@ -92,12 +97,12 @@ onstart:
 
 onsuccess:
     # Snakemake skips what is missing behind an ancient input that this call made anew: say so instead of looking done.
-    whole = set(workflow.dag_settings.targets) <= {"all", "tables"}
-    if whole and (missing := [path for path in rules.tables.input if not Path(path).exists()]):
-        print(
-            f"crnet: {len(missing)} tables and plots are not made yet, e.g. {missing[0]}; call snakemake again to go on."
+    if missing := [path for path in asked_files(workflow) if not Path(path).exists()]:
+        raise WorkflowError(
+            f"crnet: {len(missing)} of the files asked for {'are' if len(missing) > 1 else 'is'} not made yet, "
+            f"e.g. {missing[0]}; call snakemake again to go on."
         )
-    elif whole:
+    if asked_files(workflow) and set(workflow.dag_settings.targets) <= {"all", "tables"}:
         print(headline(Path(AT.results), studies.headline_table(PLAN)))
 
 

@@ -32,8 +32,8 @@ KINDS = ("download", "extract", "convert", "pre-train", "features", "train", "tu
 RENDERING = ("collect", "table", "claims", "k-shot", "losses", "page", "sheet")
 NAMES = {"encoder": "pre-train", **dict.fromkeys(RENDERING, "tables")}  # of commands whose kind is called otherwise
 # What is a time or a size in memory, or the digest of a file that holds one.
-TIMES = {"started", "seconds", "peak_memory_bytes", "images_per_second", "episodes_per_second", "mtime_ns",
-         "choice_sha256"}  # fmt: skip
+TIMES = {"started", "seconds", "cpu_seconds", "peak_memory_bytes", "images_per_second", "episodes_per_second",
+         "mtime_ns", "choice_sha256"}  # fmt: skip
 # Of a page, as Markdown and as HTML: the section on costs, and days.
 PAGE_TIMES = re.compile(r"(## Cost\n|<h2[^>]*>Cost\b).*?(?=## |<h2)|\d{4}-\d\d-\d\d", re.DOTALL)
 

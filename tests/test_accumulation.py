@@ -3,20 +3,20 @@
 import faults
 import pytest
 import torch
+from parts import BATCH, CHANNELS, batch, gradients
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional as F
 
 from crnet import methods
 from crnet.config.settings import components
 from crnet.encoders.frozen import FrozenEncoder
-from crnet.methods import Method, Pairs, Share
+from crnet.errors import CrnetError
+from crnet.methods import PAIRS, PIXELS, SHARE, Method, Pairs, Step
 from crnet.model.layers import ChannelDropout, Rows
 from crnet.runtime.files import read_csv
 from crnet.runtime.limits import Limits
 from crnet.training.accumulation import accumulate, shares
-
-CHANNELS, MAP, SIZE, BATCH = (4, 6), 7, 50, 5
-TRAINED = [name for name, each in components("method").items() if each.literals.get("TRAINS", True)]
 
 
 def build(name: str, **settings) -> Method:
@@ -27,35 +27,10 @@ def build(name: str, **settings) -> Method:
     return methods.build(name, CHANNELS, component.settings(given, "test")).double().train()
 
 
-def batch() -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Maps of queries, supports and supports without background; masks of uneven void, one of them all void."""
-    generator = torch.Generator().manual_seed(1)
-    maps = [torch.randn(3, BATCH, c, MAP, MAP, generator=generator, dtype=torch.float64) for c in CHANNELS]
-    masks = torch.randint(0, 2, (2, BATCH, SIZE, SIZE), generator=generator, dtype=torch.uint8)
-    masks[0, 1, :30] = masks[1, 3, :, :45] = masks[0, 4] = 255
-    caches = torch.rand(2, BATCH, 2, MAP, MAP, generator=generator, dtype=torch.float64)
-    return maps, *masks, caches
-
-
-def gradients(method: Method, at_once: int, auxiliary: bool = True):
-    maps, query_mask, support_mask, caches = batch()
-
-    def losses(share: Share | None):
-        rows = slice(None) if share is None else share.rows
-        query, support, masked = (method.embed([maps[i][group, rows] for i in method.maps]) for group in range(3))
-        cache = [each[rows] if method.stores_cache else None for each in caches]
-        pairs = Pairs(query, support, masked, support_mask[rows], query_mask[rows], *cache, share)
-        return method.losses(pairs, auxiliary)
-
-    method.zero_grad(set_to_none=True)
-    step = accumulate(losses, shares(query_mask, support_mask, at_once), seed=7)
-    return step, {name: weight.grad for name, weight in method.named_parameters() if weight.grad is not None}
-
-
 @pytest.mark.parametrize(
     ("name", "switches", "at_once", "auxiliary"),
     [
-        *((name, {}, at_once, auxiliary) for name in TRAINED for at_once in (1, 2, 3) for auxiliary in (True, False)),
+        *(("crnet", {}, at_once, auxiliary) for at_once in (1, 2, 3) for auxiliary in (True, False)),
         ("crnet", {"cache": "unrolled"}, 2, True),
         ("crnet", {"cross_reference": False}, 2, True),
         ("crnet", {"condition": False}, 2, True),
@@ -64,7 +39,7 @@ def gradients(method: Method, at_once: int, auxiliary: bool = True):
     ],
     ids=str,
 )
-def test_every_method_adds_up(name, switches, at_once, auxiliary):
+def test_every_switch_adds_up(name, switches, at_once, auxiliary):
     method = build(name, **switches)
     whole, expected = gradients(method, BATCH, auxiliary)
     parts, found = gradients(method, at_once, auxiliary)
@@ -103,8 +78,8 @@ def test_channel_dropout_is_torchs_bit_by_bit(dtype):
 
 def test_one_part_is_the_batch_itself():
     masks = torch.zeros(4, 8, 8, dtype=torch.uint8)
-    assert shares(masks, masks, 4) == shares(masks, masks, 9) == [None]
-    assert [each.rows for each in shares(masks, masks, 3)] == [slice(0, 3), slice(3, 4)]
+    assert shares(masks, masks, 4, SHARE) == shares(masks, masks, 9, PIXELS) == [None]
+    assert [each.rows for each in shares(masks, masks, 3, SHARE)] == [slice(0, 3), slice(3, 4)]
 
 
 def trained(tiny, out, limits: Limits, **train) -> tuple[dict, dict]:
@@ -131,3 +106,70 @@ def test_the_encoder_in_chunks_gives_the_same_maps(tiny):
     )
     torch.testing.assert_close(chunks(images, keep), whole(images, keep), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(chunks(images), whole(images), rtol=1e-4, atol=1e-5)
+
+
+class Plain(Method):
+    """A method as a user writes one, who knows nothing of parts."""
+
+    maps, needs_masked = (1,), False
+
+    def __init__(self, mean_over: str, channels: int = CHANNELS[1]):
+        super().__init__()
+        self.mean_over = mean_over
+        self.head = nn.Conv2d(2 * channels, 2, 1)
+
+    def embed(self, maps):
+        return maps[0]
+
+    def predict(self, pairs, refinements):
+        return self.head(torch.cat([pairs.query, pairs.support], 1))
+
+    def losses(self, pairs, auxiliary=True):
+        logits, masks = F.interpolate(self.predict(pairs, 1), pairs.query_mask.shape[-2:]), pairs.query_mask
+        if self.mean_over == PIXELS:
+            loss = F.cross_entropy(logits, masks.long(), ignore_index=255)
+        else:
+            found, sought = logits.softmax(1)[:, 1] * (masks != 255), masks == 1
+            both = (found * sought).sum((1, 2)) / (found + sought).sum((1, 2)).clamp(min=1)
+            loss = 1 - 2 * both.mean()
+        return Step(loss, {"query": loss})
+
+
+@pytest.mark.parametrize("mean_over", [PIXELS, PAIRS])
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_a_plain_mean_is_weighed_by_the_trainer(mean_over, at_once):
+    method = Plain(mean_over).double()
+    whole, expected = gradients(method, BATCH)
+    parts, found = gradients(method, at_once)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(vars(parts), vars(whole))
+
+
+def test_a_training_of_a_plain_mean_in_parts_ends_where_the_whole_does(tiny, tmp_path, monkeypatch):
+    def plain(name, channels, settings):
+        return Plain(PIXELS, channels[1])
+
+    monkeypatch.setattr(methods, "build", plain)
+    whole, log = trained(tiny, tmp_path / "whole", Limits(), optimizer="sgd", lr=1e-2)
+    parts, log_of_parts = trained(tiny, tmp_path / "parts", Limits(1, 2), optimizer="sgd", lr=1e-2)
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+    assert float(log_of_parts["loss"]) == pytest.approx(float(log["loss"]), rel=1e-4)
+
+
+def test_parts_of_a_plain_method_draw_their_own_dropout():
+    """With one seed for all, a method that does not draw for the whole batch would drop the same of every part."""
+    drawn = []
+
+    def losses(share):
+        drawn.append(torch.rand(3))
+        return Step(torch.ones((), requires_grad=True))
+
+    masks = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    accumulate(losses, shares(masks, masks, 1, PAIRS), seed=7)
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_a_mean_over_something_else_is_one_sentence(monkeypatch):
+    monkeypatch.setattr("crnet.methods.crnet.CRNet.mean_over", "images")
+    with pytest.raises(CrnetError, match="mean_over is 'images'"):
+        build("crnet")

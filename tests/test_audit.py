@@ -19,11 +19,12 @@ from crnet.audit.counts import row_problem
 from crnet.audit.folder import STUDIES
 from crnet.audit.ledger import Ledger, first_difference, shown
 from crnet.cli import cli
-from crnet.config import study
+from crnet.config import sources, study
 from crnet.data import episodes
 from crnet.data.index import Index
 from crnet.data.prepare import prepare
 from crnet.errors import CrnetError
+from crnet.planning.plan import describe
 from crnet.report.partial import render
 from crnet.runtime.files import read_csv, read_json, sha256_file, write_csv, write_json
 
@@ -461,3 +462,26 @@ def test_lines_of_differences():
         ledger["one"].differs(f"file {number}", "x")
     assert "and 21 more of 'one' (--all lists them)" in ledger.text()
     assert "more of" not in ledger.text(everything=True)
+
+
+def test_another_source_is_warned_of_by_audit_plan_and_page_and_no_difference(copy, monkeypatch):
+    """As after an edit of a method's file that raised no ``rev``; runs that recorded nothing are passed over."""
+    before = (copy.results / "README.md").read_bytes()
+    reports = [*copy.results.glob("evaluate/crnet-*/evaluation.json"), *copy.results.glob("finetune/*/choice.json")]
+    reports += copy.work.glob("train/*/train.json")
+    assert "WARNING" not in copy.audit()[0] + describe([copy.file])
+    monkeypatch.setattr(sources, "digest", lambda kind, name: "0" * 64 if name == "crnet" else "")
+    text, number = copy.audit()
+    assert number == 0, text
+    said = f"source of method crnet is not the one that {len(reports)} runs were made by"
+    for found in (text, describe([copy.file])):
+        assert "WARNING" in found and said in " ".join(found.split())
+    render([copy.file])
+    assert said in (copy.results / "README.md").read_text()
+    assert copy.audit()[1] == 0
+    for path in reports:
+        report = read_json(path)
+        write_json(path, {key: value for key, value in report.items() if not key.endswith("_source")})
+    render([copy.file])
+    assert "WARNING" not in copy.audit()[0] + describe([copy.file])
+    assert (copy.results / "README.md").read_bytes() == before

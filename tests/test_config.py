@@ -28,7 +28,6 @@ DEMO = yaml.safe_load((ROOT / "configs/studies/demo.yaml").read_text())
         ({"methods": {"crnet": {"cross_refrence": False}}}, ["cross_refrence", "did you mean 'cross_reference'"]),
         ({"methods": {"crnt": {}}}, ["unknown method 'crnt'", "crnet", "prototype"]),
         ({"encoders": {"main": {"name": "resnet51"}}}, ["unknown encoder 'resnet51'", "resnet50", "vgg16"]),
-        ({"encoders": {"main": {"name": "nowhere:build"}}}, ["nowhere:build", "PYTHONPATH"]),
         ({"encoders": {"main": {"layers": ["layer9"]}}}, ["layer9", "layer3"]),
         ({"benchmarks": {"pascal": {"folds": [4]}}}, ["folds 0 to 3", "4"]),
         ({"benchmarks": {"pascal": {"dataset": {"name": "pascal"}}}}, ["unknown dataset 'pascal'", "pascal5i"]),
@@ -75,11 +74,58 @@ class TestExtends:
         loaded = study.load([last]).study
         assert (loaded.seeds, loaded.train["batch"]) == ([6, 7], 3)
         assert loaded.train["lr"] == DEMO["train"]["lr"]
-        # Snakemake hands the keys of the file itself over as overrides, this one too
-        assert study.load([last], yaml.safe_load(last.read_text())).study == loaded
         assert study.load([last, middle]).study.seeds == [5]
         with pytest.raises(CrnetError, match=r"last\.yaml: extends: in --config it does nothing"):
             study.load([last], {"extends": "demo.yaml"})
+
+    @pytest.mark.parametrize(
+        ("content", "given", "of"),
+        [
+            ({"encoders": {"main": {"name": "resnet50"}}}, {"name": "resnet50"}, lambda s: s.encoders["main"]),
+            (
+                {"benchmarks": {"pascal": {"dataset": {"name": "pascal5i"}}}},
+                {"name": "pascal5i"},
+                lambda s: s.benchmarks["pascal"].dataset,
+            ),
+        ],
+    )
+    def test_a_new_name_replaces_what_another_one_was_given(self, folder, content, given, of):
+        """Extended, in a second file, and by --config alike."""
+        own, data = {"title": "Mine", "caption": "Mine."}, {"pascal": {"dataset": {"images_val": 300}}}
+        middle = self.write(folder / "middle.yaml", extends="demo.yaml", study="middle", **own, benchmarks=data)
+        last = self.write(folder / "last.yaml", extends=middle.name, study="last", **own, **content)
+        second = self.write(folder / "second.yaml", **content)
+        for loaded in (study.load([last]), study.load([middle, second]), study.load([middle], content)):
+            assert of(loaded.study) == given
+
+    def test_the_same_name_again_keeps_what_was_inherited(self, folder):
+        own = {"title": "Mine", "caption": "Mine."}
+        encoders = {"main": {"name": "small", "layers": ["layer4"]}}
+        middle = self.write(folder / "middle.yaml", extends="demo.yaml", study="middle", **own, encoders=encoders)
+        again = {"main": {"name": "small"}}
+        file = self.write(folder / "last.yaml", extends=middle.name, study="last", encoders=again)
+        assert study.load([file]).study.encoders["main"] == encoders["main"]
+
+    @pytest.mark.parametrize(
+        ("content", "place"),
+        [
+            ({"benchmarks": {"pascal": {"dataset": {"images_val": 300}}}}, "benchmarks.pascal"),
+            ({"benchmarks": {"mine": {"dataset": {"name": "shapes5i"}, "folds": [0]}}}, "benchmarks.mine"),
+            ({"encoders": {"main": {"layers": ["layer4"]}}}, "encoders.main"),
+        ],
+    )
+    def test_other_data_have_a_title_and_a_caption_of_their_own(self, folder, content, place):
+        own = {"title": "Mine", "caption": "Mine."}
+        for lacking in (["title", "caption"], ["caption"]):
+            said = {key: text for key, text in own.items() if key not in lacking}
+            file = self.write(folder / "mine.yaml", extends="demo.yaml", study="mine", **content, **said)
+            with pytest.raises(CrnetError, match=rf"mine\.yaml: {' and '.join(lacking)}: .*{place} differs from demo"):
+                study.load([file])
+        study.load([self.write(folder / "mine.yaml", extends="demo.yaml", study="mine", **content, **own)])
+
+    def test_less_of_the_same_data_needs_none(self, folder):
+        content = {"seeds": [3], "encoders": {"vgg16": None}, "benchmarks": {"pascal": {"folds": [1]}}}
+        study.load([self.write(folder / "mine.yaml", extends="demo.yaml", study="mine", **content)])
 
     @pytest.mark.parametrize(
         "base", ["nowhere.yaml", "../demo.yaml", "", ".", "..", "a\x00b", "x" * 300, 3, ["demo.yaml"], {}]
@@ -128,9 +174,8 @@ def test_wrong_table_rows_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda path: path.stem)
-def test_every_shipped_study_resolves(file, monkeypatch, tmp_path):
-    (tmp_path / "resnet50v2.py").write_text("")  # stands in for an encoder from outside, which is not shipped
-    monkeypatch.syspath_prepend(tmp_path)
+def test_every_shipped_study_resolves(file):
+    """Also those of which the encoder's module is not here."""
     plan = study.load([file])
     assert plan.study.study == file.stem
     assert {cell.evaluation for cell in plan.cells} == set(plan.evaluations)
@@ -156,6 +201,19 @@ def test_a_switch_changes_its_own_runs_only():
 def test_later_files_win_and_mappings_merge():
     merged = study.merge({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 3}, "d": [2]})
     assert merged == {"a": {"b": 3, "c": 2}, "d": [2]}
+
+
+def test_another_method_of_a_row_leaves_the_switches_of_its_table(tmp_path):
+    """They are the other method's; a row of the same method keeps them."""
+    rows = [{"id": "mine", "label": "Mine", "set": {"method": "crnet"}}]
+    rows.append({"id": "other", "label": "Other", "set": {"method": "prototype", "model": {"scale": 5.0}}})
+    table = {"title": "T", "source": "S", "set": {"model": {"condition": False}}, "rows": rows}
+    (tmp_path / "configs/tables").mkdir(parents=True)
+    (tmp_path / "configs/tables/table2.yaml").write_text(yaml.safe_dump(table))
+    plan = study.load([ROOT / "configs/studies/demo.yaml"], {"tables": ["table2"], "sheet": None}, tmp_path)
+    models = {c.row: plan.evaluations[c.evaluation]["train"]["model"] for c in plan.cells}
+    assert models["mine"]["condition"] is False
+    assert models["other"]["scale"] == 5.0
 
 
 def test_specifications_are_plain_json_with_every_setting():

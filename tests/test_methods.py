@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+from parts import BATCH, CHANNELS, MAP, SIZE, gradients
 
 from crnet import methods
 from crnet.config.settings import components
-from crnet.methods import Method, Pairs
-
-CHANNELS, MAP, SIZE = (4, 6), 7, 50
+from crnet.methods import PAIRS, PIXELS, SHARE, Method, Pairs
 
 
 @pytest.fixture(params=sorted(components("method")))
@@ -71,6 +70,34 @@ def test_learns_if_it_trains(method):
         losses.append(step.loss.item())
     assert losses[-1] < 0.9 * losses[0]
     assert all(part.ndim == 0 for part in step.parts.values())
+
+
+def adds_up(method: Method) -> None:
+    """Torch's own dropout draws for a part alone; it is switched off where the trainer weighs the parts."""
+    method.double().train()
+    for module in method.modules():
+        if method.mean_over != SHARE and isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+    whole, expected = gradients(method, BATCH)
+    for at_once in (1, 2, 3):
+        parts, found = gradients(method, at_once)
+        advice = "a batch in parts gives other {}: let mean_over say what the losses are means over; no batch norm"
+        torch.testing.assert_close(parts.loss, whole.loss, rtol=1e-5, atol=1e-8, msg=advice.format("losses"))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8, msg=advice.format("gradients"))
+
+
+def test_a_batch_in_parts_is_the_batch(method):
+    if method.trained:
+        adds_up(method)
+
+
+@pytest.mark.parametrize("wrong", [PAIRS, PIXELS])
+def test_a_method_whose_parts_do_not_add_up_is_found(wrong):
+    method = methods.build("crnet", CHANNELS, components("method")["crnet"].settings({"width": 8, "dropout": 0.0}, "t"))
+    method.mean_over = wrong  # queries, supports and void pixels each have another share
+    adds_up_not = pytest.raises(AssertionError, match="let mean_over say")
+    with adds_up_not:
+        adds_up(method)
 
 
 def test_survives_an_empty_support_mask(method):

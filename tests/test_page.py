@@ -48,6 +48,21 @@ def test_cost_sums_hours_by_kind_device_and_variant() -> None:
     assert [(cost.name, cost.runs) for cost in variants["Evaluation"]] == [("Table 4: Finetune, 5-shot", 1)]
 
 
+def test_cost_is_cpu_time_where_it_was_recorded() -> None:
+    """A run that waited for the disk, or whose loaders had cores of their own, cost what it cost."""
+    runs = [line | {"cpu_seconds": spent} for line, spent in zip(lines(), ("3600", "", "9", "", "18", ""), strict=True)]
+    kinds, _ = costs(runs)
+    found = {(cost.name, cost.unit): cost for cost in kinds}
+    assert found["Training", CPU].hours == pytest.approx((3600 + 900 * 2) / 3600)
+    assert found["Training", GPU].hours == pytest.approx(2)  # of the GPU, not of the core that fed it
+    assert found["Training", CPU].seconds == (900, 1800)
+    text = render_cost(runs)[-1]
+    assert (
+        "CPU time of a run's process and its children; of 2 runs that did not record it, seconds times threads" in text
+    )
+    assert "CPU time" not in render_cost(lines())[-1]
+
+
 def test_cost_reads_without_float_tails() -> None:
     text = "\n\n".join(render_cost(lines(), []))
     assert "**1.51 CPU-core-hours and 2.00 GPU-hours** in 5 runs." in text
@@ -79,6 +94,38 @@ def test_provenance_lists_only_what_differs() -> None:
     assert "voc `5d796cceb7020e40`" in text
     assert "9.9" not in text  # a second reading is no run
     assert "GPU" not in text.replace("cuda", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "archive", "words"),
+    [
+        ("resnet50", "resnet50-0676ba61.pth", "[resnet50-0676ba61.pth](https://download.pytorch.org/"),
+        ("resnet50v2", "resnet50-v2-7.onnx", "resnet50-v2-7.onnx), sha256 1e80e8a7"),
+        (
+            "resnet50v2:build",
+            "",
+            "the module `resnet50v2`, which is no part of crnet; crnet's own encoder `resnet50v2` takes",
+        ),
+        ("mine.net:build", "", "brought by the module `mine.net`, which is no part of crnet |"),
+        ("small", "", None),
+    ],
+)
+def test_provenance_says_where_the_encoders_weights_come_from(name, archive, words):
+    of = {"encoder.name": name, "encoder.archive": archive, "dataset.name": "voc", "fold": "0", "episodes_digest": ""}
+    text = "\n".join(render_provenance([line | of for line in lines()]))
+    assert words in " ".join(text.split()) if words else "weights" not in text
+
+
+def test_provenance_warns_of_runs_by_another_source() -> None:
+    of = {"encoder.name": "small", "dataset.name": "voc", "fold": "0", "episodes_digest": ""}
+    runs = [line | of | {"method_source": "old", "encoder_source": "same"} for line in lines()]
+    now = {"method": {"crnet": "new"}, "encoder": {"small": "same"}}
+    text = render_provenance(runs, now)
+    assert text[0].startswith("**Warning**: the source of method crnet is not the one that 5 runs were made by")
+    assert "encoder small" not in "".join(text)
+    unknown = [{key: value for key, value in line.items() if not key.endswith("_source")} for line in runs]
+    for silent in (render_provenance(unknown, now), render_provenance(runs), render_provenance(runs, {"method": {}})):
+        assert silent == text[1:]
 
 
 @pytest.fixture

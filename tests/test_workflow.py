@@ -3,14 +3,16 @@
 import os
 import re
 import shutil
+import subprocess
 from collections import Counter
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
 import yaml
-from snake import ROOT, copy_workflow, snakemake
+from snake import ROOT, command, copy_workflow, environment, snakemake
 
+from crnet.config import study as studies
 from crnet.report.partial import render
 from crnet.runtime.files import read_csv
 
@@ -200,6 +202,43 @@ def test_a_class_with_too_few_photos_stops_before_training(finished):
     assert "rule train" not in output
 
 
+def test_what_was_asked_for_and_is_not_made_is_said_and_no_success(finished, tmp_path):
+    """After a study's folds were changed, Snakemake notes that they are feasible, and passes over what waits for it."""
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    pascal = {**STUDY["benchmarks"]["pascal"], "folds": [1]}
+    (copy / "other.yaml").write_text(yaml.safe_dump({**STUDY, "benchmarks": {**STUDY["benchmarks"], "pascal": pascal}}))
+    plan = studies.load([copy / "other.yaml"])
+    at = studies.Layout(plan)
+    name, spec = next(
+        (name, spec)
+        for name, spec in plan.evaluations.items()
+        if "train" in spec["train"] and spec["train"]["fold"] == 1
+    )
+    shutil.rmtree(copy / at.evaluation(name))
+    shutil.rmtree((copy / at.weights(spec)).parent)
+    asked = f"{at.evaluation(name)}/counts.csv"
+    first, second = (snakemake(copy, asked, study="other.yaml") for _ in range(2))
+    assert first.returncode != 0, first.output
+    assert f"1 of the files asked for is not made yet, e.g. {asked}; call snakemake again to go on" in first.output
+    assert "Traceback" not in first.output
+    assert second.returncode == 0, second.output
+    assert (copy / asked).exists()
+
+
 def test_lint_and_paper_dry_run(finished):
     assert "GPU" not in snakemake(finished, "--dry-run", study="configs/studies/paper.yaml").stderr
     assert planned(finished, study="configs/studies/paper.yaml")["download"] == 7
+
+
+def test_a_new_encoder_in_a_second_file_does_not_meet_the_settings_of_the_first(tmp_path):
+    """Snakemake's own merging keeps them; --config still wins over both files."""
+    copy_workflow(tmp_path)
+    first = {"main": {"name": "small", "layers": ["layer3", "layer4"]}, "vgg16": None}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**STUDY, "encoders": first}))
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump({"encoders": {"main": {"name": "vgg16"}}}))
+    for extra, status in (([], 0), (["--config", "device=tpu"], 1)):
+        asked = [*command("--dry-run", *extra), "other.yaml"]
+        done = subprocess.run(asked, check=False, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+        assert done.returncode == status, done.stdout + done.stderr
+    assert "device: " in done.stdout + done.stderr

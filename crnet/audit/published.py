@@ -137,9 +137,13 @@ def _page(folder: Folder, check: Check) -> None:
         for path in folder.results.iterdir():
             if path.name != PAGE_FILE:
                 (mirror / path.name).symlink_to(path)
+        job = study.page_job(folder.plan)
         try:
             if (folder.results / PAGE_FILE).is_file():
-                write_page(study.page_job(folder.plan), mirror)
+                write_page(job, mirror)
+                # Made before a source was changed, it holds no warning; the audit's own notes have it.
+                if (mirror / PAGE_FILE).read_bytes() != (folder.results / PAGE_FILE).read_bytes():
+                    write_page(job | {"sources": {}}, mirror)
         except UNREADABLE as error:
             check.unknown(f"{PAGE_FILE} cannot be made again ({str(error).replace(f'{mirror}/', '')})")
         else:

@@ -1,8 +1,10 @@
 """The runs of a plan against the folders that are there: none missing, none published besides, same settings."""
 
+from contextlib import suppress
+
 from crnet.audit.folder import Folder, commits
 from crnet.audit.ledger import UNREADABLE, Check, Ledger
-from crnet.config import resolve
+from crnet.config import resolve, sources
 from crnet.runtime.files import canonical
 
 CHECKS = PRESENT, STRAY, SPECIFICATION = (
@@ -18,6 +20,16 @@ def check_plan(folder: Folder, ledger: Ledger) -> None:
     _present(folder, ledger)
     _stray(folder, ledger[STRAY])
     _specifications(folder, ledger[SPECIFICATION])
+    _sources(folder, ledger)
+
+
+def _sources(folder: Folder, ledger: Ledger) -> None:
+    """No difference, as results need not be of the present version; but who reads them has to know."""
+    runs = []
+    for report in (*folder.trainings.values(), *folder.tunings.values(), *folder.evaluations.values()):
+        with suppress(*UNREADABLE):  # said by the check of settings
+            runs.append(sources.used(report))
+    ledger.notes += [f"WARNING: {text}." for text in sources.changed(runs, sources.present(runs))]
 
 
 def _present(folder: Folder, ledger: Ledger) -> None:

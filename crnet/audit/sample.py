@@ -101,6 +101,8 @@ def _missing(folder: Folder, name: str, tables: Mapping[str, EpisodeTable], devi
         return "counts or episodes are not here"
     if folder.index(train["dataset"]) is None:
         return f"the data set {train['dataset']['name']} of the runs is not at hand"
+    if absent := resolve.absent_encoder(train["encoder"]["name"]):
+        return absent.removesuffix(".")
     if ":" not in train["encoder"]["name"] and folder.encoder(train["encoder"]) is None:
         return f"the encoder {train['encoder']['name']} is not at hand"
     if "train" in train and folder.weights(train) is None:

@@ -24,6 +24,7 @@ from crnet.errors import CrnetError
 from crnet.runtime.files import canonical, sha256_text
 
 Spec = dict[str, Any]
+DEFAULT_METHOD = "crnet"
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
 
@@ -209,8 +210,11 @@ def role(table: Table, row: Row) -> str:
 
 
 def _merge(*layers: Switches) -> Switches:
+    """Later ones win; switches of a model stay with its method."""
     merged: dict[str, Any] = {}
     for layer in layers:
+        if layer.method and layer.method != merged.get("method", DEFAULT_METHOD):
+            merged.pop("model", None)
         for key, value in layer.model_dump(exclude_unset=True).items():
             merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
     return Switches(**merged)
@@ -221,7 +225,7 @@ def _evaluation(
 ) -> tuple[Spec, bool]:
     """The specification of one run, and whether its cell is the one that fuses finetuned predictions."""
     benchmark = study.benchmarks[table.benchmark]
-    method = switches.method or "crnet"
+    method = switches.method or DEFAULT_METHOD
     model = {**study.methods.get(method, {}), **switches.model}
     training = {
         "method": method,
@@ -292,12 +296,21 @@ def _dataset(given: Mapping[str, Any], fold: int, where: str) -> Spec:
     return {"name": name, **settings}
 
 
-def _importable(package: str) -> bool:
-    """Whether there is such a package; it is not imported."""
+def absent_encoder(name: str) -> str | None:
+    """A sentence if the module of an encoder ``package.module:factory`` is not here; it is not imported.
+
+    Whoever trains or predicts asks; tables and their audit are made from counts and need no encoder.
+    """
+    if ":" not in name:
+        return None
+    module = name.split(":")[0]
+    own = module.replace("_", "-")
+    hint = f", or name crnet's own encoder {own!r} in a second file" if own in components("encoder") else ""
     try:
-        return importlib.util.find_spec(package) is not None
+        found = importlib.util.find_spec(module.split(".")[0])
     except (ImportError, ValueError):  # as __main__, which has no file
-        return False
+        found = None
+    return None if found else f"no module of encoder {name!r} is found; put its folder on PYTHONPATH{hint}."
 
 
 def _encoder(encoders: Mapping[str, Any], role: str, where: str) -> Spec:
@@ -310,8 +323,6 @@ def _encoder(encoders: Mapping[str, Any], role: str, where: str) -> Spec:
     if name is None:
         raise CrnetError(f"{place}.name: is missing; known: {choices}.")
     if isinstance(name, str) and FACTORY.fullmatch(name):
-        if not _importable(name.split(":")[0].split(".")[0]):
-            raise CrnetError(f"{place}.name: no module of encoder {name!r} is found; put its folder on PYTHONPATH.")
         return {"name": name, **check(settings, {"rev": 1}, {}, place)}
     if not isinstance(name, str) or name not in known:
         raise CrnetError(f"{place}.name: unknown encoder {name!r}; known: {choices}.")

@@ -7,7 +7,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from crnet.config import resolve
+from crnet.config import resolve, sources
 from crnet.config.labels import control_label, encoder_text, run_labels, switches
 from crnet.config.resolve import Cell, Plan
 from crnet.config.schema import Study, parse
@@ -22,6 +22,7 @@ DEFAULT_STUDY = Path("configs/studies/demo.yaml")
 TABLES = Path("configs/tables")
 HEADLINE = "table3"  # whose last row is the full model
 EXTENDS = "extends"  # names the study that a study differs from
+SEEN = {"benchmarks": "dataset", "encoders": None}  # what titles and captions speak of: section -> key of its entries
 LONGEST_ARGUMENT = 120_000  # Linux: 128 KiB with the rest of the command
 
 
@@ -29,7 +30,7 @@ def load(files: Iterable[Path] = (), overrides: Mapping[str, Any] | None = None,
     """The plan of a study.
 
     Args:
-        files: YAML files; later ones win, mappings are merged. Without any: the demo.
+        files: YAML files; later ones win, mappings are merged as ``merge`` does. Without any: the demo.
         overrides: Merged last, as ``snakemake --config`` gives them.
         root: The checkout.
 
@@ -37,8 +38,7 @@ def load(files: Iterable[Path] = (), overrides: Mapping[str, Any] | None = None,
         CrnetError: Anything in the files that does not fit; nothing has been run then.
     """
     files, overrides = [Path(file) for file in files] or [root / DEFAULT_STUDY], dict(overrides or {})
-    base = overrides.pop(EXTENDS, None)  # of a file: Snakemake hands over all of its keys
-    if base is not None and all(load_yaml(file).get(EXTENDS) != base for file in files):
+    if EXTENDS in overrides:
         raise CrnetError(f"{files[-1]}: {EXTENDS}: in --config it does nothing; write it into the file.")
     layers = [layer for file in files for layer in with_bases(file)]
     content = reduce(merge, [*(layer for _, layer in layers), overrides])
@@ -58,7 +58,8 @@ def with_bases(file: Path, above: tuple[Path, ...] = ()) -> list[tuple[Path, dic
     """A YAML file and its content, behind the files beside it that it ``extends``, the first of them in front.
 
     Raises:
-        CrnetError: One of them cannot be read or extends what is not the name of another file.
+        CrnetError: One of them cannot be read, extends what is not the name of another file, or lacks what a study
+            has to say of itself: its name, and its title and caption where its data or encoders are others.
     """
     content = load_yaml(file)
     base = content.pop(EXTENDS, None)
@@ -72,7 +73,32 @@ def with_bases(file: Path, above: tuple[Path, ...] = ()) -> list[tuple[Path, dic
         )
     if path in (*above, file):
         raise CrnetError(f"{file}: {EXTENDS}: {path} extends this file already; take one of the two out.")
-    return [*with_bases(path, (*above, file)), (file, content)]
+    bases = with_bases(path, (*above, file))
+    before = reduce(merge, [layer for _, layer in bases])
+    lacking = [key for key in ("title", "caption") if key not in content]
+    if lacking and (other := _other_data(before, merge(before, content))):
+        raise CrnetError(
+            f"{file}: {' and '.join(lacking)}: {'is' if len(lacking) == 1 else 'are'} missing; {other} differs from "
+            f"{base}, whose title and caption would speak of other photos or another encoder."
+        )
+    return [*bases, (file, content)]
+
+
+def _other_data(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+    """The first data set or encoder that is another one or new, by its path; one that is left out is none."""
+
+    def seen(study: Mapping[str, Any], section: str, key: str | None) -> dict[str, Any]:
+        entries = study.get(section)
+        entries = entries if isinstance(entries, Mapping) else {}  # what does not fit is said by the schema
+        values = {name: each.get(key) if key and isinstance(each, Mapping) else each for name, each in entries.items()}
+        return {f"{section}.{name}": value for name, value in values.items() if value is not None}
+
+    for section, key in SEEN.items():
+        known = seen(before, section, key)
+        for place, value in seen(after, section, key).items():
+            if value != known.get(place):
+                return place
+    return None
 
 
 def check_folders(layout: "Layout") -> None:
@@ -100,11 +126,16 @@ def export_package(root: str | os.PathLike) -> None:
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings merged, everything else replaced."""
+    """Nested mappings merged, everything else replaced; so is a mapping whose ``name`` changes.
+
+    Settings belong to the encoder or data set that is named beside them: another one has others.
+    """
     result = dict(base)
     for key, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merge(result[key], value) if both else value
+        old = result.get(key)
+        both = isinstance(value, Mapping) and isinstance(old, Mapping)
+        same = both and ("name" not in value or value["name"] == old.get("name", value["name"]))
+        result[key] = merge(old, value) if same else value
     return result
 
 
@@ -244,7 +275,11 @@ def headline_table(plan: Plan) -> str:
 
 
 def page_job(plan: Plan) -> dict[str, Any]:
-    """What a study's page says besides its results: its caption, its tables in order, its runs, how it was made."""
+    """What a study's page says besides its results: its caption, its tables in order, its runs, how it was made.
+
+    Its sources as they are now go along: the page warns of runs that were made by others.
+    """
+    runs = plan.evaluations.values()
     study, file = plan.study, DEFAULT_STUDY.with_stem(plan.study.study)
     given = file if (ROOT / file).is_file() else "STUDY.yaml"
     chosen = "" if file == DEFAULT_STUDY else f" --configfile {given}"
@@ -255,6 +290,7 @@ def page_job(plan: Plan) -> dict[str, Any]:
         "labels": list(run_labels(plan).items()),
         "command": f"snakemake --cores all{chosen}",
         "sheet": study.sheet is not None,
+        "sources": sources.present({**spec["train"], "encoder": spec["train"]["encoder"]["name"]} for spec in runs),
     }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from crnet.config import sources
 from crnet.cost import memory
 from crnet.data.episodes import read as read_episodes
 from crnet.data.index import Index
@@ -53,7 +54,7 @@ def evaluate(
         Preempted: SIGTERM arrived; the rows are saved.
     """
     configure(device, threads)
-    origin = provenance.record(device, threads)
+    origin = provenance.record(device, threads) | sources.recorded(spec["train"])
     chosen = _read_choice(choice, spec) if "finetune" in spec else None
     predictor = Predictor(spec, data, encoder, weights, device, features, limits)
     index, table = predictor.index, read_episodes(episodes, predictor.index)
@@ -95,6 +96,7 @@ def evaluate(
         **origin,
         "choice": {key: chosen[key] for key in ("lr", "steps")} if chosen else {},
         "seconds": round(done.seconds, 2),
+        "cpu_seconds": round(done.cpu_seconds, 2),
         "peak_memory_bytes": provenance.peak_memory_bytes(device),
         "episodes_per_second": len(done.rows) / max(done.seconds, 1e-9),
         "dtype": str(compute_dtype(predictor.device, spec["evaluate"]["precision"])).removeprefix("torch."),

@@ -19,7 +19,7 @@ from crnet.errors import CrnetError
 from crnet.evaluation.predict import Prediction, Predictor, foreground
 from crnet.methods import Pairs, Share, Step
 from crnet.runtime.seeding import derive
-from crnet.training.accumulation import accumulate, shares
+from crnet.training.accumulation import accumulate, shares, weighed
 from crnet.training.cache import ProbabilityCache
 from crnet.training.optimisation import optimiser
 
@@ -145,7 +145,7 @@ class Finetuner:
     def _shares(self, supports: Supports, chosen: list[tuple[int, int]]) -> list[Share | None]:
         """The parts in which pairs (support, query) go through the network."""
         support, query = (supports.masks[list(side)] for side in zip(*chosen, strict=True))
-        return shares(query, support, self.predictor.limits.pairs(len(chosen)))
+        return shares(query, support, self.predictor.limits.pairs(len(chosen)), self.method.mean_over)
 
     def _pairs(self, supports: Supports, chosen: list[tuple[int, int]], share: Share | None = None) -> Pairs:
         """Pairs (support, query) of supports; every photo among them is embedded once."""
@@ -175,7 +175,8 @@ class Finetuner:
         for share in self._shares(supports, ring):
             part = ring if share is None else ring[share.rows]
             with autocast(self.predictor.device, self.predictor.settings["precision"]):
-                total += self.method.losses(self._pairs(supports, part, share), auxiliary=False).loss.item()
+                step = self.method.losses(self._pairs(supports, part, share), auxiliary=False)
+            total += weighed(step, share).loss.item()
         return total
 
     @torch.no_grad()

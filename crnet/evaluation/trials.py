@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from crnet.config import sources
 from crnet.cost import memory
 from crnet.data.episodes import Episode, draw_trials
 from crnet.evaluation.finetune import Diverged, Finetuner
@@ -71,7 +72,7 @@ def choose(
         Preempted: SIGTERM arrived; the rows are saved.
     """
     configure(device, threads)
-    origin = provenance.record(device, threads)
+    origin = provenance.record(device, threads) | sources.recorded(spec["train"])
     settings = spec["finetune"]
     predictor = Predictor(spec, data, encoder, weights, device, features, limits)
     table = draw_trials(predictor.index, spec["train"]["fold"], settings["trial_episodes"], settings["trial_shots"])
@@ -110,6 +111,7 @@ def choose(
         "classes": classes,
         "left_out": table.left_out,
         "seconds": round(done.seconds, 2),
+        "cpu_seconds": round(done.cpu_seconds, 2),
         "peak_memory_bytes": provenance.peak_memory_bytes(device),
         **digests,
         "trials_sha256": sha256_file(out / "trials.csv"),

@@ -9,17 +9,21 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from crnet.errors import CrnetError
+
 
 @dataclass(frozen=True)
 class Share:
     """Which part of a batch some pairs are, so that the losses and gradients of its parts add up to the batch's.
 
     Attributes:
+        weight: By which the trainer multiplies the part's losses; None where the method weighs them itself.
         rows: Their places in the batch.
         batch: Pairs of the whole batch.
         query_pixels, support_pixels: Pixels of the whole batch's masks that are not void, over which losses are means.
     """
 
+    weight: float | None
     rows: slice
     batch: int
     query_pixels: Tensor
@@ -37,7 +41,7 @@ class Pairs:
         query_mask: Likewise; None at test.
         query_cache, support_cache: Probabilities (N, 2, h, w) kept from an earlier visit of the same photos; zeros
             where there are none; None unless the method stores a cache.
-        share: Which part of a batch these pairs are; None: all of it.
+        share: Which part of a batch these pairs are; None: all of it. For methods of which ``mean_over`` is "share".
     """
 
     query: Tensor
@@ -60,6 +64,10 @@ class Step:
     support_probability: Tensor | None = None
 
 
+# What ``Method.losses`` may be means over.
+PIXELS, PAIRS, SHARE = "pixels", "pairs", "share"
+
+
 class Method(nn.Module):
     """What training and evaluation ask of a method. Encoders are outside: a method sees their maps only.
 
@@ -67,18 +75,22 @@ class Method(nn.Module):
         maps: Indices of the encoder's maps that ``embed`` takes.
         needs_masked: Whether ``Pairs.masked`` is used; if not, it is not encoded.
         stores_cache: Whether training keeps the last probabilities of each photo and class for the next visit.
+        mean_over: What ``losses`` are means over: "pixels" of the query masks that are not void, as cross-entropy with
+            an ``ignore_index`` is, or "pairs". Where a batch is taken in parts, the trainer weighs them by that.
+            "share": ``losses`` reads ``Pairs.share`` and gives the part's share of the batch's losses.
     """
 
     maps: tuple[int, ...]
     needs_masked = True
     stores_cache = False
+    mean_over = PIXELS
 
     def embed(self, maps: list[Tensor]) -> Tensor:
         """Chosen encoder maps [(N, C_i, h, w)] of single photos -> (N, D, h, w); photos do not see each other."""
         raise NotImplementedError
 
     def losses(self, pairs: Pairs, auxiliary: bool = True) -> Step:
-        """Training loss of a batch, or a part's share of it (not called for methods that do not train).
+        """Training loss of the pairs, a mean as ``mean_over`` says (not called for methods that do not train).
 
         Args:
             auxiliary: With the losses of heads that serve training only; finetuning goes without.
@@ -95,5 +107,14 @@ class Method(nn.Module):
 
 
 def build(name: str, channels: tuple[int, ...], settings: dict) -> Method:
-    """The method called ``name`` for an encoder with these channels; the name was checked when the study was read."""
-    return importlib.import_module(f"crnet.methods.{name.replace('-', '_')}").build(channels, settings)
+    """The method called ``name`` for an encoder with these channels; the name was checked when the study was read.
+
+    Raises:
+        CrnetError: Its ``mean_over`` is none of the three.
+    """
+    method = importlib.import_module(f"crnet.methods.{name.replace('-', '_')}").build(channels, settings)
+    if method.mean_over not in (PIXELS, PAIRS, SHARE):
+        raise CrnetError(
+            f"method {name}: mean_over is {method.mean_over!r}; its losses are means over pixels or pairs."
+        )
+    return method

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crnet.errors import CrnetError
-from crnet.methods import Method, Pairs, Share, Step
+from crnet.methods import SHARE, Method, Pairs, Share, Step
 from crnet.model.condition import Condition, foreground_average_pooling
 from crnet.model.cross_reference import CooccurrenceHead, CrossReference
 from crnet.model.layers import Rows, conv, initialise
@@ -59,6 +59,8 @@ class CRNet(Method):
 
     Without the condition module no support mask is read: the network segments whatever the two photos share.
     """
+
+    mean_over = SHARE  # queries, supports and both: three means over pixels, each weighed by its own number
 
     def __init__(self, channels: tuple[int, ...], settings: dict):
         """Raises CrnetError if both modules that could find the object are switched off."""

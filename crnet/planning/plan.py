@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from crnet.config import resolve, study
+from crnet.config import resolve, sources, study
 from crnet.config.resolve import Cell, Plan
 from crnet.config.study import Layout
 from crnet.data.archives.archives import is_verified
 from crnet.data.index import ABOUT, reading
+from crnet.errors import CrnetError
 from crnet.planning.disk import (
     MIB,
     DataSet,
@@ -51,7 +52,8 @@ def describe(files: Sequence[Path], rates: Sequence[Path] = ()) -> str:
     hours = Hours(plan, layout, demand, load(measured) if measured else None)
     parts = [_runs(plan), _work(plan, data), _hours_lines(hours)]
     parts += [_data_lines(plan, layout, data), _disk_lines(needs)]
-    return "\n\n".join("\n".join(lines) for lines in [*parts, _machine_lines(plan, needs, demand)])
+    parts += [_machine_lines(plan, needs, demand), _source_lines(plan, layout)]
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
 def _line(name: str, text: str) -> list[str]:
@@ -238,6 +240,22 @@ def _data_lines(plan: Plan, layout: Layout, data: Sequence[DataSet]) -> list[str
             state = "verified"
         rows.append(("archive     ", archive.name, amount(archive_bytes(archive, path)), state))
     return lines + (_aligned(rows, (0, 1, 3)) if rows else _line("archives", "none: everything is generated"))
+
+
+def _source_lines(plan: Plan, layout: Layout) -> list[str]:
+    """What is there already and was made by another source than the one that is here: it is not run again by itself."""
+    reports = [Path(layout.training(name)) / "train.json" for name in plan.trainings]
+    reports += [Path(layout.tuning(name)) / "choice.json" for name in plan.tunings]
+    reports += [Path(layout.evaluation(name)) / "evaluation.json" for name in plan.evaluations]
+    runs = []
+    for path in filter(Path.is_file, reports):
+        try:
+            runs.append(sources.used(read_json(path)))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise CrnetError(
+                f"{path}: is not the report of a run ({error!r}); delete it and run its job again."
+            ) from error
+    return [line for text in sources.changed(runs, sources.present(runs)) for line in _line("WARNING", text)]
 
 
 def _disk_lines(needs: Sequence[Need]) -> list[str]:

@@ -88,7 +88,7 @@ def _readings(path: Path) -> list[Row]:
                 f"{path.name} and run its job again."
             )
     row |= headline(first) | support_losses(first)
-    cost = ("seconds", "peak_memory_bytes", "episodes_per_second")
+    cost = ("seconds", "cpu_seconds", "peak_memory_bytes", "episodes_per_second")
     again = {key: value for key, value in row.items() if key not in cost}
     again |= {"run": row["run"] + SECOND_READING, "evaluate.strategy": "finetune-fusion"}
     return [row, *(again | headline(counts) for counts in second)]

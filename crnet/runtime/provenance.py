@@ -125,6 +125,12 @@ def _torch_on(device: str) -> Any:
     return torch if torch is not None and str(device).startswith("cuda") and torch.cuda.is_available() else None
 
 
+def cpu_seconds() -> float:
+    """CPU time of this process and of its children that have ended, in seconds, user and system."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
 def peak_memory_bytes(device: str) -> int:
     """Peak memory of this process so far, in bytes: allocated by torch on a GPU, resident set on a CPU."""
     torch = _torch_on(device)

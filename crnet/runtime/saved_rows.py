@@ -8,6 +8,7 @@ from typing import Any, Self
 from crnet.runtime.checkpoint import load_json, remove_state, save_json
 from crnet.runtime.files import canonical, sha256_text
 from crnet.runtime.preemption import Notice, Preempted
+from crnet.runtime.provenance import cpu_seconds
 
 SAVE_SECONDS = 60.0  # a killed job repeats at most this much
 
@@ -32,13 +33,13 @@ class SavedRows:
         self.state, self.units, self._before_save = state, units, before_save
         self.identity = sha256_text(canonical(identity))
         self.rows: list[Any] = []  # in order; what JSON can hold
-        before = 0.0
+        before = cpu = 0.0
         kept = None if state is None else load_json(state)
         if kept is not None and kept["identity"] == self.identity:
-            self.rows, before = kept["rows"], kept["seconds"]
+            self.rows, before, cpu = kept["rows"], kept["seconds"], kept.get("cpu_seconds", 0.0)
             del self.rows[len(self.rows) // together * together :]
             print(f"going on with {self._done()}", flush=True)
-        self._started = time.monotonic() - before
+        self._started, self._cpu = time.monotonic() - before, cpu_seconds() - cpu
         self._saved = time.monotonic()
         self._notice = Notice(interrupt=True)
 
@@ -46,6 +47,11 @@ class SavedRows:
     def seconds(self) -> float:
         """Spent so far, also before a kill."""
         return time.monotonic() - self._started
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time of the process and its children, likewise."""
+        return cpu_seconds() - self._cpu
 
     def __enter__(self) -> Self:
         self._notice.__enter__()
@@ -76,7 +82,8 @@ class SavedRows:
     def _save(self) -> None:
         if self.state is not None:
             self._before_save()
-            save_json(self.state, {"identity": self.identity, "rows": self.rows, "seconds": self.seconds})
+            spent = {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
+            save_json(self.state, {"identity": self.identity, "rows": self.rows, **spent})
         self._saved = time.monotonic()
 
     def _done(self) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crnet import methods
+from crnet.config import sources
 from crnet.cost import memory
 from crnet.data.index import Index
 from crnet.encoders.features import FeatureStore
@@ -55,6 +56,7 @@ class Paths:
 class _Progress:
     step: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)  # of the epoch under way
     log: list[dict[str, float]] = field(default_factory=list)
 
@@ -102,7 +104,7 @@ class Training:
     ):
         self.spec, self.paths, self.device, self.limits = spec, paths, device, limits
         self.settings, self.checkpoint_seconds = spec["train"], checkpoint_seconds
-        self.provenance = provenance.record(device.type, threads)
+        self.provenance = provenance.record(device.type, threads) | sources.recorded(spec)
         self.index = Index.load(paths.data)
         self.encoder = FrozenEncoder(
             spec["encoder"], paths.encoder, device, self.settings["precision"], limits.photos_at_once
@@ -143,13 +145,16 @@ class Training:
         self.method.train()
         started = saved = time.monotonic()
         before = self.progress.seconds
+        cpu = self.progress.cpu_seconds - provenance.cpu_seconds()
         for batch in self._batches(episodes):
             self.step(batch)
             self.progress.seconds = before + time.monotonic() - started
+            self.progress.cpu_seconds = cpu + provenance.cpu_seconds()
             if time.monotonic() - saved > self.checkpoint_seconds:
                 self._save()
                 saved = time.monotonic()
         self._log_epoch(epoch)
+        self.progress.cpu_seconds = cpu + provenance.cpu_seconds()  # of loaders too, which have ended
         self._save()
 
     def _batches(self, episodes: list[TrainingEpisode], augment: bool = True) -> Iterator[Batch]:
@@ -183,7 +188,8 @@ class Training:
         rate = learning_rate(settings, progress.step, self.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        parts = shares(batch.query_mask, batch.support_mask, self.limits.pairs(len(batch.episodes)))
+        at_once = self.limits.pairs(len(batch.episodes))
+        parts = shares(batch.query_mask, batch.support_mask, at_once, self.method.mean_over)
         self.optimiser.zero_grad(set_to_none=True)
         result = accumulate(lambda share: self._losses(batch, share), parts, seed)
         if not torch.isfinite(result.loss):
@@ -338,6 +344,7 @@ class Training:
             "spec": self.spec,
             **self.provenance,
             "seconds": round(self.progress.seconds, 2),
+            "cpu_seconds": round(self.progress.cpu_seconds, 2),
             "peak_memory_bytes": provenance.peak_memory_bytes(self.device.type),
             "images_per_second": self.progress.log[-1]["images_per_second"],
             "dtype": str(compute_dtype(self.device, self.settings["precision"])).removeprefix("torch."),

@@ -4,6 +4,7 @@ DATASETS = {AT.data(spec): spec for spec in PLAN.datasets.values()}
 ENCODERS = {AT.encoder(spec): spec for spec in PLAN.encoders.values() if AT.encoder(spec)}
 EPISODES = {AT.episodes(spec): spec for spec in PLAN.evaluations.values()}
 FEATURES = {AT.features_folder(spec): spec for spec in PLAN.features.values()}
+NEED_ENCODER = {"features", "train", "tune", "evaluate", "finetune", "sheet"}  # rules whose jobs run a network
 GPU = 1 if STUDY.device == "cuda" else 0
 # Among the resources, not the params: other limits give the same results, and start nothing again.
 LIMITS = canonical(STUDY.limits.model_dump())
@@ -44,3 +45,16 @@ def is_spoken(record):
         return True
     words = "Select jobs to execute", "Execute ", "Touching output file"
     return getattr(record, "event", None) not in OF_JOBS and not record.getMessage().startswith(words)
+
+
+def asked_files(workflow):
+    """The files that this call was asked for, by themselves or by a rule; none where it was told to stop on the way."""
+    asked = workflow.dag_settings
+    if asked.until or asked.omit_from or asked.allowed_rules or asked.target_jobs:
+        return []
+    named = {each.name: each for each in workflow.rules}
+    files = [target for target in asked.targets if target not in named]
+    for each in [named[target] for target in asked.targets or ["all"] if target in named]:
+        # One that writes nothing stands for what it reads.
+        files += map(str, each.output or (path for path in each.input if not callable(path)))
+    return files

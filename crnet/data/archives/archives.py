@@ -70,6 +70,12 @@ OFFICIAL: dict[str, Archive] = {
         # torchvision.models: {ResNet50,VGG16}_Weights.IMAGENET1K_V1; the SHA-256 begins with what the name carries.
         ("https://download.pytorch.org/models/resnet50-0676ba61.pth", "sha256:0676ba61", 102_530_333),
         ("https://download.pytorch.org/models/vgg16-397923af.pth", "sha256:397923af", 553_433_881),
+        # The file's pointer in the ONNX model zoo's repository.
+        (
+            "https://github.com/onnx/models/raw/main/validated/vision/classification/resnet/model/resnet50-v2-7.onnx",
+            "sha256:1e80e8a7c8eec8e8b20c440d7dd7f2f8590779c7c2859dc4514870dc463845d3",
+            102_442_450,
+        ),
     )
 }
 

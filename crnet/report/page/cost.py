@@ -1,7 +1,6 @@
 """What a study cost: core- or GPU-hours, time a run and peak memory, from its ``runs.csv``."""
 
 from collections.abc import Callable, Mapping, Sequence
-from operator import mul
 from statistics import median
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from crnet.report.tables.markdown import grid
 KINDS = {"train": "Training", "tune": "Choosing finetuning's settings", "evaluate": "Evaluation"}
 COLUMNS = ("run", "kind", "method", "variant", "shots", "status", "seconds", "peak_memory_bytes", "device", "threads")
 CPU, GPU = "CPU-core-hours", "GPU-hours"
+CPU_SECONDS = "cpu_seconds"  # a column of runs that recorded it
 
 
 class Cost(NamedTuple):
@@ -21,7 +21,7 @@ class Cost(NamedTuple):
     unit: str  # ``CPU`` or ``GPU``
     runs: int
     failed: int  # of these runs
-    hours: float  # their sum; on a CPU seconds times threads
+    hours: float  # their sum; on a CPU its own time, or of a run that did not record it seconds times threads
     seconds: tuple[float, ...]  # of each run that recorded them, ascending
     peak_bytes: int | None  # the greatest peak memory of a run; None if none was recorded
 
@@ -67,13 +67,30 @@ def _cost(name: str, unit: str, lines: Sequence[Mapping[str, str]]) -> Cost:
     try:
         timed = [line for line in lines if line["seconds"]]
         seconds = [float(line["seconds"]) for line in timed]
-        threads = [1 if unit == GPU else int(line["threads"] or 1) for line in timed]
+        spent = [_spent(line, unit) for line in timed]
         peaks = [int(line["peak_memory_bytes"]) for line in lines if line["peak_memory_bytes"]]
     except ValueError as error:
         raise CrnetError(f"runs.csv, {name}: {error}; collect the study's runs again.") from error
     failed = sum(line["status"] == "failed" for line in lines)
-    hours = sum(map(mul, seconds, threads)) / 3600
+    hours = sum(spent) / 3600
     return Cost(name, unit, len(lines), failed, hours, tuple(sorted(seconds)), max(peaks, default=None))
+
+
+def _spent(line: Mapping[str, str], unit: str) -> float:
+    """Seconds of a GPU, or of a CPU's cores."""
+    if unit == CPU and line.get(CPU_SECONDS):
+        return float(line[CPU_SECONDS])
+    return float(line["seconds"]) * (1 if unit == GPU else int(line["threads"] or 1))
+
+
+def _measured(lines: Sequence[Mapping[str, str]]) -> str:
+    """What core-hours are, where runs recorded their CPU time; nothing where none did."""
+    timed = [r for r in lines if r["seconds"] and not r["device"].startswith("cuda")]
+    without = sum(not line.get(CPU_SECONDS) for line in timed)
+    if without == len(timed):
+        return ""
+    text = f" {CPU} are CPU time of a run's process and its children"
+    return text + (f"; of {without} runs that did not record it, seconds times threads." if without else ".")
 
 
 def render_cost(lines: Sequence[Mapping[str, str]], labels: Labels) -> list[str]:
@@ -92,7 +109,7 @@ def render_cost(lines: Sequence[Mapping[str, str]], labels: Labels) -> list[str]
         parts += [f"<details><summary>{kind}, by variant</summary>", _grid("Variant", rows), "</details>"]
     counted = "Each run's own time, loading included; preparing data, encoders and features is not among the runs."
     memory = "Peak memory: of the process on a CPU, allocated by torch on a GPU; the greatest of the runs."
-    return [*parts, f"{counted} {memory}"]
+    return [*parts, f"{counted}{_measured(lines)} {memory}"]
 
 
 def _grid(title: str, rows: Sequence[Cost]) -> str:

@@ -60,7 +60,7 @@ def write_page(job: Mapping[str, Any], results: Path) -> None:
         ("Finetuning: settings and loss on the supports", render_finetuning(runs, job["labels"])),
         ("Training", _losses(job, results)),
         ("Cost", render_cost(runs, job["labels"]) if runs else no_runs),
-        ("Provenance", render_provenance(runs) if runs else no_runs),
+        ("Provenance", render_provenance(runs, job.get("sources", {})) if runs else no_runs),
         ("Make it again", _again(job, results)),
         ("How to cite", render_citation(job, runs)),
     ]

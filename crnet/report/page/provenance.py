@@ -2,8 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from crnet import __version__
+from crnet.config import sources
+from crnet.config.settings import components
+from crnet.data.archives.archives import OFFICIAL
 from crnet.report.runs import SECOND_READING
 from crnet.report.tables.markdown import grid
 
@@ -11,8 +15,12 @@ Line = Mapping[str, str]
 _DIGITS = 16  # of a digest: enough to compare by eye
 
 
-def render_provenance(lines: Sequence[Line]) -> list[str]:
-    """Markdown paragraphs: one line a fact; what differs between runs is listed with the number of runs."""
+def render_provenance(lines: Sequence[Line], now: Mapping[str, Mapping[str, str]] = MappingProxyType({})) -> list[str]:
+    """Markdown paragraphs: one line a fact; what differs between runs is listed with the number of runs.
+
+    Args:
+        now: Digests of the sources as they are, of ``crnet.config.sources``; runs of others are warned of first.
+    """
     runs = [line for line in lines if not line["run"].endswith(SECOND_READING)]
     facts: list[tuple[str, Callable[[Line], str]]] = [
         ("Commit", _commit),
@@ -27,6 +35,7 @@ def render_provenance(lines: Sequence[Line]) -> list[str]:
         ("Data are", _column("subset")),
         ("Split", _column("split_note")),
         ("Encoder", lambda line: _named(line, "encoder.name", "encoder_digest")),
+        ("Encoder's weights", _weights),
     ]
     rows = [["crnet", f"{__version__} (wrote this page)"]]
     rows += [[name, text] for name, of in facts if (text := _counted(runs, of))]
@@ -34,7 +43,9 @@ def render_provenance(lines: Sequence[Line]) -> list[str]:
     if started:
         rows.append(["Run", started[0] if started[0] == started[-1] else f"{started[0]} to {started[-1]}"])
     rows += [["Episodes", f"{name}: {text}"] for name, text in _episodes(runs).items()]
+    used = ({**line, "encoder": line.get("encoder.name", "")} for line in runs)
     return [
+        *(f"**Warning**: {text}." for text in sources.changed(used, now)),
         grid([["", ""], *rows], ["l", "l"]),
         f"Digests are the first {_DIGITS} digits of a SHA-256; [runs.csv](runs.csv) has them whole, and every setting.",
     ]
@@ -58,6 +69,24 @@ def _device(line: Line) -> str:
 def _named(line: Line, name: str, digest: str) -> str:
     known = line.get(digest, "")
     return f"{line.get(name, '')} `{known[:_DIGITS]}`" if known else line.get(name, "")
+
+
+def _weights(line: Line) -> str:
+    """Where the encoder's weights come from, if not from its own pre-training."""
+    module, factory, _ = line.get("encoder.name", "").partition(":")
+    archive = line.get("encoder.archive", "")
+    if not factory:
+        return _archive(archive) if archive else ""
+    text = f"brought by the module `{module}`, which is no part of crnet"
+    shipped = components("encoder").get(module.replace("_", "-"))
+    if shipped and (archive := shipped.literals["SETTINGS"].get("archive")):
+        text += f"; crnet's own encoder `{shipped.name}` takes {_archive(archive)}"
+    return text
+
+
+def _archive(name: str) -> str:
+    known = OFFICIAL[name]
+    return f"[{name}]({known.url}), {known.checksum.replace(':', ' ')}"
 
 
 def _counted(runs: Sequence[Line], of: Callable[[Line], str]) -> str:
