@@ -20,7 +20,7 @@ from crnet.planning.stages import START
 from crnet.runtime.files import canonical, write_csv
 
 STUDY = Path("configs/studies/paper.yaml")
-PLANNED, STARTED = 3.0, 5.0  # seconds
+PLANNED, PARSED, STARTED = 5.0, 3.0, 5.0  # seconds
 EPISODES, FOLDS, SEEDS = 5000, 4, 3  # of the paper's study, a fold
 
 
@@ -32,11 +32,14 @@ def jobs(inputs: Inputs) -> list[Row]:
     note, planned = "a process of its own, quicker of 2", []
     plan = [sys.executable, "-m", "crnet", "plan"]
     dry_run = [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "all", "--nolock", "--cores", "1"]
-    commands = {"crnet plan, the paper's study": plan, "snakemake --dry-run, the paper's study": dry_run}
-    for stage, command in commands.items():
+    commands = {
+        "crnet plan, the paper's study": (plan, PLANNED),
+        "snakemake --dry-run, the paper's study": (dry_run, PARSED),
+    }
+    for stage, (command, allowed) in commands.items():
         work = partial(run, [*command, "--configfile", str(STUDY)])
         seconds = min(timed(work, "cpu")[0] for _ in range(2))
-        planned.append(_in_time(stage, seconds, PLANNED, note))
+        planned.append(_in_time(stage, seconds, allowed, note))
     return planned + rows
 
 
