@@ -294,7 +294,7 @@ def page(job: dict, results: Path, html: Path | None) -> None:
 
 
 @job.command()
-@click.option("--job", type=JSON, required=True)
+@click.option("--job", type=JSON, default='{"title": "", "labels": []}', help="As page_job has it; default: as logged.")
 @click.option("--training-log", type=PATH, required=True)
 @out_option
 def losses(job: dict, training_log: Path, out: Path) -> None:

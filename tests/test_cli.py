@@ -39,9 +39,8 @@ def test_files_of_a_study_are_taken_as_snakemake_takes_them(words, monkeypatch):
     ("job", "spec", "lacks"),
     [
         (["train", "--state=s"], "{}", "'train'"),
-        (["evaluate", "--episodes=e"], '{"train": {}}', "'evaluate'"),
-        (["evaluate", "--episodes=e"], '{"train": {}, "evaluate": {}}', "'precision'"),
-        (["tune", "--weights=w"], "{}", "'finetune'"),
+        (["evaluate", "--episodes=e"], '{"train": {}}', "'method'"),
+        (["tune", "--weights=w"], '{"evaluate": {}}', "'train'"),
         (["features"], "{}", "'encoder'"),
     ],
 )

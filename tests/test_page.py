@@ -51,16 +51,16 @@ def test_cost_sums_hours_by_kind_device_and_variant() -> None:
 def test_cost_is_cpu_time_where_it_was_recorded() -> None:
     """A run that waited for the disk, or whose loaders had cores of their own, cost what it cost."""
     runs = [line | {"cpu_seconds": spent} for line, spent in zip(lines(), ("3600", "", "9", "", "18", ""), strict=True)]
-    kinds, _ = costs(runs)
+    kinds, _ = costs(runs, LABELS)
     found = {(cost.name, cost.unit): cost for cost in kinds}
     assert found["Training", CPU].hours == pytest.approx((3600 + 900 * 2) / 3600)
     assert found["Training", GPU].hours == pytest.approx(2)  # of the GPU, not of the core that fed it
     assert found["Training", CPU].seconds == (900, 1800)
-    text = render_cost(runs)[-1]
+    text = render_cost(runs, LABELS)[-1]
     assert (
         "CPU time of a run's process and its children; of 2 runs that did not record it, seconds times threads" in text
     )
-    assert "CPU time" not in render_cost(lines())[-1]
+    assert "CPU time" not in render_cost(lines(), LABELS)[-1]
 
 
 def test_cost_reads_without_float_tails() -> None:

@@ -15,7 +15,8 @@ def test_the_method_of_the_readme_is_found_and_passes_the_conformance_suite(tmp_
     code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
     shutil.copytree(ROOT / "crnet", tmp_path / "crnet", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "crnet/methods/masked_average.py").write_text(code, encoding="utf-8")
-    shutil.copy(ROOT / "tests/test_methods.py", tmp_path)
+    for name in ("test_methods.py", "parts.py"):
+        shutil.copy(ROOT / "tests" / name, tmp_path)
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
 
     def run(*words: str) -> str:

@@ -82,7 +82,11 @@ class Progress:
         if not logs:
             return ""
         newest = max(logs, key=lambda log: log.stat().st_mtime)
-        epochs = [line for line in newest.read_text(errors="replace").splitlines() if line.startswith("epoch ")]
+        epochs = [
+            line
+            for line in newest.read_text(encoding="utf-8", errors="replace").splitlines()
+            if line.startswith("epoch ")
+        ]
         return f"{newest.stem}: {epochs[-1]}" if epochs else ""
 
 
