@@ -1,11 +1,11 @@
 """PASCAL-5i: the shipped pair lists, and the practice photos in the layout of the official archives."""
 
-import tarfile
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from crnet.data.archives.extract import unpack
 from crnet.data.index import Index
 from crnet.data.sets import pascal5i
 from crnet.errors import CrnetError
@@ -18,8 +18,7 @@ README_VAL_BY_RULE = [1, 3, 0, 1, 5, 2, 6, 61, 10, 31, 7, 66, 39, 1, 54, 6, 21, 
 def extracted(shared, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("extracted")
     for archive in pascal5i.ARCHIVES:
-        with tarfile.open(shared / "real" / "voc" / archive) as tar:
-            tar.extractall(folder / archive, filter="data")
+        unpack(shared / "real" / "voc" / archive, folder / archive, archive)
     return folder
 
 
