@@ -208,8 +208,8 @@ def test_links_on_the_way_are_followed(tmp_path):
     (tmp_path / "disk/a/b").mkdir(parents=True)
     (tmp_path / "user/photos").mkdir(parents=True)
     (tmp_path / "user/photos/p.jpg").write_bytes(b"p")
-    (tmp_path / "user/work").symlink_to(tmp_path / "disk/a/b")
-    out = tmp_path / "user/work/data"
+    (tmp_path / "user/linked").symlink_to(tmp_path / "disk/a/b")
+    out = tmp_path / "user/linked/data"
     out.mkdir()
     assert (out / relative(tmp_path / "user/photos/p.jpg", out)).read_bytes() == b"p"
 
