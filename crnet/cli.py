@@ -176,14 +176,26 @@ def render(files: tuple[Path, ...]) -> None:
     click.echo(run(files))
 
 
+def sampled(command: Callable) -> Callable:
+    """Options of a command that audits results."""
+    options = (
+        of_study("the one of the folder's name"),
+        click.option("--work", "works", type=PATH, multiple=True, help="Where weights and data may lie. [the study's]"),
+        click.option(
+            "--sample", type=click.IntRange(0), default=8, show_default=True, help="Episodes to predict again."
+        ),
+        click.option("--seed", type=click.IntRange(0), help="Of the sample; drawn and printed if not given."),
+        device_option,
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @cli.command()
 @click.argument("results", type=PATH)
-@of_study("the one of the folder's name")
-@click.option("--work", "works", type=PATH, multiple=True, help="Where weights and data may lie; default: the study's.")
-@click.option("--sample", type=click.IntRange(0), default=8, show_default=True, help="Episodes to predict again.")
-@click.option("--seed", type=click.IntRange(0), help="Of the sample; drawn and printed if not given.")
+@sampled
 @click.option("--all", "everything", is_flag=True, help="List every difference, not just the first of each kind.")
-@device_option
 def audit(**options: Any) -> None:
     """Check published RESULTS against their counts, digests, data and weights; status 3 if anything differs.
 
@@ -191,6 +203,25 @@ def audit(**options: Any) -> None:
     crnet audit results/demo --sample 20
     """
     from crnet.audit import audit as run
+
+    text, differences = run(**options)
+    click.echo(text)
+    if differences:
+        sys.exit(3)
+
+
+@cli.command()
+@click.argument("results", type=PATH)
+@sampled
+@click.option("--to", type=PATH, default="results", show_default=True, help="The folder of all published studies.")
+@click.option("--force", is_flag=True, help="Also where published numbers would change or go.")
+def publish(**options: Any) -> None:
+    """Put a run's RESULTS where results are committed, if they pass the audit; status 3 if they do not.
+
+    \b
+    crnet publish out/demo
+    """
+    from crnet.audit.publish import publish as run
 
     text, differences = run(**options)
     click.echo(text)

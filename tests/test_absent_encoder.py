@@ -25,12 +25,12 @@ def without():
 @pytest.fixture
 def clone(tmp_path):
     copy_workflow(tmp_path)
-    shutil.copytree(RESULTS, tmp_path / "results" / RESULTS.name)
+    shutil.copytree(RESULTS, tmp_path / "out" / RESULTS.name)
     return tmp_path
 
 
 def contents(clone) -> dict[str, bytes]:
-    results = clone / "results" / RESULTS.name
+    results = clone / "out" / RESULTS.name
     return {str(p.relative_to(results)): p.read_bytes() for p in results.rglob("*") if p.suffix in (".csv", ".md")}
 
 
@@ -44,7 +44,7 @@ def test_published_results_pass_the_audit(name):
 
 def test_the_workflow_makes_tables_and_claims_again_and_stops_before_it_trains(clone):
     before = contents(clone)
-    done = snakemake(clone, "claims", "results/photos-three-seeds/tables/table2.csv", study=str(STUDY))
+    done = snakemake(clone, "claims", "out/photos-three-seeds/tables/table2.csv", study=str(STUDY))
     assert done.returncode == 0, done.output
     assert contents(clone) == before
     stopped = snakemake(clone, study=str(STUDY))

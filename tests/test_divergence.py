@@ -84,7 +84,7 @@ class TestDivergence:
     def test_a_study_of_which_nothing_is_there_is_rendered_as_missing(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         plan, _, _, spec = diverged(ROOT / "tests/tiny.yaml", "the loss is nan")
-        said, results = rendered(tmp_path), tmp_path / "results/tiny"
+        said, results = rendered(tmp_path), tmp_path / "out/tiny"
         assert f"0 of {len(plan.cells)} cells have counts, trainings that failed: 1" in said
         rows = read_csv(results / "tables/table3.csv")
         assert not any(row["value"] for row in rows)
@@ -98,9 +98,9 @@ class TestDivergence:
 
     def test_what_is_published_stays_where_its_work_is_gone(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        assert "results/tiny: is not there" in rendered(tmp_path, expect=2, **ONE_TABLE)
+        assert "out/tiny: is not there" in rendered(tmp_path, expect=2, **ONE_TABLE)
         _, layout, name, _ = diverged(tmp_path / "study.yaml", "the loss is nan")
-        results, job = tmp_path / "results/tiny", Path(layout.job("table3"))
+        results, job = tmp_path / "out/tiny", Path(layout.job("table3"))
         job.parent.mkdir(parents=True)
         job.touch()
         rendered(tmp_path, **ONE_TABLE)

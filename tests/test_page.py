@@ -144,7 +144,7 @@ JOB = {
     **{"study": "demo", "title": "Demo", "caption": "Generated scenes.", "orientation_only": True},
     "tables": [{"name": f"table{n}", "title": title} for n, title in ((2, "Modules"), (3, "Extras"), (4, "Shots"))],
     **{"headline": "table3", "labels": [], "sheet": True},
-    "command": "snakemake --cores all --configfile demo.yaml",
+    **{"command": "snakemake --cores all --configfile demo.yaml", "results": "out/demo"},
 }
 
 
@@ -166,7 +166,7 @@ def test_page_says_what_is_missing(results: Path) -> None:
     }.items():
         assert f"`{file}` has not been made" in section(text, title)
     # the command, with the one file as its target
-    how = "`snakemake results/demo/figures/episodes.png --cores all --configfile demo.yaml` makes it"
+    how = "`snakemake out/demo/figures/episodes.png --cores all --configfile demo.yaml` makes it"
     assert how in section(text, "Test episodes")
 
 
@@ -265,7 +265,7 @@ def test_html_stands_alone(results: Path) -> None:
     assert '<h2 id="table-2-modules">' in text and 'href="#table-2-modules"' in text
     assert 'href="tables/' not in text
     assert "<strong>" in text and "**" not in text and "\0" not in text
-    assert "<code>snakemake results/demo/claims.md" in text
+    assert "<code>snakemake out/demo/claims.md" in text
     assert text.count("<table>") == text.count("</table>") == 3
     assert re.search(r'<td style="text-align: ?right">', text)
 

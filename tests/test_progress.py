@@ -44,14 +44,14 @@ def test_stages_are_counted_and_work_is_weighed(tiny_study, monkeypatch):
         finish(made, rule)
     assert made.share(made.done()) == pytest.approx(1)
     monkeypatch.setattr(Progress, "predict", lambda self: setattr(self, "hours", made.hours))
-    assert describe(tiny_study).endswith("100 % of the work is done; page: results/tiny/README.md")
+    assert describe(tiny_study).endswith("100 % of the work is done; page: out/tiny/README.md")
 
 
 def test_the_files_are_those_that_the_rules_make(tiny_study):
     """Each job's file is an output of a rule, so that progress ends when the study does: names as in Layout."""
     made = Progress(tiny_study)
     assert {str(file.parent.parent) for job, file in made._files.items() if job[0] == "evaluate"} == {
-        "results/tiny/evaluate"
+        "out/tiny/evaluate"
     }
     assert {file.name for file in made._files.values()} >= {"train.json", "choice.json", "evaluation.json"}
 

@@ -92,7 +92,7 @@ class Snakemake:
 def results(folder: Path) -> dict[str, bytes]:
     """What a study's numbers are, by file: counts, episodes, tables, claims."""
     kinds = ("counts.csv", "table3.csv", "table3.md", "claims.csv")
-    root = folder / "results/pair"
+    root = folder / "out/pair"
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in sorted(root.rglob("*"))
@@ -200,7 +200,7 @@ def test_a_store_that_is_locked_all_the_time_costs_a_warning(alone, tmp_path):
     folder = tmp_path / "clone"
     shutil.copytree(alone, folder, symlinks=True)
     before, logged = results(folder), runs_in_store(folder)
-    for path in (folder / "work/tracked/pair.txt", folder / "results/pair/runs.csv"):
+    for path in (folder / "work/tracked/pair.txt", folder / "out/pair/runs.csv"):
         path.unlink()
     with sqlite3.connect(folder / "mlflow.db") as holder:
         holder.execute("BEGIN EXCLUSIVE")
@@ -209,11 +209,11 @@ def test_a_store_that_is_locked_all_the_time_costs_a_warning(alone, tmp_path):
         holder.rollback()
     warnings = [line for line in run.output.splitlines() if line.startswith("warning: the MLflow store")]
     assert len(warnings) == 1
-    assert "locked" in warnings[0] and "`crnet track results/pair`" in warnings[0]
+    assert "locked" in warnings[0] and "`crnet track out/pair`" in warnings[0]
     assert results(folder) == before
-    assert (folder / "results/pair/runs.csv").is_file()
+    assert (folder / "out/pair/runs.csv").is_file()
     (folder / "mlflow.db").unlink()
-    track = [sys.executable, "-m", "crnet", "track", "results/pair"]
+    track = [sys.executable, "-m", "crnet", "track", "out/pair"]
     for _ in range(2):
         done = subprocess.run(track, cwd=folder, env=environment(), capture_output=True, text=True, check=True)
         assert done.stderr == ""

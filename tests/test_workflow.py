@@ -3,7 +3,9 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
+import time
 from collections import Counter
 from pathlib import Path
 from zipfile import ZipFile
@@ -38,7 +40,7 @@ def finished(tmp_path_factory) -> Path:
 
 
 def test_everything_is_there(finished):
-    results = finished / "results/tiny"
+    results = finished / "out/tiny"
     tables, pictures = ("table3", "table4", "table7"), ("claims", "classes", "k-shot", "losses", "episodes")
     names = {
         "README.md",
@@ -55,7 +57,7 @@ def test_everything_is_there(finished):
 
 
 def test_the_table_holds_every_cell_with_an_interval(finished):
-    rows = read_csv(finished / "results/tiny/tables/table3.csv")
+    rows = read_csv(finished / "out/tiny/tables/table3.csv")
     wanted = {"row", "fold", "shots", "metric", "void", "value", "low", "high", "seeds", "paper"}
     assert wanted <= set(rows[0])
     assert len(rows) == 5 * 3 * 2 * 2  # rows, folds and mean, metrics, void conventions
@@ -88,17 +90,17 @@ def test_a_second_call_does_nothing_and_says_so(finished):
 
 
 def test_tables_again_without_training(finished):
-    shutil.rmtree(finished / "results/tiny/tables")
+    shutil.rmtree(finished / "out/tiny/tables")
     done = snakemake(finished, "tables")
     assert done.returncode == 0, done.output
-    assert (finished / "results/tiny/tables/table3.md").exists()
+    assert (finished / "out/tiny/tables/table3.md").exists()
     assert planned(finished) == Counter()
 
 
 def test_a_checkout_with_results_but_no_work_renders_tables_and_would_train_for_all(finished, tmp_path, monkeypatch):
     copy = tmp_path / "clone"
     shutil.copytree(finished, copy, ignore=shutil.ignore_patterns("work", "logs", ".snakemake", "mlflow.db"))
-    shutil.rmtree(copy / "results/tiny/tables")
+    shutil.rmtree(copy / "out/tiny/tables")
     rendering = {"job": 4, "table": 3, "claims": 1, "classes": 1, "k_shot": 1, "page": 1}
     assert planned(copy, "tables") == rendering
     assert planned(copy)["train"] == 10
@@ -114,12 +116,36 @@ def test_a_checkout_with_results_but_no_work_renders_tables_and_would_train_for_
     assert planned(copy, "tables") == Counter()  # data that were made anew are the same
 
     monkeypatch.chdir(copy)
-    evaluation = next(copy.glob("results/tiny/evaluate/crnet-shapes80-*"))
+    evaluation = next(copy.glob("out/tiny/evaluate/crnet-shapes80-*"))
     held = evaluation.rename(tmp_path / "held")
     render([Path("study.yaml")], root=copy)
-    assert "missing (fold" in (copy / "results/tiny/tables/table7.md").read_text()
+    assert "missing (fold" in (copy / "out/tiny/tables/table7.md").read_text()
     held.rename(evaluation)  # with its old times, as rsync would bring it
     assert planned(copy, "tables") == {"job": 2, "table": 1, "claims": 1, "page": 1}
+
+
+def test_ctrl_c_leaves_the_checkout_as_it_was_and_says_how_to_go_on(finished, tmp_path):
+    clone, stale = tmp_path / "clone", shutil.ignore_patterns(".snakemake", "mlflow.db*")
+    shutil.copytree(finished, clone, ignore=stale)
+    shutil.copytree(finished / "out", clone / "results")
+    shutil.copy(ROOT / ".gitignore", clone)
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "published"]):
+        subprocess.run([*git, *words], cwd=clone, check=True)
+    shutil.rmtree(clone / "out")
+    options = {"cwd": clone, "env": environment(), "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    job = subprocess.Popen(command(), start_new_session=True, **options)
+    while not list(clone.glob("out/tiny/evaluate/*/counts.csv")):
+        assert job.poll() is None
+        time.sleep(0.05)
+    os.killpg(job.pid, signal.SIGINT)  # as a terminal's Ctrl-C: to all of them
+    said = job.communicate(timeout=60)[0]
+    assert job.returncode != 0
+    assert said.count("the same command goes on from here, and `crnet status` says how far it is") == 1
+    assert "Traceback" not in said
+    changed = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True)
+    assert changed.stdout == ""
+    (tmp_path / "said.txt").write_text(said, encoding="utf-8")
 
 
 def change_table(folder: Path, change) -> None:
@@ -191,14 +217,14 @@ def test_a_study_for_a_gpu_stops_on_a_machine_without(finished):
         pytest.skip("this machine has a GPU")
     output = stopped(finished, device="cuda", study="gpu")
     assert "needs a GPU" in output
-    assert not (finished / "results/gpu").exists()
+    assert not (finished / "out/gpu").exists()
 
 
 def test_a_class_with_too_few_photos_stops_before_training(finished):
     benchmark = {**STUDY["benchmarks"]["pascal"], "episodes": {"count": 6, "seeds": [0], "shots": 20}}
     output = stopped(finished, study="few", tables=["table3"], benchmarks={"pascal": benchmark})
     assert "too few test photos" in output
-    assert not list((finished / "results").glob("few/evaluate"))
+    assert not list((finished / "out").glob("few/evaluate"))
     assert "rule train" not in output
 
 

@@ -150,12 +150,17 @@ class Sheet(Strict):
 
 
 class Folders(Strict):
-    """Relative to the folder that ``snakemake`` is started in."""
+    """Relative to the folder that ``snakemake`` is started in.
+
+    Attributes:
+        results: What a study's runs write, in a folder of its name. Published results are not there: see
+            ``crnet publish``.
+    """
 
     archives: str = "data/archives"
     extracted: str = "data/extracted"
     work: str = "work"
-    results: str = "results"
+    results: str = "out"
 
     @field_validator("*")
     @classmethod

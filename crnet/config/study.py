@@ -20,6 +20,7 @@ from crnet.runtime.files import canonical, may_write, sha256_text
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_STUDY = Path("configs/studies/demo.yaml")
 TABLES = Path("configs/tables")
+PUBLISHED = Path("results")  # committed studies; `crnet publish` alone writes there
 HEADLINE = "table3"  # whose last row is the full model
 EXTENDS = "extends"  # names the study that a study differs from
 SEEN = {"benchmarks": "dataset", "encoders": None}  # what titles and captions speak of: section -> key of its entries
@@ -107,6 +108,14 @@ def check_folders(layout: "Layout") -> None:
         for path in (Path(place), *Path(place).parents):
             if path.exists() and not path.is_dir():
                 raise CrnetError(f"{path}: a file stands where a folder has to be; move it away.")
+
+
+def from_published(layout: "Layout") -> str | None:
+    """The command that gives a study without results the published ones, to make tables of; None if there are none."""
+    published, own = PUBLISHED / layout.plan.study.study, Path(layout.results)
+    if own.exists() or not published.is_dir():
+        return None
+    return f"`mkdir -p {shlex.quote(str(own.parent))} && cp -r {published} {shlex.quote(str(own.parent))}/`"
 
 
 def check_command(name: str, job: Mapping[str, Any]) -> None:
@@ -289,6 +298,7 @@ def page_job(plan: Plan) -> dict[str, Any]:
         "headline": headline_table(plan),
         "labels": list(run_labels(plan).items()),
         "command": f"snakemake --cores all{chosen}",
+        "results": Layout(plan).results,
         "sheet": study.sheet is not None,
         "sources": sources.present({**spec["train"], "encoder": spec["train"]["encoder"]["name"]} for spec in runs),
     }

@@ -40,7 +40,9 @@ def render(files: Sequence[Path], root: Path = study.ROOT) -> str:
     results = Path(layout.results)
     failed = failures(plan, layout)
     if not results.is_dir() and not failed:
-        raise CrnetError(f"{results.resolve()}: is not there; start crnet render in the folder that holds the results.")
+        copy = study.from_published(layout)
+        remedy = f"take the published counts by {copy}" if copy else "start crnet render in the folder that holds it"
+        raise CrnetError(f"{results.resolve()}: is not there; {remedy}.")
     notes = []
     for name in plan.tables:
         table = mark(study.table_job(plan, layout, name), plan, layout, failed)

@@ -101,7 +101,7 @@ def _how(job: Mapping[str, Any], results: Path, file: str) -> str:
     """The study's command for one file, if Snakemake is what it calls; the target first, as options take many."""
     command = job["command"]
     if command.startswith("snakemake "):
-        command = command.replace("snakemake", f"snakemake results/{results.name}/{file}", 1)
+        command = command.replace("snakemake", f"snakemake {job['results']}/{file}", 1)
     return f"`{command}` makes it."
 
 
@@ -253,7 +253,7 @@ def _losses(job: Mapping[str, Any], results: Path) -> list[str]:
 def _again(job: Mapping[str, Any], results: Path) -> list[str]:
     texts = [
         "Only what is not there, or whose settings changed, is run. This page is written by the same command; "
-        f"`crnet audit results/{results.name}` makes every number of it again from the counts and compares."
+        "`crnet audit`, given this folder, makes every number of it again from the counts and compares."
     ]
     known = {
         "runs.csv": "every run with all its settings",
