@@ -231,17 +231,18 @@ def publish(**options: Any) -> None:
 
 @cli.command()
 @click.argument("results", type=PATH)
-def track(results: Path) -> None:
+@of_study("the one of the folder's name")
+def track(results: Path, files: tuple[Path, ...]) -> None:
     """Show a study's runs in MLflow: fills or rebuilds the store from the files under RESULTS.
 
     \b
-    crnet track results/demo; mlflow ui
+    crnet track results/demo && mlflow ui
     """
-    from crnet.report.tracking import store_uri, sync
+    from crnet.config import study
+    from crnet.report.tracking import track as run
 
-    if not (results / "runs.csv").is_file():
-        raise CrnetError(f"{results}: has no runs.csv; give the results folder of a study, e.g. results/demo.")
-    sync(results, store_uri(Path.cwd()))
+    own = study.file_of(results)
+    run(results, study.load(files or [own]) if files or own else None)
 
 
 @cli.command()

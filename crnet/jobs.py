@@ -63,6 +63,18 @@ rows_option = click.option("--state", type=PATH, help="Where a killed run leaves
 out_option = click.option("--out", type=PATH, required=True)
 
 
+study_option = click.option("--study", type=JSON, required=True, help="The study as it is run, whole.")
+
+
+def plan_of(study: dict) -> Any:
+    """The plan of a study that is given whole."""
+    from crnet.config import resolve
+    from crnet.config.schema import Study, parse
+    from crnet.config.study import ROOT, TABLES
+
+    return resolve.resolve(parse(Study, dict(study), "--study"), ROOT / TABLES)
+
+
 def runs_network(lower: str) -> Callable:
     """Options of every command that runs a network, and the sentence where its memory runs out: what to ``lower``."""
     shared = (spec_option, data_option, encoder_option, limits_option, device_option, threads_option)
@@ -228,15 +240,22 @@ def collect(runs: Path, training_log: Path, **folders: tuple[Path, ...]) -> None
 
 
 @job.command()
-@click.option("--study", type=JSON, required=True, help="The study as it is run, whole.")
+@study_option
 def watch(study: dict) -> None:
     """Say how far the study's run is, now and then, until standard input closes."""
-    from crnet.config import resolve
-    from crnet.config.schema import Study, parse
-    from crnet.config.study import ROOT, TABLES
     from crnet.planning.progress import watch as run
 
-    run(resolve.resolve(parse(Study, dict(study), "--study"), ROOT / TABLES))
+    run(plan_of(study))
+
+
+@job.command()
+@study_option
+@click.option("--results", type=PATH, required=True)
+def track(study: dict, results: Path) -> None:
+    """Show the study's runs in MLflow."""
+    from crnet.report.tracking import track as run
+
+    run(results, plan_of(study))
 
 
 @job.command()

@@ -16,7 +16,6 @@ from click.testing import CliRunner
 from crnet.audit import CHECKS, audit
 from crnet.audit.at_hand import encoder_digest
 from crnet.audit.counts import row_problem
-from crnet.audit.folder import STUDIES
 from crnet.audit.ledger import Ledger, first_difference, shown
 from crnet.cli import cli
 from crnet.config import sources, study
@@ -431,7 +430,7 @@ class TestCommandLine:
     def test_wrong_use_is_one_sentence(self, tmp_path):
         with pytest.raises(CrnetError, match="is no folder"):
             audit(tmp_path / "absent")
-        with pytest.raises(CrnetError, match=f"there is no {STUDIES}/{tmp_path.name}.yaml"):
+        with pytest.raises(CrnetError, match=f"there is no configs/studies/{tmp_path.name}.yaml"):
             audit(tmp_path)
         with pytest.raises(CrnetError, match=r"--work .*absent: is no folder"):
             audit(tmp_path, [study.ROOT / study.DEFAULT_STUDY], [tmp_path / "absent"])

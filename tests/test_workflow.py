@@ -140,12 +140,12 @@ def test_ctrl_c_leaves_the_checkout_as_it_was_and_says_how_to_go_on(finished, tm
         time.sleep(0.05)
     os.killpg(job.pid, signal.SIGINT)  # as a terminal's Ctrl-C: to all of them
     said = job.communicate(timeout=60)[0]
+    (tmp_path / "said.txt").write_text(said, encoding="utf-8")
     assert job.returncode != 0
     assert said.count("the same command goes on from here, and `crnet status` says how far it is") == 1
     assert "Traceback" not in said
     changed = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True)
     assert changed.stdout == ""
-    (tmp_path / "said.txt").write_text(said, encoding="utf-8")
 
 
 def change_table(folder: Path, change) -> None:

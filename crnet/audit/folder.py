@@ -11,7 +11,6 @@ from crnet.data.index import Index
 from crnet.errors import CrnetError
 from crnet.runtime.files import read_csv, read_json
 
-STUDIES = "configs/studies"
 FAILED = "failed.json"  # beside where the results of a training would be
 
 
@@ -31,10 +30,11 @@ class Folder:
         if not results.is_dir():
             raise CrnetError(f"{results}: is no folder; give the results of a study, e.g. results/demo.")
         self.results = results.resolve()
-        own = f"{STUDIES}/{self.results.name}.yaml"
-        if not files and not (study.ROOT / own).is_file():
-            raise CrnetError(f"{self.results}: there is no {own}; give the study of these results with --configfile.")
-        self.plan = study.load(files or [study.ROOT / own])
+        own = study.file_of(self.results)
+        if not files and own is None:
+            wanted = study.DEFAULT_STUDY.with_stem(self.results.name)
+            raise CrnetError(f"{self.results}: there is no {wanted}; give the results' study with --configfile.")
+        self.plan = study.load(files or [own])
         for work in works:
             if not work.is_dir():
                 raise CrnetError(f"--work {work}: is no folder; give the one that holds data, encoders and train.")

@@ -110,6 +110,12 @@ def check_folders(layout: "Layout") -> None:
                 raise CrnetError(f"{path}: a file stands where a folder has to be; move it away.")
 
 
+def file_of(results: Path, root: Path = ROOT) -> Path | None:
+    """The committed study of the name of a folder of results; None if there is none."""
+    file = root / DEFAULT_STUDY.with_stem(results.resolve().name)
+    return file if file.is_file() else None
+
+
 def from_published(layout: "Layout") -> str | None:
     """The command that gives a study without results the published ones, to make tables of; None if there are none."""
     published, own = PUBLISHED / layout.plan.study.study, Path(layout.results)

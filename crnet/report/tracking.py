@@ -4,9 +4,10 @@ Nothing is logged while jobs run: :func:`sync` brings a store to the state of ``
 ``training.csv``, whether it is new, half filled, or up to date. Whatever is wrong with the store costs one
 warning, not a result.
 
-Layout: one experiment for each study and data set; in it one parent run for each variant and shot (or
-training) with the mean scores, and under it its folds and seeds. A run is found again by its tag
-``crnet.key``, since MLflow does not let run ids be chosen.
+Layout: one experiment for each study and data set; in it one parent run for each row and shot (or training) with the
+mean scores, and under it its folds and seeds, each training with its curve by epoch. One run more stands for the study
+and holds its page, tables and plots. A run is found again by its tag ``crnet.key``, since MLflow does not let run ids
+be chosen.
 """
 
 import logging
@@ -15,21 +16,22 @@ import re
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field, replace
-from datetime import datetime
-from itertools import product
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from contextlib import closing as closed
 from pathlib import Path
-from statistics import fmean
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 from urllib.parse import quote
 
+from crnet.config.resolve import Plan
 from crnet.errors import CrnetError
-from crnet.report.runs import SETTINGS
-from crnet.runtime.files import canonical, read_csv, sha256_text
+from crnet.report.page.page import PAGE
+from crnet.report.tracked import NOTE, RESTORE, RUN_COLUMNS, Record, parent, records, study_record
+from crnet.runtime.files import canonical, read_csv, sha256_file, sha256_text
 
+SHOWN = ("*.md", "*.csv", "tables/*", "figures/*.png")  # of a study's folder, as artifacts
 BUSY_SECONDS = 20  # as long as MLflow itself waits for a locked SQLite file
 LOCK_SECONDS = 120  # for another sync of ours to end
 ENVIRONMENT = {
@@ -41,32 +43,7 @@ ENVIRONMENT = {
 }
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 800, 100  # a batch may hold 1000 entries in all, 100 of them parameters
 
-IDENTITY_PARAMS = ("method", "dataset.name", "fold", "seed", "shots")
-CELL_PARAMS = ("fold", "seed")  # what differs between the children of one parent
-RUN_COLUMNS = ("run", "kind", "status", "variant", *IDENTITY_PARAMS, "seconds")  # what no run can be shown without
-RESTORE = "put it back from a copy, or delete it and let the workflow make it again"
-FINAL = {
-    "miou_ignore": "test/miou",
-    "fbiou_ignore": "test/fbiou",
-    "miou_background": "test/miou_void_as_background",
-    "fbiou_background": "test/fbiou_void_as_background",
-    **{name: f"cost/{name}" for name in ("seconds", "peak_memory_bytes", "images_per_second", "episodes_per_second")},
-}
-CURVES = {"base_miou": "base/miou", "support_iou": "base/support_iou"}  # other columns of a log: train/<column>
-SAME_TAGS = ("method", "variant", "kind", "fold", "seed", "shots", "train_run", "failed", "device", "cpu", "gpu")
-TAGS = {
-    **{name: name for name in SAME_TAGS},
-    "dataset.name": "dataset",
-    "commit": "mlflow.source.git.commit",
-    "dirty": "git.dirty",
-    "dataset_digest": "digest.dataset",
-    "encoder_digest": "digest.encoder",
-    "weights_sha256": "digest.weights",
-    "episodes_digest": "digest.episodes",
-    "versions.torch": "version.torch",
-}
-Point = tuple[str, float, float, int]  # metric, value, seconds since the start, step
-KEY, CONTENT, PARENT = "crnet.key", "crnet.content", "mlflow.parentRunId"
+KEY, CONTENT, PARENT, ARTIFACTS = "crnet.key", "crnet.content", "mlflow.parentRunId", "crnet.artifacts"
 
 
 def store_uri(root: Path) -> str:
@@ -74,22 +51,39 @@ def store_uri(root: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve()}/mlflow.db"
 
 
-def sync(results: Path, uri: str) -> bool:
-    """Bring the store to the state of a study's two index files; a second call finds nothing to do.
+def track(results: Path, plan: Plan | None) -> None:
+    """Bring the store of this folder or of the environment to the state of a study's files, and say how to look at it.
+
+    Raises:
+        CrnetError: The folder holds no results, or they are damaged.
+    """
+    if not (results / "runs.csv").is_file():
+        raise CrnetError(f"{results}: has no runs.csv; give the results folder of a study, e.g. results/demo.")
+    uri = store_uri(Path.cwd())
+    if shown := sync(results, uri, plan):
+        print(closing_line(shown, results, uri))
+
+
+def sync(results: Path, uri: str, plan: Plan | None = None) -> int:
+    """Bring the store to the state of a study's files; a second call finds nothing to do.
 
     A run whose content changed is replaced, one that an earlier call left unfinished is completed. Runs that
-    the files no longer name stay, as history. The folder ``results/<study>`` has the study's name; ``uri`` is as by
-    :func:`store_uri`, and an SQLite file is made if it is missing.
+    the files no longer name stay, as history. ``uri`` is as by :func:`store_uri`, and an SQLite file is made if it is
+    missing.
+
+    Args:
+        results: The study's folder, which has its name, e.g. ``out/demo``.
+        plan: Of the study, from which runs have the names of rows of tables; without it they have those of variants.
 
     Returns:
-        Whether the store holds all runs; if not, a sentence on stderr has said why and how to rebuild it.
+        How many runs the store now shows of the study; 0 if it could not be brought up to date, and a sentence on
+        stderr has said why and how to rebuild it.
 
     Raises:
         CrnetError: One of the index files is not what :func:`crnet.report.runs.collect` writes, or ``runs.csv`` names
             no run; without ``training.csv`` there is a warning, and no curves. No failure of MLflow raises.
     """
     study, runs_csv, training_csv = results.resolve().name, results / "runs.csv", results / "training.csv"
-    by_dataset: dict[str, list[Record]] = {}
     if not (rows := _lines(runs_csv, RUN_COLUMNS)):
         raise CrnetError(f"{runs_csv}: names no run; {RESTORE}.")
     curves: dict[str, list[dict[str, str]]] = {}
@@ -98,11 +92,9 @@ def sync(results: Path, uri: str) -> bool:
         print(f"warning: {training_csv} is absent, so the runs are shown without curves; {remedy}.", file=sys.stderr)
     for line in _lines(training_csv, ("run", "epoch", "seconds")) if training_csv.is_file() else []:
         curves.setdefault(line["run"], []).append(line)
-    for row in rows:
-        try:
-            record = _record(row, curves.get(row["run"], []), study)
-        except ValueError as error:
-            raise CrnetError(f"{runs_csv} or {training_csv.name}, run {row['run']}: {error}; {RESTORE}.") from error
+    by_dataset: dict[str, list[Record]] = {}
+    made = records(rows, curves, study, plan, f"{runs_csv} or {training_csv.name}")
+    for row, record in zip(rows, made, strict=True):
         by_dataset.setdefault(row["dataset.name"], []).append(record)
     try:
         path = _sqlite_path(uri)
@@ -113,12 +105,32 @@ def sync(results: Path, uri: str) -> bool:
                 with _connect(path, "ro" if "mode=ro" in uri else "rw") as connection:
                     connection.execute("DELETE FROM runs WHERE 0")  # asks for the right to write; is not committed
             client = _mlflow().MlflowClient(tracking_uri=uri)
-            for dataset, records in by_dataset.items():
-                _Experiment(client, f"{study} · {dataset}").bring_to(records)
+            about = study_record(study, plan, made, results)
+            largest = max(by_dataset, key=lambda name: len(by_dataset[name]))
+            shown = 0
+            for dataset, ours in by_dataset.items():
+                name = f"{study} · {dataset}"
+                experiment = _Experiment(client, name, path and path.resolve().parent / "mlruns")
+                shown += experiment.bring_to(ours)
+                if dataset == largest:
+                    experiment.attach(about, results)
+                    shown += 1
+                where = f"They are in the run `{about.name}` of the experiment `{study} · {largest}`."
+                experiment.describe(f"{about.tags[NOTE]}\n\n{where}")
     except Exception as error:
         _warn(uri, results, error)
-        return False
-    return True
+        return 0
+    return shown
+
+
+def closing_line(shown: int, results: Path, uri: str) -> str:
+    """What `crnet track` says last: how many runs there are, and how to look at them."""
+    if _sqlite_path(uri):
+        plain = uri == f"sqlite:///{Path.cwd()}/mlflow.db"
+        look = f"`mlflow ui{'' if plain else f' --backend-store-uri {uri}'}` shows them in a browser"
+    else:
+        look = f"{_without_password(uri)} shows them in a browser"
+    return f"MLflow has {shown} runs of {results.resolve().name}, means among them; {look}."
 
 
 def _lines(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
@@ -128,132 +140,86 @@ def _lines(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     return rows
 
 
-@dataclass(frozen=True)
-class Record:
-    """One run as MLflow shall show it."""
-
-    key: str
-    name: str
-    params: dict[str, str]  # every setting of the study, "-" where it does not apply, so that all runs have the same
-    tags: dict[str, str]
-    points: list[Point] = field(default_factory=list)
-    status: str = "FINISHED"
-    started: float | None = None  # Unix time in seconds, None if unknown
-    seconds: float = 0.0
-    dataset: tuple[str, str] | None = None
-    group: "Record | None" = None  # what its parent run shares with it; None for a parent
-
-    def content(self) -> str:
-        """Digest of what cannot change in a logged run; settings that only other runs have are not."""
-        given = {name: value for name, value in self.params.items() if value != "-"}
-        points = [(key, repr(value), step) for key, value, _, step in self.points]
-        return sha256_text(canonical([given, points, self.status]))[:16]
-
-
-def _record(row: dict[str, str], curve: list[dict[str, str]], study: str) -> Record:
-    params = {name: row[name] or "-" for name in row if name in IDENTITY_PARAMS or name.startswith(SETTINGS)}
-    tags = {"study": study, **{tag: row[name] for name, tag in TAGS.items() if row.get(name)}}
-    seconds = float(row["seconds"] or 0)
-    points = [(metric, float(row[name]), seconds, 0) for name, metric in FINAL.items() if row.get(name)]
-    part = f"{row['shots']}shot" if row["shots"] else row["kind"]
-    return Record(
-        key=row["run"],
-        name=f"{row['variant']} f{row['fold']} s{row['seed']} {part}",
-        params=params,
-        tags=tags,
-        points=[*_curve(curve), *points],
-        status="FAILED" if row["status"] == "failed" else "FINISHED",
-        started=datetime.fromisoformat(row["started"]).timestamp() if row.get("started") else None,
-        seconds=seconds,
-        dataset=(row["dataset.name"], row["dataset_digest"]) if row.get("dataset_digest") else None,
-        group=_group(row, params, study, part),
-    )
-
-
-def _curve(lines: list[dict[str, str]]) -> Iterator[Point]:
-    about = {"run", "method", "variant", "fold", "seed", "epoch", "step", "seconds"}
-    for line in lines:
-        epoch = int(line["epoch"])
-        for name, value in line.items():
-            if name not in about and value:
-                yield CURVES.get(name, f"train/{name}"), float(value), float(line["seconds"] or epoch), epoch
-
-
-def _group(row: dict[str, str], params: dict[str, str], study: str, part: str) -> Record:
-    shared = {**params, **dict.fromkeys(CELL_PARAMS, "-")}
-    # The label of a variant changes as a study grows; its settings do not, and neither does this key.
-    settings = {name: value for name, value in shared.items() if value != "-"}
-    key = f"{row['kind']}-{sha256_text(canonical(settings))[:16]}"
-    named = ("method", "variant", "shots", "dataset.name")
-    tags = {"study": study, "kind": "variant", **{TAGS[name]: row[name] for name in named if row[name]}}
-    return Record(key=key, name=f"{row['variant']} {part}", params=shared, tags=tags)
-
-
-def _parent(children: list[Record], folds: set[str]) -> Record:
-    """The run above a variant's folds and seeds: which they are, mean scores and costs, total time.
-
-    There is no mean if any fold that the experiment has, or a seed of one of them, is missing or failed.
-    """
-    cells = {tuple(child.params[name] for name in CELL_PARAMS) for child in children if child.status == "FINISHED"}
-    of = {name: sorted({child.params[name] for child in children}, key=int) for name in CELL_PARAMS}
-    points = []
-    if folds == set(of["fold"]) and cells == set(product(*of.values())):
-        final = [{key: value for key, value, _, _ in child.points if key in FINAL.values()} for child in children]
-        shared = sorted(set.intersection(*map(set, final)))
-        points = [(key, fmean(values[key] for values in final), 0.0, 0) for key in shared]
-    starts = [child.started for child in children]
-    return replace(
-        children[0].group,
-        params={**children[0].group.params, **{name: ",".join(values) for name, values in of.items()}},
-        points=points,
-        started=None if None in starts else min(starts),
-        seconds=sum(child.seconds for child in children),
-    )
-
-
 class _Experiment:
-    """One experiment of the store, with an index of the runs that it already has."""
+    """One experiment of the store, with an index of the runs that it already has, deleted ones too."""
 
-    def __init__(self, client: Any, name: str) -> None:
+    def __init__(self, client: Any, name: str, artifacts: Path | None) -> None:
+        from mlflow.entities import ViewType
+
         self.client = client
-        self.id = self._find(name)
-        self.runs: dict[str, Any] = {}
+        self.id = self._find(name, artifacts)
+        self.runs: dict[str, list[Any]] = {}
         page = None
         while page is None or page.token:
-            page = client.search_runs([self.id], max_results=1000, page_token=page and page.token)
-            self.runs |= {run.data.tags[KEY]: run for run in page if KEY in run.data.tags}
+            page = client.search_runs([self.id], "", ViewType.ALL, 1000, page_token=page and page.token)
+            for run in page:
+                if KEY in run.data.tags:
+                    self.runs.setdefault(run.data.tags[KEY], []).append(run)
 
-    def _find(self, name: str) -> str:
+    def _find(self, name: str, artifacts: Path | None) -> str:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             # Opens in the view of trained models instead of the one of language-model traces.
-            return self.client.create_experiment(name, tags={"mlflow.experimentKind": "custom_model_development"})
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            return self.client.create_experiment(name, artifacts and artifacts.as_uri(), tags)
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
         return found.experiment_id
 
-    def bring_to(self, records: list[Record]) -> None:
+    def describe(self, text: str) -> None:
+        if self.client.get_experiment(self.id).tags.get(NOTE) != text:
+            self.client.set_experiment_tag(self.id, NOTE, text)
+
+    def bring_to(self, ours: list[Record]) -> int:
+        """Show these runs and their parents; returns how many that are."""
         families: dict[str, list[Record]] = {}
-        for record in records:
+        for record in ours:
             families.setdefault(record.group.key, []).append(record)
-        folds = {record.params["fold"] for record in records}
+        folds = {record.params["fold"] for record in ours}
         for children in families.values():
-            parent = self._put(_parent(children, folds), {})
+            above = self._put(parent(children, folds), {})
             for record in children:
-                self._put(record, {PARENT: parent})
+                self._put(record, {PARENT: above})
+        self._clear(families)
+        return len(ours) + len(families)
+
+    def _clear(self, families: Mapping[str, Any]) -> None:
+        """Delete parents whose children all went to others, as an earlier version grouped them."""
+        active = [run for runs in self.runs.values() for run in runs if run.info.lifecycle_stage == "active"]
+        above = {run.data.tags.get(PARENT) for run in active}
+        for run in active:
+            tags = run.data.tags
+            if tags.get("kind") == "variant" and tags[KEY] not in families and run.info.run_id not in above:
+                self.client.delete_run(run.info.run_id)
+
+    def attach(self, about: Record, results: Path) -> None:
+        """Show the run of the study, with its page, tables and plots as artifacts, anew where they changed."""
+        from crnet.report.page.html import write_html
+
+        run_id = self._put(about, {})
+        files = [path for pattern in SHOWN for path in sorted(results.glob(pattern))]
+        digest = sha256_text(canonical([[str(path.relative_to(results)), sha256_file(path)] for path in files]))
+        if not files or self.client.get_run(run_id).data.tags.get(ARTIFACTS) == digest:
+            return
+        for path in files:
+            folder = str(path.parent.relative_to(results))
+            self.client.log_artifact(run_id, str(path), None if folder == "." else folder)
+        if (results / PAGE).is_file():
+            with TemporaryDirectory() as temporary:
+                write_html(results / PAGE, Path(temporary) / "page.html")
+                self.client.log_artifact(run_id, f"{temporary}/page.html")
+        self.client.set_tag(run_id, ARTIFACTS, digest)
 
     def _put(self, record: Record, links: dict[str, str]) -> str:
         """Create, complete or touch up one run; returns its id."""
         from mlflow.entities import RunTag
 
         tags = {**record.tags, **links, KEY: record.key, CONTENT: record.content()}
-        run = self.runs.get(record.key)
-        if run is not None and run.data.tags.get(CONTENT) != tags[CONTENT]:
-            self.client.delete_run(run.info.run_id)
-            run = None
+        run = self._same(record.key, tags[CONTENT])
         if run is None:
             started = record.started if record.started is not None else time.time() - record.seconds
             run = self.client.create_run(self.id, int(1000 * started), tags, record.name)
+        self.runs[record.key] = [run]
         if run.info.status == "RUNNING":
             self._fill(run, record)
         else:
@@ -261,9 +227,21 @@ class _Experiment:
         changed = [RunTag(name, value) for name, value in tags.items() if run.data.tags.get(name) != value]
         if changed:
             self.client.log_batch(run.info.run_id, tags=changed)
+            run.data.tags.update(tags)
         if run.info.run_name != record.name:
             self.client.update_run(run.info.run_id, name=record.name)
         return run.info.run_id
+
+    def _same(self, key: str, content: str) -> Any:
+        """The run of this key and content: one, restored if it was deleted, and no other of the key beside it."""
+        known = sorted(self.runs.get(key, []), key=lambda run: run.info.lifecycle_stage)  # active before deleted
+        kept = next((run for run in known if run.data.tags.get(CONTENT) == content), None)
+        for run in known:
+            if run is not kept and run.info.lifecycle_stage == "active":
+                self.client.delete_run(run.info.run_id)
+        if kept is not None and kept.info.lifecycle_stage == "deleted":
+            self.client.restore_run(kept.info.run_id)
+        return kept
 
     def _fill(self, run: Any, record: Record) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
@@ -317,8 +295,8 @@ def _lock(path: Path) -> AbstractContextManager:
     return FileLock(f"{path}.lock", timeout=LOCK_SECONDS)
 
 
-def _connect(path: Path, mode: str) -> closing[sqlite3.Connection]:
-    return closing(sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode={mode}", uri=True, timeout=BUSY_SECONDS))
+def _connect(path: Path, mode: str) -> closed[sqlite3.Connection]:
+    return closed(sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode={mode}", uri=True, timeout=BUSY_SECONDS))
 
 
 def _ensure_store(path: Path) -> None:
@@ -345,4 +323,8 @@ def _warn(uri: str, results: Path, error: Exception) -> None:
         f"warning: the MLflow store {uri} could not be brought up to date ({reason}); the result files are "
         f"complete, and `crnet track {results}` fills it when it can be written again."
     )
-    print(re.sub(r"(?<=://)[^/@\s]+@", "", sentence), file=sys.stderr)  # without a password
+    print(_without_password(sentence), file=sys.stderr)
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"(?<=://)[^/@\s]+@", "", text)

@@ -209,21 +209,6 @@ rule sheet:
         "python -m crnet job sheet --job {params.job:q} --out {params.out:q} --limits {resources.limits:q} --device {params.device} > {log:q} 2>&1"
 
 
-rule track:
-    input:
-        f"{AT.results}/runs.csv",
-    output:
-        f"{AT.work}/tracked/{STUDY.study}.txt",
-    log:
-        f"logs/report/{STUDY.study}-track.log",
-    conda:
-        "../../environment.yml"
-    params:
-        results=lambda wc, input: os.path.dirname(input[0]),
-    shell:
-        "python -m crnet track {params.results:q} 2>&1 | tee {output:q} {log:q}"
-
-
 # What is made from stored counts alone.
 RENDERED = [
     *[f"{AT.results}/tables/{name}.{suffix}" for name in TABLES for suffix in ["csv", "md", "tex"]],
@@ -269,6 +254,23 @@ rule page:
         html=lambda wc, output: os.path.dirname(output.html),
     shell:
         "python -m crnet job page --job {params.job:q} --results {params.results:q} --html {params.html:q} > {log:q} 2>&1"
+
+
+rule track:
+    input:
+        runs=f"{AT.results}/runs.csv",
+        shown=[rules.page.output.page, rules.page.input],
+    output:
+        f"{AT.work}/tracked/{STUDY.study}.txt",
+    log:
+        f"logs/report/{STUDY.study}-track.log",
+    conda:
+        "../../environment.yml"
+    params:
+        study=canonical(STUDY.model_dump(mode="json", exclude={"limits"})),
+        results=lambda wc, input: os.path.dirname(input.runs),
+    shell:
+        "python -m crnet job track --study {params.study:q} --results {params.results:q} 2>&1 | tee {output:q} {log:q}"
 
 
 # Snakemake passes over what is missing behind an `ancient` file that is there and yet made anew, as after a kill between
