@@ -5,13 +5,16 @@ MODULES := venv, ensurepip, sqlite3, lzma, bz2, zlib, ssl, ctypes
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys, $(MODULES); sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# `make demo CPU=1`, where there is no GPU: torch without CUDA, from an index that may be another, and no CUDA libraries.
+CPU ?=
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .PHONY: demo test chaos lint format lock clean
 
 demo: .venv/ready
-	$(RUN) snakemake --cores all
-	@$(RUN) crnet show results/demo
+	@$(RUN) snakemake --cores all
 
 test: .venv/ready lint
 	$(RUN) pytest
@@ -34,9 +37,17 @@ format: .venv/ready
 
 .venv/ready: requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 or 3.12 with the modules $(MODULES) as python3, python3.11 or python3.12; or name one: make PYTHON=..." >&2; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@echo "make: installing pinned versions into .venv, some minutes, $(if $(CPU),about 2 GB,about 5.6 GB; on a machine without a GPU make CPU=1 takes a third)."
+	@$(PYTHON) -m venv .venv
+ifdef CPU
+	@grep -E '^torch(vision)?==' requirements.lock > .venv/torch.txt
+	@grep -vE '^(torch|torchvision|triton|nvidia-|cuda-)' requirements.lock > .venv/others.txt
+	@$(PIP) --no-deps --index-url $(TORCH_INDEX) --requirement .venv/torch.txt
+	@$(PIP) --no-deps --requirement .venv/others.txt
+else
+	@$(PIP) --requirement requirements.lock
+endif
+	@$(PIP) --no-deps --editable .
 	@touch $@
 
 # Exact versions for Python 3.11 and 3.12 on every platform; environment.yml carries the same list for conda.
@@ -48,4 +59,4 @@ lock: .venv/ready
 	mv environment.new environment.yml
 
 clean:
-	rm -rf .venv work logs .snakemake mlflow.db*
+	rm -rf .venv work logs .snakemake mlflow.db* mlruns

@@ -1,6 +1,8 @@
 """pyproject.toml, requirements.lock and environment.yml describe one environment."""
 
 import re
+import shutil
+import subprocess
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -37,3 +39,25 @@ def test_lock_satisfies_the_project():
 def test_what_is_installed_is_what_is_pinned(name):
     pinned = {pin.name: pin.specifier for pin in PINS}
     assert pinned[name].contains(version(name))
+
+
+@pytest.mark.parametrize("cpu", ["", "1"])
+def test_make_installs_the_lock_and_on_a_machine_without_gpu_no_cuda(tmp_path, cpu):
+    """With programs that note what they are called with in place of Python and pip."""
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$@" >> called.txt\n')
+    python.chmod(0o755)
+    words = ["make", ".venv/ready", f"PYTHON={python}", "TORCH_INDEX=file:///wheels", *(["CPU=1"] if cpu else [])]
+    made = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ("about 2 GB" if cpu else "about 5.6 GB") in made.stdout
+    called = (tmp_path / "called.txt").read_text()
+    assert ("--requirement requirements.lock" in called) is not bool(cpu)
+    if cpu:
+        assert "--index-url file:///wheels --requirement .venv/torch.txt" in called
+        torch, others = ((tmp_path / f".venv/{name}.txt").read_text().splitlines() for name in ("torch", "others"))
+        assert [line.split("==")[0] for line in torch] == ["torch", "torchvision"]
+        dropped = set(LOCK.splitlines()) - {*torch, *others}
+        assert dropped and all(line.startswith(("nvidia-", "cuda-", "triton")) for line in dropped)

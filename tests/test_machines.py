@@ -155,6 +155,27 @@ def test_a_python_without_a_module_is_refused_by_make(tmp_path, module):
     assert not (tmp_path / ".venv").exists()
 
 
+def test_an_installed_package_says_that_it_needs_a_checkout_and_works_in_one(tmp_path):
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copytree(ROOT / "crnet", site / "crnet", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def crnet(folder, *words):
+        run = [sys.executable, "-m", "crnet", *words]
+        environment = os.environ | {"PYTHONPATH": str(site)}
+        return subprocess.run(run, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+
+    for words in (["list", "studies"], ["plan"], ["status"], ["render"], ["audit", str(ROOT / "results/demo")]):
+        done = crnet(elsewhere, *words)
+        assert (done.returncode, done.stdout) == (2, ""), words
+        assert done.stderr.count("\n") == 1, words
+        assert "start it in the folder of a checkout (git clone)" in done.stderr or "there is no configs" in done.stderr
+    assert "crnet" in crnet(elsewhere, "list", "methods").stdout
+    inside = crnet(ROOT, "list", "studies")
+    assert "demo" in inside.stdout, inside.stderr
+    assert "trainings" in crnet(ROOT, "plan").stdout
+
+
 def test_the_users_matplotlibrc_changes_no_byte(tmp_path):
     log = ROOT / "results/demo/training.csv"
     settings = {"plain": "", "usetex": "text.usetex: True\n", "style": "axes.facecolor: red\nsavefig.bbox: tight\n"}

@@ -12,6 +12,7 @@ from crnet.config.yaml_files import load_yaml
 def known(kind: str) -> list[tuple[str, str]]:
     """(name, what it is) of all ``studies``, ``tables``, ``methods``, ``encoders`` or ``datasets`` of the checkout."""
     if kind in ("studies", "tables"):
+        study.require_checkout(study.ROOT)
         files = sorted((study.ROOT / "configs" / kind).glob("*.yaml"))
         return [(file.stem, load_yaml(file)["title"]) for file in files]
     return [(name, _first_sentence(each.path)) for name, each in components(kind.removesuffix("s")).items()]

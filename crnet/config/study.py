@@ -17,9 +17,11 @@ from crnet.data.archives import archives
 from crnet.errors import CrnetError, one_line
 from crnet.runtime.files import canonical, may_write, sha256_text
 
-ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_STUDY = Path("configs/studies/demo.yaml")
 TABLES = Path("configs/tables")
+PACKAGED = Path(__file__).resolve().parents[2]
+# The checkout: around the package, or where the package is installed without one, the folder one stands in.
+ROOT = PACKAGED if (PACKAGED / TABLES).is_dir() else Path()
 PUBLISHED = Path("results")  # committed studies; `crnet publish` alone writes there
 HEADLINE = "table3"  # whose last row is the full model
 EXTENDS = "extends"  # names the study that a study differs from
@@ -38,6 +40,7 @@ def load(files: Iterable[Path] = (), overrides: Mapping[str, Any] | None = None,
     Raises:
         CrnetError: Anything in the files that does not fit; nothing has been run then.
     """
+    require_checkout(root)
     files, overrides = [Path(file) for file in files] or [root / DEFAULT_STUDY], dict(overrides or {})
     if EXTENDS in overrides:
         raise CrnetError(f"{files[-1]}: {EXTENDS}: in --config it does nothing; write it into the file.")
@@ -53,6 +56,15 @@ def load(files: Iterable[Path] = (), overrides: Mapping[str, Any] | None = None,
         return plan
     except CrnetError as error:
         raise CrnetError(f"{where}: {error}") from error
+
+
+def require_checkout(root: Path = ROOT) -> None:
+    """Raise CrnetError where the studies and tables are not at hand that a checkout holds beside the package."""
+    if not (root / TABLES).is_dir():
+        raise CrnetError(
+            f"{root.resolve()}: holds no {TABLES}; crnet is installed here without its studies, tables and workflow: "
+            "start it in the folder of a checkout (git clone), which has them."
+        )
 
 
 def with_bases(file: Path, above: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str, Any]]]:
