@@ -11,7 +11,7 @@ CPU ?=
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: demo test chaos lint format lock clean
+.PHONY: demo test chaos lint format reference lock clean
 
 demo: .venv/ready
 	@$(RUN) snakemake --cores all
@@ -49,6 +49,10 @@ else
 endif
 	@$(PIP) --no-deps --editable .
 	@touch $@
+
+reference: .venv/ready
+	$(RUN) crnet reference > reference.new
+	mv reference.new docs/reference.md
 
 # Exact versions for Python 3.11 and 3.12 on every platform; environment.yml carries the same list for conda.
 lock: .venv/ready

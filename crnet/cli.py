@@ -113,6 +113,14 @@ def list_known(kind: str) -> None:
 
 
 @cli.command()
+def reference() -> None:
+    """Every key of studies and tables, with default, limits and meaning: docs/reference.md."""
+    from crnet.config.reference import reference as written
+
+    click.echo(written(), nl=False)
+
+
+@cli.command()
 @of_study("the demo")
 def status(files: tuple[Path, ...]) -> None:
     """How far a study is, stage by stage, and how long the rest will take; also while it runs.

@@ -143,7 +143,7 @@ def test_ctrl_c_leaves_the_checkout_as_it_was_and_says_how_to_go_on(finished, tm
     (tmp_path / "said.txt").write_text(said, encoding="utf-8")
     assert job.returncode != 0
     assert said.count("the same command goes on from here, and `crnet status` says how far it is") == 1
-    assert "Traceback" not in said
+    assert "Traceback" not in said and "rror" not in said
     changed = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True)
     assert changed.stdout == ""
 
@@ -177,7 +177,7 @@ class TestWhatRunsAgain:
 
     def test_a_label_its_table(self, finished):
         change_table(finished, lambda table: table["rows"][0].update(label="Base"))
-        assert planned(finished) == dict.fromkeys(("job", "table", "classes", "losses", "page"), 1)
+        assert planned(finished) == dict.fromkeys(("job", "table", "classes", "losses", "page", "track"), 1)
 
     def test_a_variant_its_own_jobs(self, finished):
         change_table(finished, lambda table: table["rows"][3]["set"].update(model={"gate_tied": True}))

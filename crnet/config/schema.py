@@ -48,10 +48,17 @@ def distinct_ids(kind: str) -> AfterValidator:
 
 
 class Switches(Strict):
-    """Differences from the study's settings, by section; later ones win: study, then table, then row."""
+    """Differences from the study's settings, by section; later ones win: study, then table, then row.
+
+    Attributes:
+        method: Of ``crnet list methods``; by default ``crnet``.
+        encoder: A role named under the study's ``encoders``; by default ``main``.
+        model: Settings of the method.
+        train, evaluate: Settings of these sections.
+    """
 
     method: Slug | None = None
-    encoder: Slug | None = None  # a role named under the study's ``encoders``
+    encoder: Slug | None = None
     model: Settings = {}
     train: Settings = {}
     evaluate: Settings = {}
@@ -61,6 +68,11 @@ class Row(Strict):
     """One row: its label, its ticks in the printed table, its switches, and the paper's values in percent.
 
     Attributes:
+        id: Names the row in files and claims.
+        label: Names it for readers.
+        ticks: Columns in which it has a tick, or a word.
+        set: Its switches.
+        paper: The paper's values, by shots and metric.
         reported: The paper quotes it from others: printed with the paper's values, never run.
         shots: The shots it is run at, where not at all of the table's.
         absent: For the other shots, why not, in a few words.
@@ -83,7 +95,18 @@ class Row(Strict):
 
 
 class Table(Strict):
-    """One table of the paper, independent of the data it is run on."""
+    """One table of the paper, independent of the data it is run on.
+
+    Attributes:
+        title: Stands above it.
+        source: Where in the paper it stands.
+        benchmark: A name under the study's ``benchmarks``.
+        shots: Supports an episode, a column each.
+        metrics: Columns of each.
+        set: Switches of all rows.
+        rows: In the order of the printed table.
+        notes: Sentences below it.
+    """
 
     title: Sentence
     source: Sentence
@@ -114,6 +137,9 @@ class Benchmark(Strict):
     """Data, folds and test episodes that a table's ``benchmark`` stands for in this study.
 
     Attributes:
+        dataset: ``name`` of ``crnet list datasets``, and its settings.
+        folds: Which of its folds are run.
+        episodes: Settings of the section episodes.
         train: Differences from the study's training, where other data ask for another budget.
     """
 
@@ -124,14 +150,25 @@ class Benchmark(Strict):
 
 
 class ArchiveSettings(Strict):
-    """Where a file is fetched instead of from its official address, and what it must hash to."""
+    """Where a file is fetched instead of from its official address, and what it must hash to.
+
+    Attributes:
+        url: A mirror.
+        checksum: The kind and the hexadecimal digits.
+    """
 
     url: str | None = None
     checksum: Annotated[str, Field(pattern=r"^(md5:[0-9a-f]{32}|sha256:[0-9a-f]{8,64})$")] | None = None
 
 
 class LimitSettings(Strict):
-    """See ``crnet.runtime.limits``; nothing here is part of a run's specification."""
+    """What a job may hold at once; 0: as the run's settings ask. Nothing here is part of a run's specification.
+
+    Attributes:
+        pairs_at_once: Of a batch, whose gradients are added up, and of predictions.
+        photos_at_once: Through the encoder.
+        pool_gib: Encoded test photos that an evaluation keeps, in GiB.
+    """
 
     pairs_at_once: Annotated[int, Field(ge=0, le=256)] = 0
     photos_at_once: Annotated[int, Field(ge=0, le=1024)] = 0
@@ -142,7 +179,12 @@ class LimitSettings(Strict):
 
 
 class Sheet(Strict):
-    """Whose predictions the episode sheet shows, and how many episodes of each fold."""
+    """Whose predictions the episode sheet shows.
+
+    Attributes:
+        table, row: Of which cell.
+        episodes: How many of each fold.
+    """
 
     table: Slug
     row: Slug
@@ -153,6 +195,9 @@ class Folders(Strict):
     """Relative to the folder that ``snakemake`` is started in.
 
     Attributes:
+        archives: Downloads, and files that you put there.
+        extracted: Their content.
+        work: Prepared data, features, weights: bulky, and made again when needed.
         results: What a study's runs write, in a folder of its name. Published results are not there: see
             ``crnet publish``.
     """
@@ -172,17 +217,38 @@ class Folders(Strict):
 
 
 class Study(Strict):
-    """On what data, encoders, sizes, seeds and budget the tables are run."""
+    """On what data, encoders, sizes, seeds and budget the tables are run; after ``extends: FILE``, the differences.
+
+    Attributes:
+        study: Its name, and that of its folder of results.
+        title, caption: Stand above and below every table.
+        orientation_only: The data differ from the paper's: its values are shown for orientation only.
+        tables: Names of ``configs/tables``.
+        benchmarks: What the tables' ``benchmark`` stands for.
+        encoders: Role -> ``name`` of ``crnet list encoders`` or ``package.module:factory``, with its settings; null:
+            rows that ask for it are not run.
+        seeds: Of trainings.
+        shots: Those of the tables that are run; null: all.
+        controls: Methods below every table.
+        methods: Settings of a method in all rows.
+        train, evaluate, finetune: Settings of these sections.
+        device: Where networks run.
+        threads: A job.
+        limits: For small machines.
+        sheet: What the sheet of test episodes shows; null: there is none.
+        archives: By file name: mirrors and checksums.
+        folders: Where things lie.
+    """
 
     study: Slug
     title: Sentence
     caption: Sentence
-    orientation_only: bool  # the data differ from the paper's: its values are shown for orientation only
+    orientation_only: bool
     tables: Annotated[list[Slug], Field(min_length=1)]
     benchmarks: Annotated[dict[Slug, Benchmark], Field(min_length=1)]
-    encoders: Annotated[dict[Slug, Settings | None], Field(min_length=1)]  # null: rows that ask for it are not run
+    encoders: Annotated[dict[Slug, Settings | None], Field(min_length=1)]
     seeds: Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1)]
-    shots: Annotated[list[Shots], Field(min_length=1)] | None = None  # those of the tables that are run; null: all
+    shots: Annotated[list[Shots], Field(min_length=1)] | None = None
     controls: list[Slug] = ["all-foreground", "prototype"]
     methods: dict[Slug, Settings] = {}
     train: Settings = {}

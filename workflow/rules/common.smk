@@ -40,11 +40,23 @@ def labelled(text):
 OF_JOBS = {LogEvent.JOB_INFO, LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.PROGRESS, LogEvent.SHELLCMD}
 
 
+# After Ctrl-C each job that it ended would be reported as an error, with its whole command and log.
+OF_ERRORS = {LogEvent.JOB_ERROR, LogEvent.ERROR}
+INTERRUPTED = []
+
+
 def is_spoken(record):
+    text, event = record.getMessage(), getattr(record, "event", None)
+    if text.startswith("Terminating processes on user request"):
+        INTERRUPTED.append(True)
+    if INTERRUPTED and (
+        event in OF_ERRORS or text.startswith(("RuleException", "CalledProcessError", "WorkflowError"))
+    ):
+        return False
     if workflow.dryrun or workflow.output_settings.verbose or not workflow.local_exec:
         return True
     words = "Select jobs to execute", "Execute ", "Touching output file"
-    return getattr(record, "event", None) not in OF_JOBS and not record.getMessage().startswith(words)
+    return event not in OF_JOBS and not text.startswith(words)
 
 
 def asked_files(workflow):
