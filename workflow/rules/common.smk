@@ -36,9 +36,10 @@ def labelled(text):
     return {"what": text}
 
 
-# Some ten lines a job of Snakemake's own; `crnet job watch` speaks in their place, and `--verbose` brings them back.
+# Some ten lines a job of Snakemake's own, and a list of the rules; `crnet job watch` speaks in their place, and
+# `--verbose` brings them back.
 OF_JOBS = {LogEvent.JOB_INFO, LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.PROGRESS, LogEvent.SHELLCMD}
-
+OF_JOBS |= {LogEvent.RUN_INFO, LogEvent.RESOURCES_INFO}
 
 # After Ctrl-C each job that it ended would be reported as an error, with its whole command and log.
 OF_ERRORS = {LogEvent.JOB_ERROR, LogEvent.ERROR}
