@@ -41,7 +41,7 @@ LIMITS = {
     "void": (0, 255),
     "folds": (2, 1000),
     "val_share": (0.01, 0.99),
-    "split_seed": (0, 2**31 - 1),
+    "split_seed": (0, 2_147_483_647),
     "rule_grid": (1, 128),
     "rule_more_than": (0, 1_000_000),
     "minimum_photos": (2, 1_000_000),
