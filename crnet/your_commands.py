@@ -51,6 +51,23 @@ def of_one_cell(command: Callable) -> Callable:
     return of_one_study(command)
 
 
+@click.command()
+@of_one_cell
+@click.option("--cores", default="all", show_default=True, help="As Snakemake takes it.")
+def quick(files, cores, **named) -> None:
+    """One number of a table: runs only what its cell takes, or tells what is there.
+
+    \b
+    crnet quick --row full --fold 1 --seed 0 --configfile configs/studies/photos.yaml
+    """
+    from crnet.config import study
+    from crnet.yours.places import cell
+    from crnet.yours.quick import quick as run
+
+    plan = study.load(files)
+    click.echo(run(plan, cell(plan, **named), files, cores))
+
+
 def of_trained_network(command: Callable) -> Callable:
     """Options of a command that takes a trained network, of a run or a cell; it gets ``run`` and ``work``."""
 
@@ -201,4 +218,4 @@ def predictions(files, out, threads, device, force, **named) -> None:
     click.echo(write_predictions(plan, cell(plan, **named), out, device, threads, force))
 
 
-COMMANDS = (segment, export, episodes_for_others, score, predictions)
+COMMANDS = (quick, segment, export, episodes_for_others, score, predictions)
