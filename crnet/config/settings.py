@@ -127,7 +127,7 @@ def _fit(value: Any, default: Any, place: str) -> Any:
         fits = isinstance(value, int | float) and abs(value) <= sys.float_info.max
         value = float(value) if fits else value
     elif isinstance(default, list | tuple):
-        fits = isinstance(value, list | tuple) and len(value) > 0
+        fits = isinstance(value, list | tuple) and (len(value) > 0 or not default)
         if fits and default:
             value = [_fit(item, default[0], f"{place}[{i}]") for i, item in enumerate(value)]
     else:
