@@ -1,5 +1,6 @@
 """Photos of one's own: read in whatever form they come, segmented as the evaluation would, written without loss."""
 
+import re
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -67,6 +68,19 @@ def test_three_lines_segment_as_the_evaluation_does(runs, episode):
     assert masks[0].shape == episode["truth"].shape
     assert (masks[0] != episode["truth"]).mean() < 2e-3  # batches of other sizes differ in rounding
     assert (masks[0] == masks[1]).all()
+
+
+def test_the_lines_of_the_readme_work_as_pasted(runs, tmp_path, monkeypatch):
+    section = (study.ROOT / "README.md").read_text(encoding="utf-8").partition("## Yours")[2]
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
+    assert len([line for line in code.splitlines() if line]) == 3
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat.jpg", "a.jpg", "b.jpg"):
+        Image.fromarray(RGB).save(name)
+    Image.fromarray(INSIDE * 255).save("cat.png")
+    names: dict = {}
+    exec(code.replace("results/demo/evaluate/NAME", str(runs["fusion"])), names)
+    assert [mask.shape for mask in names["masks"]] == [(40, 60)] * 2
 
 
 def test_paths_pictures_and_arrays_are_the_same(runs, episode):

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from crnet.data.index import Index
 from crnet.errors import CrnetError
-from crnet.runtime.files import sha256_text, write_json
+from crnet.runtime.files import sha256_file, sha256_text, write_json
 from crnet.yours.places import Place
 
 FORMAT = 1
@@ -63,7 +63,7 @@ def hand_out(places: list[Place], study: str, out: Path, photos: bool = False, f
         "rule": RULE,
         **{"study": study, "table": places[0].table, "shots": places[0].shots},
         "folds": [place.fold for place in places],
-        "episodes_digests": {place.episodes_name: sha256_text(place.episodes_file.read_text(encoding="utf-8"))
+        "episodes_digests": {place.episodes_name: sha256_file(place.episodes_file)
                              for place in places},
         "dataset_digests": sorted({index.digest for _, index, _ in opened}),
     }  # fmt: skip
