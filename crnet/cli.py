@@ -19,6 +19,7 @@ from crnet.runtime import capacity, surroundings
 from crnet.runtime.files import REMEDIES, require_writable, write_csv
 from crnet.runtime.out_of_memory import needs_memory
 from crnet.runtime.preemption import STATUS, Preempted
+from crnet.your_commands import COMMANDS
 
 # Threads that spin while they wait make jobs side by side several times slower; read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -278,4 +279,5 @@ def bench(quick: bool, stages: tuple[str, ...], with_scaling: bool, json: Path |
     run(options, stages, with_scaling, json, markdown)
 
 
-cli.add_command(job)
+for command in (*COMMANDS, job):
+    cli.add_command(command)

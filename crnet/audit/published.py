@@ -72,7 +72,7 @@ def _table_job(folder: Folder, name: str) -> dict:
     }
     for row in job["rows"]:
         for cell in row["cells"]:
-            if why := folder.failed.get(training_of[cell["counts"]]):
+            if why := folder.failed.get(training_of.get(cell["counts"], "")):
                 cell["failed"] = why
     return job
 

@@ -10,9 +10,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from crnet.config.labels import encoder_text, table_name
+from crnet.config.elsewhere import MARK
+from crnet.config.labels import encoder_text, named_with, table_name
 from crnet.config.resolve import Plan
 from crnet.config.schema import Sentence, Shots, Slug, Strict, Table, distinct_ids, load_table, parse
+from crnet.config.settings import component
 from crnet.config.study import Layout, check_command, table_job
 from crnet.config.yaml_files import load_yaml
 from crnet.errors import CrnetError
@@ -130,10 +132,11 @@ def claims_job(plan: Plan, layout: Layout, path: Path) -> dict[str, Any]:
     rows = {name: load_table(folder, name).rows for name in {place.table for place in used}}
     quoted = {(name, row.id) for name in rows for row in rows[name] if row.reported}
     tables = {name: table_job(plan, layout, name) for name in plan.tables}
+    comparisons = [each for table in tables.values() for each in _elsewhere(table)]
+    used |= dict.fromkeys(place for _, *places in comparisons for place in places)
     job = {
         **study.model_dump(include={"study", "title", "caption", "orientation_only"}),
-        # what needs no archive has been made up
-        "generated": any(not layout.archive_names("dataset", spec) for spec in plan.datasets.values()),
+        "generated": any(_generated(spec, layout) for spec in plan.datasets.values()),
         "encoders": {role: encoder_text(spec) for role, spec in study.encoders.items() if spec},
         "margin": claims.margin,
         "places": {
@@ -149,10 +152,44 @@ def claims_job(plan: Plan, layout: Layout, path: Path) -> dict[str, Any]:
                 "bound": claims.bound(claim),
             }
             for claim in claims.claims
-        ],
+        ]
+        + [_comparison(*each) for each in comparisons],
     }
     check_command(str(path), job)
     return job
+
+
+def _generated(spec: dict[str, Any], layout: Layout) -> bool:
+    """What needs no archive, and is nobody's own, has been made up."""
+    own = component("dataset", spec["name"], "dataset").literals.get("OWN", False)
+    return not own and not layout.archive_names("dataset", spec)
+
+
+def _elsewhere(table: dict[str, Any]) -> list[tuple[str, Place, Place]]:
+    """What was predicted elsewhere against each row that is run, at the shots of both: in words, and the two places."""
+    run = [row for row in table["rows"] if not row["control"] and not row.get("elsewhere")]
+    shots = {row["id"]: list(dict.fromkeys(cell["shots"] for cell in row["cells"])) for row in table["rows"]}
+    return [
+        (
+            f"{mine['label']} is above {named_with(row['label'], dict(row['switches']))}",
+            *(Place(table=table["table"], row=each["id"], shots=k) for each in (mine, row)),
+        )
+        for mine in table["rows"]
+        if mine.get("elsewhere")
+        for row in run
+        for k in shots[row["id"]]
+        if k in shots[mine["id"]]
+    ]
+
+
+def _comparison(text: str, first: Place, second: Place) -> dict[str, Any]:
+    """An entry of the job's claims that nobody claims: the paper does not know the method."""
+    return {
+        **{"id": f"{first.row}-{second.row}-{first.table}-{first.shots}-shot", "claim": text},
+        **{"where": f"{table_name(first.table)}, {MARK}", "table": first.table, "shots": str(first.shots)},
+        **{"first": first.key, "second": second.key, "metric": "miou", "direction": "more", "bound": 0.0},
+        **{"at_least": None, "paper": None, "note": "", "elsewhere": True},
+    }
 
 
 def _place_job(place: Place, table: dict[str, Any] | None, quoted: bool) -> dict[str, Any]:

@@ -289,7 +289,7 @@ def _dataset(given: Mapping[str, Any], fold: int, where: str) -> Spec:
     if name is None:
         raise CrnetError(f"{where}.dataset.name: is missing; known data sets: {', '.join(components('dataset'))}.")
     known = component("dataset", name, f"{where}.dataset.name")
-    settings = known.settings(settings, f"{where}.dataset")
+    settings = known.with_content(known.settings(settings, f"{where}.dataset"))
     folds = known.class_names(settings)
     if fold not in folds:
         raise CrnetError(f"{where}.folds: {name} has folds 0 to {len(folds) - 1}, not {fold}.")

@@ -15,7 +15,7 @@ from crnet.data.splits import Splits
 from crnet.errors import CrnetError
 
 PACKAGE = Path(__file__).resolve().parents[1]
-LITERALS = {"SETTINGS", "LIMITS", "TRAINS", "LAYERS", "DEFAULT_LAYERS", "ARCHIVES"}
+LITERALS = {"SETTINGS", "LIMITS", "TRAINS", "LAYERS", "DEFAULT_LAYERS", "ARCHIVES", "OWN"}
 KINDS = {"method": "methods", "encoder": "encoders", "dataset": "data/sets"}  # kind -> folder
 
 
@@ -48,6 +48,12 @@ class Component:
     def class_names(self, given: Mapping[str, Any]) -> dict[int, list[str]]:
         """Of a data set with the settings ``given``: names of each fold's test classes."""
         return self.splits(given).test_names()
+
+    def with_content(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Of a data set that is your own: with the digest of its files as they are now, unless it is given."""
+        if settings.get("content") != "":
+            return settings
+        return {**settings, "content": importlib.import_module(self.module).content(settings)}
 
     def settings(self, given: Mapping[str, Any], where: str) -> dict[str, Any]:
         """Defaults completed by ``given``; raises CrnetError on an unknown key or a value that does not fit."""
@@ -121,7 +127,7 @@ def _fit(value: Any, default: Any, place: str) -> Any:
         fits = isinstance(value, int | float) and abs(value) <= sys.float_info.max
         value = float(value) if fits else value
     elif isinstance(default, list | tuple):
-        fits = isinstance(value, list | tuple) and len(value) > 0
+        fits = isinstance(value, list | tuple) and (len(value) > 0 or not default)
         if fits and default:
             value = [_fit(item, default[0], f"{place}[{i}]") for i, item in enumerate(value)]
     else:

@@ -7,7 +7,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from crnet.config import resolve, sources
+from crnet.config import elsewhere, resolve, sources
 from crnet.config.labels import control_label, encoder_text, run_labels, switches
 from crnet.config.resolve import Cell, Plan
 from crnet.config.schema import Study, parse
@@ -269,6 +269,7 @@ def table_job(plan: Plan, layout: Layout, name: str) -> dict[str, Any]:
         }
         for row in table.rows
     ]
+    others = elsewhere.rows(plan, layout.results, name, _episodes(plan, name))
     quoted_nowhere = {"switches": [], "control": True, "reported": False, "absent": {}, "paper": {}}
     for control in study.controls:
         rows.append({"id": control, "label": control_label(control), **quoted_nowhere})
@@ -281,9 +282,11 @@ def table_job(plan: Plan, layout: Layout, name: str) -> dict[str, Any]:
             for cell in plan.cells
             if (cell.table, cell.row) == (name, row["id"])
         ]
+    rows[len(table.rows) : len(table.rows)] = others
     return {
         **study.model_dump(include={"study", "caption", "orientation_only"}),
-        **table.model_dump(include={"title", "source", "notes", "shots", "metrics"}),
+        **table.model_dump(include={"title", "source", "shots", "metrics"}),
+        "notes": [*table.notes, *elsewhere.note(others)],
         "table": name,
         "folds": list(benchmark.folds),
         "study_title": study.title,
@@ -291,6 +294,15 @@ def table_job(plan: Plan, layout: Layout, name: str) -> dict[str, Any]:
         "dataset_folds": len(splits.folds),
         "encoders": {role: encoder_text(spec) for role, spec in study.encoders.items() if spec and role in roles},
         "rows": rows,
+    }
+
+
+def _episodes(plan: Plan, table: str) -> dict[tuple[int, int], str]:
+    """(shots, fold) -> name of the test episodes, of all that a table runs."""
+    return {
+        (cell.shots, cell.fold): resolve.episodes_name(resolve.episodes_spec(plan.evaluations[cell.evaluation]))
+        for cell in plan.cells
+        if cell.table == table
     }
 
 

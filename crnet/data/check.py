@@ -34,6 +34,8 @@ def check(spec: dict, prepared: Path, archives: Path, extracted: Path) -> Checke
     ready = (prepared / "dataset.json").is_file()
     from_archives = hasattr(dataset, "check")
     source = archives if getattr(dataset, "IN_PLACE", ()) else extracted
+    if hasattr(dataset, "source"):  # one that is your own
+        source = dataset.source(settings)
     result = Checked(prepared.name, prepared if ready or not from_archives else source)
     try:
         if ready:

@@ -179,9 +179,14 @@ class Finetuner:
             total += weighed(step, share).loss.item()
         return total
 
-    @torch.no_grad()
     def predict(self, episode: Episode, fuse: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
         """The query's foreground (H, W) from the first support, and averaged over the supports if ``fuse``."""
+        first, every = self.probabilities(episode, fuse)
+        return foreground(first), None if every is None else foreground(every)
+
+    @torch.no_grad()
+    def probabilities(self, episode: Episode, fuse: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Likewise the probabilities (2, H, W)."""
         predictor = self.predictor
         photos = episode.supports[: predictor.settings["shots"] if fuse else 1]
         first, every = [], []
@@ -190,8 +195,7 @@ class Finetuner:
             probabilities = [predictor.at_own_size(each, episode.query).softmax(0) for each in logits]
             first.append(probabilities[0])
             every += probabilities
-        fused = foreground(torch.stack(every).mean(0)) if fuse else None
-        return foreground(torch.stack(first).mean(0)), fused
+        return torch.stack(first).mean(0), torch.stack(every).mean(0) if fuse else None
 
     def _logits(self, episode: Episode, photos: tuple[str, ...], scale: float) -> Tensor:
         """Query logits (k, 2, h, w), one for each support."""

@@ -47,6 +47,7 @@ class Predictor:
 
     Args:
         spec: As ``crnet.config.resolve`` makes it: train, evaluate.
+        data: Folder of the prepared data set, or what reads photos and masks as its ``Index`` does.
         weights: ``model.safetensors`` of the training; None for methods that have none.
         features: Folders of stores of test photos, one for each scale that shall be read instead of encoded.
         limits: What it may hold at once.
@@ -58,7 +59,7 @@ class Predictor:
     def __init__(
         self,
         spec: dict,
-        data: Path,
+        data: Path | Index,
         encoder: Path | None,
         weights: Path | None,
         device: str,
@@ -67,7 +68,7 @@ class Predictor:
     ):
         self.settings, train = spec["evaluate"], spec["train"]
         self.device = torch.device(device)
-        self.index = Index.load(data)
+        self.index = data if isinstance(data, Index) else Index.load(data)
         self.limits, self.together = limits, limits.pairs(EPISODES_TOGETHER)
         precision = self.settings["precision"]
         self.encoder = FrozenEncoder(train["encoder"], encoder, self.device, precision, limits.photos_at_once)
@@ -79,9 +80,14 @@ class Predictor:
         self.maps = Pool(self.encode, limits.pool_bytes)
         self.embedded = Pool(self._encode_and_embed, limits.pool_bytes)
 
-    @torch.no_grad()
     def fused(self, episodes: list[Episode]) -> Iterator[Prediction]:
-        """Softmax probabilities, averaged over supports and scales at the photo's own size (paper 6, Tables 3, 4)."""
+        """Foreground by ``probabilities``."""
+        for episode, probability in self.probabilities(episodes):
+            yield Prediction(episode, foreground(probability))
+
+    @torch.no_grad()
+    def probabilities(self, episodes: list[Episode]) -> Iterator[tuple[Episode, Tensor]]:
+        """Softmax (2, H, W), averaged over supports and scales at the photo's own size (paper 6, Tables 3, 4)."""
         for start in range(0, len(episodes), self.together):
             chunk = episodes[start : start + self.together]
             logits: list[list[Tensor]] = [[] for _ in chunk]
@@ -91,8 +97,7 @@ class Predictor:
                     for queries, query in zip(logits, self._logits(chunk, scale, shot), strict=True):
                         queries.append(query)
             for episode, queries in zip(chunk, logits, strict=True):
-                probability = torch.stack([self.at_own_size(q, episode.query).softmax(0) for q in queries]).mean(0)
-                yield Prediction(episode, foreground(probability))
+                yield episode, torch.stack([self.at_own_size(q, episode.query).softmax(0) for q in queries]).mean(0)
 
     def _logits(self, chunk: list[Episode], scale: float, shot: int) -> Iterator[Tensor]:
         """Query logits (2, h, w) of each episode, predicted in batches."""

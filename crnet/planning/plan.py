@@ -239,7 +239,8 @@ def _data_lines(plan: Plan, layout: Layout, data: Sequence[DataSet]) -> list[str
         if is_verified(archive, path.parent, Path(layout.verified(archive.name))):
             state = "verified"
         rows.append(("archive     ", archive.name, amount(archive_bytes(archive, path)), state))
-    return lines + (_aligned(rows, (0, 1, 3)) if rows else _line("archives", "none: everything is generated"))
+    none = "everything is generated" if all(each.generated for each in data) else "nothing to download"
+    return lines + (_aligned(rows, (0, 1, 3)) if rows else _line("archives", f"none: {none}"))
 
 
 def _source_lines(plan: Plan, layout: Layout) -> list[str]:

@@ -51,6 +51,7 @@ NOT_RUN, NOT_TESTABLE = "not run", "not testable"
 VERDICTS = (SUPPORTED, CONTRADICTED, UNDECIDED, NOT_RUN, NOT_TESTABLE)
 HEADLINE, OTHER = VOIDS
 UNTESTED = "Claims without a value here"
+ELSEWHERE = "Predicted elsewhere, in pairs with the rows run here"
 METHODS = "How the verdicts are reached"
 ONE_SEED = "One training seed: the intervals cover the choice of photos, not training again, which may turn a verdict."
 
@@ -175,12 +176,14 @@ def render_markdown(job: Mapping[str, Any], results: Sequence[Judged]) -> str:
         parts.append(
             "**The data differ from the paper's: verdicts are about these data, its sizes are for orientation.**"
         )
-    parts.append(summary(results))
+    claims, comparisons = ([r for r in results if bool(r.claim.get("elsewhere")) == wanted] for wanted in (False, True))
+    parts.append(summary(claims))
     if any(result.seeds == 1 for result in results):
         parts.append(ONE_SEED)
     parts += encoder_sentence(job)
-    tested, others = ([result for result in results if bool(result.difference) == wanted] for wanted in (True, False))
+    tested, others = ([result for result in claims if bool(result.difference) == wanted] for wanted in (True, False))
     grids = [_grid(tested)] if tested else []
+    grids += [f"## {ELSEWHERE}", _grid(comparisons)] if comparisons else []
     grids += [f"## {UNTESTED}", _grid(others)] if others else []
     return "\n\n".join([*parts, *grids, f"## {METHODS}", *caption(job, results)]) + "\n"
 

@@ -47,6 +47,8 @@ def plot_claims(job: dict[str, Any], claims_csv: Path, out_prefix: Path) -> None
     ids = [claim["id"] for claim in job["claims"]]
     if [line.get("id") for line in lines] != ids or set(HEADER) - set(lines[0]):
         raise CrnetError(f"{claims_csv} does not hold the claims of study {job['study']}: render the claims first.")
+    # What was predicted elsewhere is no claim of the paper's.
+    lines = [line for line, claim in zip(lines, job["claims"], strict=True) if not claim.get("elsewhere")]
     tested = [line for line in lines if line["estimate"]]
     groups = [(table, list(own)) for table, own in groupby(tested, key=lambda line: line["table"])]
     rows = len(tested) + len(groups)

@@ -80,7 +80,7 @@ def mark(job: dict, plan: Plan, layout: Layout, failed: dict[str, str]) -> dict:
     training_of = {layout.counts_of(c): training_name(plan.evaluations[c.evaluation]["train"]) for c in plan.cells}
     for row in job["rows"]:
         for cell in row["cells"]:
-            if why := failed.get(training_of[cell["counts"]]):
+            if why := failed.get(training_of.get(cell["counts"], "")):
                 cell["failed"] = why
     return job
 

@@ -13,6 +13,15 @@ def words(path: Path) -> list[str]:
 
     Raises CrnetError if the file is absent, cannot be read or is in another encoding.
     """
+    return _text(path).split()
+
+
+def lines(path: Path) -> list[str]:
+    """Its lines that are not blank, without blanks at their ends: names may hold some. Raises CrnetError likewise."""
+    return [line.strip() for line in _text(path).splitlines() if line.strip()]
+
+
+def _text(path: Path) -> str:
     where = f"the list {path}"
     try:
         content = path.read_bytes()
@@ -25,4 +34,4 @@ def words(path: Path) -> list[str]:
             raise ValueError("it has null bytes")
     except ValueError as error:
         raise Finding(where, f"is no text in UTF-8 ({reason(error)})", "save it as plain text in UTF-8") from error
-    return text.split()
+    return text

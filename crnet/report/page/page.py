@@ -100,6 +100,8 @@ def _missing(job: Mapping[str, Any], what: str, results: Path, file: str) -> lis
 def _how(job: Mapping[str, Any], results: Path, file: str) -> str:
     """The study's command for one file, if Snakemake is what it calls; the target first, as options take many."""
     command = job["command"]
+    if Path(job["results"]).is_absolute():  # of one machine, and not a page's to name
+        return "A run of the study makes it."
     if command.startswith("snakemake "):
         command = command.replace("snakemake", f"snakemake {job['results']}/{file}", 1)
     return f"`{command}` makes it."

@@ -105,12 +105,18 @@ def row_label(row: dict[str, Any]) -> str:
 
 
 def groups(job: dict[str, Any], quoted: bool) -> list[tuple[str, list[dict]]]:
-    """Rows below their headings: what the paper quotes, if wanted, what was run, controls. Without quotes, run rows
-    have none."""
+    """Rows below their headings: what the paper quotes, if wanted, what was run here, what another program predicted,
+    controls. Run rows have a heading only beside the first or third."""
     reported = [row for row in job["rows"] if row.get("reported")] if quoted else []
-    run = [row for row in job["rows"] if not row["control"] and not row.get("reported")]
+    run = [row for row in job["rows"] if not (row["control"] or row.get("reported") or row.get("elsewhere"))]
+    elsewhere = [row for row in job["rows"] if row.get("elsewhere")]
     controls = [row for row in job["rows"] if row["control"]]
-    named = [(REPORTED.capitalize(), reported), ("Run here" if reported else "", run), ("Controls", controls)]
+    named = [
+        (REPORTED.capitalize(), reported),
+        ("Run here" if reported or elsewhere else "", run),
+        ("Predicted elsewhere", elsewhere),
+        ("Controls", controls),
+    ]
     return [(heading, rows) for heading, rows in named if rows]
 
 

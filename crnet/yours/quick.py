@@ -1,0 +1,44 @@
+"""``crnet quick``: one number of a table, and only the jobs that it takes."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from crnet.config import labels, study
+from crnet.config.resolve import Cell, Plan
+from crnet.config.study import Layout
+from crnet.errors import CrnetError
+from crnet.metrics.intervals import interval, read_fold
+
+
+def quick(plan: Plan, cell: Cell, files: Sequence[Path], cores: str = "all", root: Path = study.ROOT) -> str:
+    """Let Snakemake make the counts of a cell, unless they are here, and say what they come to.
+
+    Args:
+        files: Those of the study, as Snakemake takes them; none for the demo.
+
+    Raises:
+        CrnetError: Snakemake did not make them; its own words are on the terminal.
+    """
+    counts = Path(Layout(plan).counts_of(cell))
+    if not counts.is_file():
+        command = [sys.executable, "-m", "snakemake", str(counts), "--cores", cores, "--snakefile", root / "Snakefile"]
+        command += ["--configfile", *files] if files else []
+        if subprocess.run(command, check=False).returncode or not counts.is_file():
+            raise CrnetError(f"{counts}: was not made; see above, then call again: what was finished is kept.")
+    return describe(plan, cell, counts)
+
+
+def describe(plan: Plan, cell: Cell, counts: Path) -> str:
+    """The cell in a line for each metric, both void conventions."""
+    part = read_fold(cell.fold, {cell.seed: counts})
+    place = f"{labels.table_name(cell.table)}, {cell.row}, fold {cell.fold}, seed {cell.seed}, {cell.shots}-shot"
+    lines = [f"{plan.study.study}: {place}, {len(part.classes)} episodes ({counts})"]
+    for metric, name in (("miou", "mIoU"), ("fbiou", "FB-IoU")):
+        values = []
+        for void, how in (("background", "void as background"), ("ignore", "void ignored")):
+            value, low, high = (100 * x for x in interval([part], metric, void))
+            values.append(f"{value:.1f} [{low:.1f}, {high:.1f}] with {how}")
+        lines.append(f"{name:<7} {', '.join(values)}")
+    return "\n".join([*lines, "One fold and one training seed: the intervals cover the choice of photos only."])

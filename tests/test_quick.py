@@ -1,0 +1,52 @@
+"""One number of a table without the rest."""
+
+from pathlib import Path
+
+import own_study
+import pytest
+import yaml
+from click.testing import CliRunner
+from snake import copy_workflow
+
+from crnet.cli import cli
+from crnet.config import study
+from crnet.errors import CrnetError
+from crnet.runtime.files import read_csv
+from crnet.yours import quick
+from crnet.yours.places import cell
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_a_number_that_is_there_is_told_without_a_job_and_is_the_table_s(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(quick.subprocess, "run", lambda *given, **how: pytest.fail("ran something"))
+    words = ["quick", "--study", "demo", "--row", "full", "--fold", "1", "--seed", "0"]
+    done = CliRunner().invoke(cli, words, catch_exceptions=False)
+    wanted = {"row": "full", "fold": "1", "metric": "miou", "void": "background"}
+    [line] = [line for line in read_csv("results/demo/tables/table3.csv") if line | wanted == line]
+    value, low, high = (f"{float(line[key]):.1f}" for key in ("value", "low", "high"))
+    assert "demo: Table 3, full, fold 1, seed 0, 1-shot, 200 episodes" in done.output
+    assert f"mIoU    {value} [{low}, {high}] with void as background" in done.output
+
+
+def test_a_number_that_is_not_there_asks_for_its_counts_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(copy_workflow(tmp_path))
+    content = {**own_study.STUDY, "tables": ["table3"], "encoders": {"main": {"name": "small", "steps": 2, "images": 8,
+               "size": 48, "batch": 4}}}  # fmt: skip
+    Path("study.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    words = ["quick", "--configfile", "study.yaml", "--row", "all-foreground", "--fold", "1"]
+    done = CliRunner().invoke(cli, words, catch_exceptions=False)
+    assert done.exit_code == 0 and "own: Table 3, all-foreground, fold 1" in done.output
+    plan = study.load([Path("study.yaml")])
+    chosen = cell(plan, None, "all-foreground", None, 1, None)
+    assert [path.name for path in Path("results/own/evaluate").iterdir()] == [chosen.evaluation]
+    assert not Path("work/train").exists()
+
+
+def test_a_failure_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(quick.subprocess, "run", lambda *given, **how: type("Done", (), {"returncode": 1}))
+    plan = study.load([])
+    with pytest.raises(CrnetError, match=r"counts.csv: was not made; see above, then call again"):
+        quick.quick(plan, cell(plan, None, None, None, None, None), [])
