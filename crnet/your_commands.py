@@ -102,7 +102,7 @@ def of_trained_network(command: Callable) -> Callable:
 @click.option("--strategy", type=click.Choice(["fusion", "finetune", "finetune-fusion"]), help="[default: the run's]")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Of finetuning. [default: what trials chose]")
 @click.option("--steps", type=click.IntRange(1), help="Likewise.")
-@click.option("--encoder", type=PATH, help="The encoder's weights, where an exported folder does not bring them.")
+@click.option("--encoder", help="The encoder's weights, or module:factory, where an exported folder lacks them.")
 @click.option("--threads", type=click.IntRange(1), default=capacity.cores(), show_default=True)
 @device_option
 @force_option

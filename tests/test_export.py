@@ -14,7 +14,7 @@ import crnet
 from crnet.cli import cli
 from crnet.data import transforms
 from crnet.errors import CrnetError
-from crnet.runtime.files import read_json
+from crnet.runtime.files import read_json, write_json
 from crnet.yours import export as exporting
 from crnet.yours.export import export
 from crnet.yours.load import find
@@ -87,6 +87,25 @@ def test_an_encoder_of_others_travels_only_if_asked_and_is_asked_for(run, tmp_pa
     save_file({k: v + 1 for k, v in load_file(tmp_path / "with/encoder.safetensors").items()}, other)
     with pytest.raises(CrnetError, match=r"is not the encoder that .* was scored with"):
         crnet.load(tmp_path / "without", encoder=other)
+
+
+def test_a_folder_of_a_stranger_runs_no_code_and_is_refused_in_a_sentence(model, tmp_path):
+    def changed(name: str, **train) -> Path:
+        shutil.copytree(model, tmp_path / name)
+        about = read_json(model / "model.json")
+        about["spec"]["train"] |= train
+        write_json(tmp_path / name / "model.json", about)
+        return tmp_path / name
+
+    encoder = {"name": "os:getcwd", "rev": 1}
+    with pytest.raises(CrnetError, match=r"asks for the encoder os:getcwd, code on PYTHONPATH .* if you trust it"):
+        crnet.load(changed("code", encoder=encoder))
+    for name, change in (("method", {"method": "nosuch"}), ("model", {"model": {}})):
+        with pytest.raises(CrnetError, match=r"does not describe a network of this crnet .* with the version 0"):
+            crnet.load(changed(name, **change))
+    write_json(tmp_path / "model/model.json", {"spec": 3})
+    with pytest.raises(CrnetError, match="describes no network"):
+        crnet.load(tmp_path / "model")
 
 
 def test_nothing_is_overwritten_and_an_exported_folder_is_segmented_with(run, model, tmp_path, monkeypatch):

@@ -39,14 +39,21 @@ def load(
     Args:
         run: ``results/<study>/evaluate/<name>``, or a folder that ``crnet export`` wrote.
         work: Where weights and encoder of a study's run lie; by default ``work`` beside ``results``.
-        encoder: The encoder's weights, where the folder does not bring them.
+        encoder: The encoder's weights, where the folder does not bring them; or ``package.module:factory``, where it
+            names that one: no module of yours is imported because a file says so.
         device: "cpu" or "cuda".
 
     Raises:
         CrnetError: No such run, or its weights or encoder are not here or are not those that it was scored with.
     """
     found = find(Path(run), None if work is None else Path(work), None if encoder is None else Path(encoder))
-    model = Model(found.spec, found.encoder, found.weights, found.choice, device, threads)
+    try:
+        model = Model(found.spec, found.encoder, found.weights, found.choice, device, threads)
+    except (KeyError, TypeError, ImportError) as error:  # a specification of another version, or made up
+        made = found.report.get("crnet", "that made it")
+        raise CrnetError(
+            f"{run}: does not describe a network of this crnet ({error!r}); load it with the version {made}."
+        ) from error
     if model.predictor.encoder.digest != found.encoder_digest:
         name = found.spec["train"]["encoder"]["name"]
         raise CrnetError(f"{found.encoder or name}: is not the encoder that {run} was scored with; bring that one.")
@@ -84,13 +91,21 @@ def _of_study(run: Path, work: Path | None, encoder: Path | None) -> Files:
 
 def _exported(run: Path, encoder: Path | None) -> Files:
     about = read_mapping(run / EXPORTED)
-    brings = (run / ENCODER).is_file()
-    if encoder is None and ":" not in about["spec"]["train"]["encoder"]["name"]:
+    try:
+        train = about["spec"]["train"]
+        name = str(train["encoder"]["name"])
+    except (KeyError, TypeError) as error:
+        raise DamagedFile(run / EXPORTED, f"describes no network ({error!r})") from error
+    if ":" in name:
+        if str(encoder) != name:
+            what = "code on PYTHONPATH that is run when it is loaded"
+            raise CrnetError(f"{run}: asks for the encoder {name}, {what}; if you trust it, give {name!r} as encoder.")
+        encoder = None
+    elif encoder is None:
         encoder = run / ENCODER
-        if not brings:
-            name = about["spec"]["train"]["encoder"]["name"]
+        if not encoder.is_file():
             raise CrnetError(f"{run}: does not bring the encoder {name}; give its weights, a .safetensors, as encoder.")
-    weights = run / WEIGHTS if "train" in about["spec"]["train"] else None
+    weights = run / WEIGHTS if "train" in train else None
     return _files(run / EXPORTED, about, encoder, weights)
 
 
