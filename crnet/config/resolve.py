@@ -19,13 +19,12 @@ from crnet.config.defaults import (
     scaled,
 )
 from crnet.config.schema import Row, Study, Switches, Table, load_table
-from crnet.config.settings import check, component, components
+from crnet.config.settings import FACTORY, check, component, components
 from crnet.errors import CrnetError
 from crnet.runtime.files import canonical, sha256_text
 
 Spec = dict[str, Any]
 DEFAULT_METHOD = "crnet"
-FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,12 @@ class Plan:
 
 
 def name_of(slug: str, spec: Spec) -> str:
-    return f"{slug}-{sha256_text(canonical(spec))[:8]}"
+    return f"{for_paths(slug)}-{sha256_text(canonical(spec))[:8]}"
+
+
+def for_paths(name: str) -> str:
+    """A name as it stands in paths: ``package.module:function`` has characters that do not belong there."""
+    return re.sub(r"[^\w-]+", "-", name, flags=re.ASCII)
 
 
 def dataset_name(spec: Spec) -> str:

@@ -3,6 +3,8 @@
 import ast
 import difflib
 import importlib
+import importlib.util
+import re
 import sys
 import unicodedata
 from collections.abc import Mapping
@@ -16,6 +18,8 @@ from crnet.errors import CrnetError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 LITERALS = {"SETTINGS", "LIMITS", "TRAINS", "LAYERS", "DEFAULT_LAYERS", "ARCHIVES", "OWN"}
+# A component from outside the package: what stands behind the colon is the function that makes it.
+FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 KINDS = {"method": "methods", "encoder": "encoders", "dataset": "data/sets"}  # kind -> folder
 
 
@@ -24,7 +28,7 @@ class Component:
     """A method, encoder or data set: one file whose literals say what may be set.
 
     Attributes:
-        name: File name with ``-`` for ``_``; how studies and tables call it.
+        name: File name with ``-`` for ``_``; how studies and tables call it. Or ``package.module:function``.
         literals: Those of the names in ``LITERALS`` that the file assigns.
     """
 
@@ -35,6 +39,8 @@ class Component:
 
     @property
     def module(self) -> str:
+        if ":" in self.name:
+            return self.name.split(":")[0]
         return f"crnet.{KINDS[self.kind].replace('/', '.')}.{self.path.stem}"
 
     def splits(self, given: Mapping[str, Any]) -> Splits:
@@ -86,11 +92,43 @@ def components(kind: str) -> dict[str, Component]:
 
 
 def component(kind: str, name: str, where: str) -> Component:
-    """The component called ``name``; raises CrnetError that lists the known ones."""
+    """The component called ``name``; raises CrnetError that lists the known ones, or says what an outside one lacks."""
+    if kind != "encoder" and isinstance(name, str) and FACTORY.fullmatch(name):
+        return _from_outside(kind, name, where)
     known = components(kind)
     if not isinstance(name, str) or name not in known:
         raise CrnetError(f"{where}: unknown {kind} {name!r}{_nearest(name, known)}; known: {', '.join(known)}.")
     return known[name]
+
+
+def _from_outside(kind: str, name: str, where: str) -> Component:
+    """A method's or data set's file that is no part of the package, found as Python finds its module."""
+    path = module_file(name)
+    if path is None:
+        raise CrnetError(f"{where}: no module of {kind} {name!r} is found; put its folder on PYTHONPATH.")
+    try:
+        literals = read_literals(path)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise CrnetError(
+            f"{where}: {path}, the file of {kind} {name!r}, cannot be read as Python ({error})."
+        ) from error
+    if "SETTINGS" not in literals:
+        raise CrnetError(f"{where}: {path}, the file of {kind} {name!r}, declares no SETTINGS; see README.md.")
+    return Component(kind, name, path, literals)
+
+
+def module_file(name: str) -> Path | None:
+    """Where the module of ``package.module:function`` lies; not imported, as its package would be with it."""
+    top, *rest = name.split(":")[0].split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):  # as __main__, which has no file
+        return None
+    if spec is None or spec.origin is None:
+        return None
+    places = [Path(folder).joinpath(*rest) for folder in spec.submodule_search_locations or ()]
+    files = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")] if rest else []
+    return next(filter(Path.is_file, files if rest else [Path(spec.origin)]), None)
 
 
 def check(given: Mapping[str, Any], defaults: Mapping[str, Any], limits: Mapping[str, Any], where: str) -> dict:

@@ -5,7 +5,6 @@ Nothing is run again for it; the plan, the page and the audit say where it diffe
 
 import ast
 import hashlib
-import importlib.util
 import io
 import tokenize
 from collections import Counter
@@ -14,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from crnet.config.settings import PACKAGE, component, components
+from crnet.config.settings import PACKAGE, component, components, module_file
 
 KINDS = ("method", "encoder")
 FOLLOWED = ("model", "methods", "encoders")  # rooms whose files count with the method or encoder that imports them
@@ -74,9 +73,7 @@ def digest(kind: str, name: str) -> str:
 
     Comments, docstrings, blank lines and blanks at line ends do not count. Nothing is imported.
     """
-    path = (
-        _factory_file(name) if ":" in name else component(kind, name, kind).path if name in components(kind) else None
-    )
+    path = module_file(name) if ":" in name else component(kind, name, kind).path if name in components(kind) else None
     if path is None:
         return ""
     sha = hashlib.sha256()
@@ -124,17 +121,3 @@ def _imported(path: Path) -> Iterator[Path]:
             file = PACKAGE.joinpath(*rest).with_suffix(".py") if package == "crnet" and len(rest) > 1 else None
             if file is not None and rest[0] in FOLLOWED and file.is_file():
                 yield file
-
-
-def _factory_file(name: str) -> Path | None:
-    """Where the module of ``package.module:factory`` lies; not imported, as its package would be with it."""
-    top, *rest = name.split(":")[0].split(".")
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):  # as __main__, which has no file
-        return None
-    if spec is None or spec.origin is None:
-        return None
-    places = [Path(folder).joinpath(*rest) for folder in spec.submodule_search_locations or ()]
-    files = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")] if rest else []
-    return next(filter(Path.is_file, files if rest else [Path(spec.origin)]), None)

@@ -201,7 +201,7 @@ class Layout:
         return "-" + sha256_text(canonical(other))[:8] if other else ""
 
     def extracted(self, spec: dict) -> str:
-        return f"{self.extracted_root}/{spec['name']}{self._checksums(spec)}"
+        return f"{self.extracted_root}/{resolve.for_paths(spec['name'])}{self._checksums(spec)}"
 
     def data(self, spec: dict) -> str:
         return f"{self.work}/data/{resolve.dataset_name(spec)}{self._checksums(spec)}"

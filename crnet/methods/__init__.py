@@ -109,10 +109,19 @@ class Method(nn.Module):
 def build(name: str, channels: tuple[int, ...], settings: dict) -> Method:
     """The method called ``name`` for an encoder with these channels; the name was checked when the study was read.
 
+    Args:
+        name: Of a file of this folder, or ``package.module:function`` with what ``build`` is in such a file.
+
     Raises:
-        CrnetError: Its ``mean_over`` is none of the three.
+        CrnetError: It comes from outside and cannot be imported, or its ``mean_over`` is none of the three.
     """
-    method = importlib.import_module(f"crnet.methods.{name.replace('-', '_')}").build(channels, settings)
+    own = f"crnet.methods.{name.replace('-', '_')}:build"
+    module, _, function = (name if ":" in name else own).partition(":")
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise CrnetError(f"method {name}: cannot be imported ({error}); put its folder on PYTHONPATH.") from error
+    method = make(channels, settings)
     if method.mean_over not in (PIXELS, PAIRS, SHARE):
         raise CrnetError(
             f"method {name}: mean_over is {method.mean_over!r}; its losses are means over pixels or pairs."

@@ -10,8 +10,9 @@ def opened(spec: dict) -> tuple[ModuleType, dict]:
     A file declares ``SETTINGS``, ``splits(settings)`` and ``prepare(archives, extracted, out, settings)``, whose
     arguments are those of ``crnet.data.prepare``; with archives also ``ARCHIVES``, of which those in ``IN_PLACE`` are
     read where they are and not extracted, and ``check(archives, extracted, settings, report)``, which reports all that
-    ``prepare`` would stop at.
+    ``prepare`` would stop at. The name of one from outside the package is ``package.module:prepare``.
     """
     given = {key: value for key, value in spec.items() if key != "name"}
-    file = importlib.import_module(f"crnet.data.sets.{spec['name'].replace('-', '_')}")
+    module, outside, _ = spec["name"].partition(":")
+    file = importlib.import_module(module if outside else f"crnet.data.sets.{module.replace('-', '_')}")
     return file, {**file.SETTINGS, **given}
