@@ -71,7 +71,7 @@ def quick(files, cores, **named) -> None:
 def of_trained_network(command: Callable) -> Callable:
     """Options of a command that takes a trained network, of a run or a cell; it gets ``run`` and ``work``."""
 
-    @click.option("--run", "run", type=PATH, help="results/<study>/evaluate/<run>, or what `crnet export` wrote.")
+    @click.option("--run", "run", type=PATH, help="out/<study>/evaluate/<run>, or what `crnet export` wrote.")
     @click.option("--work", type=PATH, help="Where weights and encoder lie. [default: work beside results]")
     @of_one_cell
     @wraps(command)
@@ -110,7 +110,7 @@ def segment(run, work, supports, first, more, out, probability, force, encoder, 
     """Segment photos of your own: what the supports' masks mark is found in each query.
 
     \b
-    crnet segment --run results/demo/evaluate/NAME --support cat.jpg:cat.png --query a.jpg b.jpg --out masks
+    crnet segment --run out/demo/evaluate/NAME --support cat.jpg:cat.png --query a.jpg b.jpg --out masks
     crnet segment --table table3 --row full --fold 0 --support cat.jpg:cat.png --query photos/*.jpg --out masks
     """
     from crnet.yours.load import load
@@ -132,7 +132,7 @@ def export(run, work, out, with_encoder, program, force) -> None:
     """Write a trained network as one folder that `crnet.load` and `crnet segment --run` take on any machine.
 
     \b
-    crnet export --run results/demo/evaluate/NAME --out model
+    crnet export --run out/demo/evaluate/NAME --out model
     """
     from crnet.yours.export import export as run_export
 

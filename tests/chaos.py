@@ -240,7 +240,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {
         file.as_posix(): "" if file.parts[0].startswith(("logs", "mlflow.db")) else _digest(folder / file)
         for file in files
-        if file.parts[0] != ".snakemake"
+        if file.parts[0] not in (".snakemake", "mlruns")  # a run's artifacts lie under an id that MLflow draws
     }
 
 

@@ -66,8 +66,8 @@ def test_own_predictions_are_counted_to_the_last_pixel_as_the_run_was(at):
     row = elsewhere.row_id("Again")
     for name, fold in (("full", 0), ("full", 1)):
         [cell] = [c for c in at.cells if (c.table, c.row, c.fold) == ("table3", name, fold)]
-        mine = elsewhere.folder("results/own", row, "table3", 1, fold, 0) / "counts.csv"
-        assert mine.read_bytes() == Path(f"results/own/evaluate/{cell.evaluation}/counts.csv").read_bytes()
+        mine = elsewhere.folder("out/own", row, "table3", 1, fold, 0) / "counts.csv"
+        assert mine.read_bytes() == Path(f"out/own/evaluate/{cell.evaluation}/counts.csv").read_bytes()
 
 
 @pytest.mark.parametrize(("row", "file"), [("full-finetune", "counts"), ("full-finetune-fusion", "counts-fusion")])
@@ -77,8 +77,8 @@ def test_a_finetuned_run_is_written_as_it_was_counted(at, row, file):
     assert "3 of them with the counts that are stored" in text
     crnet("score", *place, "--predictions", "masks", "--label", "Tuned", "--no-render")
     [cell] = [c for c in at.cells if (c.table, c.row, c.shots) == ("table4", row, 5)]
-    mine = read_csv(elsewhere.folder("results/own", elsewhere.row_id("Tuned"), "table4", 5, 0, 0) / "counts.csv")
-    theirs = read_csv(f"results/own/evaluate/{cell.evaluation}/{file}.csv")
+    mine = read_csv(elsewhere.folder("out/own", elsewhere.row_id("Tuned"), "table4", 5, 0, 0) / "counts.csv")
+    theirs = read_csv(f"out/own/evaluate/{cell.evaluation}/{file}.csv")
     assert mine == [{key: each[key] for key in mine[0]} for each in theirs]
 
 
@@ -89,48 +89,48 @@ def test_the_example_needs_numpy_and_pillow_only_and_its_row_stands_in_table_and
     assert set(others) <= {"json", "sys", "pathlib", "numpy", "PIL"}
     subprocess.run([sys.executable, example, "for others", "masks"], check=True)
     crnet("score", "--configfile", "study.yaml", "--predictions", "masks", "--label", "Mean | colour")
-    lines = [line for line in read_csv("results/own/tables/table3.csv") if line["row"].startswith("elsewhere-")]
-    digest = read_json(next(Path("results/own/elsewhere").glob("*/*/score.json")))["predictions_digest"]
+    lines = [line for line in read_csv("out/own/tables/table3.csv") if line["row"].startswith("elsewhere-")]
+    digest = read_json(next(Path("out/own/elsewhere").glob("*/*/score.json")))["predictions_digest"]
     assert {line["label"] for line in lines} == {f"Mean | colour (predicted elsewhere, {digest[:8]})"}
     [mean] = [e for e in lines if (e["fold"], e["metric"], e["void"]) == ("mean", "miou", "background")]
     assert float(mean["low"]) <= float(mean["value"]) <= float(mean["high"])
-    text = Path("results/own/tables/table3.md").read_text(encoding="utf-8")
+    text = Path("out/own/tables/table3.md").read_text(encoding="utf-8")
     assert "Predicted elsewhere" in text and "knows nothing else of them" in text and "Run here" in text
-    claims = {line["id"]: line for line in read_csv("results/own/claims.csv")}
+    claims = {line["id"]: line for line in read_csv("out/own/claims.csv")}
     mine = claims[f"{elsewhere.row_id('Mean | colour')}-full-table3-1-shot"]
     assert mine["verdict"] in ("supported", "contradicted", "undecided")
-    [full] = [e for e in read_csv("results/own/tables/table3.csv")
+    [full] = [e for e in read_csv("out/own/tables/table3.csv")
               if (e["row"], e["fold"], e["metric"], e["void"]) == ("full", "mean", "miou", "background")]  # fmt: skip
     assert float(mine["estimate"]) == pytest.approx(float(mean["value"]) - float(full["value"]), abs=0.011)
-    listed = Path("results/own/claims.md").read_text(encoding="utf-8")
+    listed = Path("out/own/claims.md").read_text(encoding="utf-8")
     assert "## Predicted elsewhere, in pairs" in listed
     assert f"Of {len(claims) - 4} claims" in listed  # the four comparisons are not the paper's
-    found, _ = audit(Path("results/own"), [Path("study.yaml")], sample=0, everything=True)
+    found, _ = audit(Path("out/own"), [Path("study.yaml")], sample=0, everything=True)
     assert "tables: cells made again" in found
     assert not [line for line in found.splitlines() if "elsewhere" in line]
 
 
 def test_no_query_mask_is_handed_out(at):
-    crnet("episodes-for-others", "--configfile", "study.yaml", "--photos", "--fold", 1, "--out", "out")
-    about = json.loads(Path("out/episodes.json").read_text(encoding="utf-8"))
+    crnet("episodes-for-others", "--configfile", "study.yaml", "--photos", "--fold", 1, "--out", "given")
+    about = json.loads(Path("given/episodes.json").read_text(encoding="utf-8"))
     supports = {(photo, str(e["class"])) for e in about["episodes"] for photo in e["supports"]}
     given = {(photo, c) for photo, masks in about["support_masks"].items() for c in masks}
     assert given == supports and {e["fold"] for e in about["episodes"]} == {1}
-    assert len(list(Path("out/masks").iterdir())) == len(supports)
+    assert len(list(Path("given/masks").iterdir())) == len(supports)
     assert {e["query"] for e in about["episodes"]} <= set(about["photos"])
-    values = {v for path in Path("out/masks").iterdir() for v in np.unique(np.array(Image.open(path))).tolist()}
+    values = {v for path in Path("given/masks").iterdir() for v in np.unique(np.array(Image.open(path))).tolist()}
     assert values <= {0, 1, 255} and 1 in values
     first = about["episodes"][0]
-    with Image.open(Path("out") / about["photos"][first["query"]]) as photo:
+    with Image.open(Path("given") / about["photos"][first["query"]]) as photo:
         assert photo.size == (first["query_width"], first["query_height"])
 
 
 def test_without_photos_only_the_list_is_written_and_nothing_is_overwritten(at):
-    crnet("episodes-for-others", "--configfile", "study.yaml", "--out", "out")
-    assert [path.name for path in Path("out").iterdir()] == ["episodes.json"]
-    with pytest.raises(CrnetError, match="out: is not empty; give another folder, or --force"):
-        crnet("episodes-for-others", "--configfile", "study.yaml", "--out", "out")
-    crnet("episodes-for-others", "--configfile", "study.yaml", "--out", "out", "--force")
+    crnet("episodes-for-others", "--configfile", "study.yaml", "--out", "given")
+    assert [path.name for path in Path("given").iterdir()] == ["episodes.json"]
+    with pytest.raises(CrnetError, match="given: is not empty; give another folder, or --force"):
+        crnet("episodes-for-others", "--configfile", "study.yaml", "--out", "given")
+    crnet("episodes-for-others", "--configfile", "study.yaml", "--out", "given", "--force")
 
 
 def test_all_that_is_wrong_is_listed_and_nothing_is_scored(at):
@@ -158,7 +158,7 @@ def test_all_that_is_wrong_is_listed_and_nothing_is_scored(at):
     for path, what in wrong.items():
         assert f"{path.name}: {what}" in done.output
     assert "6 findings; nothing was scored" in done.output
-    assert not Path("results/own/elsewhere").exists()
+    assert not Path("out/own/elsewhere").exists()
 
 
 def test_scores_are_not_replaced_without_force_and_a_changed_count_is_seen(at):
@@ -168,7 +168,7 @@ def test_scores_are_not_replaced_without_force_and_a_changed_count_is_seen(at):
     with pytest.raises(CrnetError, match="'Mine' is scored there already; add --force"):
         crnet(*words)
     crnet(*words, "--force")
-    [file] = Path("results/own/elsewhere").glob("*/*/counts.csv")
+    [file] = Path("out/own/elsewhere").glob("*/*/counts.csv")
     file.write_text(file.read_text(encoding="utf-8").replace("0", "1", 1), encoding="utf-8")
     with pytest.raises(CrnetError, match="is not what was scored"):
         study.load([Path("study.yaml")])
@@ -195,10 +195,10 @@ def test_a_score_on_other_episodes_is_said_to_be_stale_and_not_shown(at):
 )
 def test_what_is_not_in_the_study_is_one_sentence(at, words, sentence):
     with pytest.raises(CrnetError, match=re.escape(sentence)):
-        crnet("episodes-for-others", *words, "--out", "out")
+        crnet("episodes-for-others", *words, "--out", "given")
 
 
 def test_without_data_it_says_what_to_run(at):
     shutil.rmtree("work/data")
     with pytest.raises(CrnetError, match=r"dataset.json: is not here; run `snakemake --cores all work/data/shapes5i-"):
-        crnet("episodes-for-others", "--configfile", "study.yaml", "--out", "out")
+        crnet("episodes-for-others", "--configfile", "study.yaml", "--out", "given")

@@ -100,6 +100,8 @@ def test_a_folder_of_a_stranger_runs_no_code_and_is_refused_in_a_sentence(model,
     encoder = {"name": "os:getcwd", "rev": 1}
     with pytest.raises(CrnetError, match=r"asks for the encoder os:getcwd, code on PYTHONPATH .* if you trust it"):
         crnet.load(changed("code", encoder=encoder))
+    with pytest.raises(CrnetError, match=r"asks for the method os:getcwd, code on PYTHONPATH .* must not run"):
+        crnet.load(changed("foreign", method="os:getcwd"))
     for name, change in (("method", {"method": "nosuch"}), ("model", {"model": {}})):
         with pytest.raises(CrnetError, match=r"does not describe a network of this crnet .* with the version 0"):
             crnet.load(changed(name, **change))

@@ -149,12 +149,12 @@ def test_a_folder_goes_through_training_evaluation_table_and_audit(here):
         out = Path(layout.evaluation(cell.evaluation))
         evaluate(spec, data, table, Path(encoder), weights, None, None, out, "cpu", 1)
     render([Path("study.yaml")])
-    rows = read_csv("results/mine/tables/table3.csv")
+    rows = read_csv("out/mine/tables/table3.csv")
     assert all(row["value"] for row in rows if row["row"] in ("full", "all-foreground"))
-    text = Path("results/mine/tables/table3.md").read_text(encoding="utf-8")
+    text = Path("out/mine/tables/table3.md").read_text(encoding="utf-8")
     assert "3 folds by order of the classes, 50 % of the photos are for testing, by seed 0" in text
-    assert "generated" not in Path("results/mine/claims.md").read_text(encoding="utf-8").split("##")[0]
-    found, _ = audit(Path("results/mine"), [Path("study.yaml")], sample=2, seed=1, everything=True)
+    assert "generated" not in Path("out/mine/claims.md").read_text(encoding="utf-8").split("##")[0]
+    found, _ = audit(Path("out/mine"), [Path("study.yaml")], sample=2, seed=1, everything=True)
     lines = [line for line in found.splitlines() if line.startswith("data: ") or line.startswith("sample: ")]
     assert lines and "differ" not in " ".join(lines).replace("0 differ", "")
 

@@ -40,7 +40,7 @@ def test_a_number_that_is_not_there_asks_for_its_counts_alone(tmp_path, monkeypa
     assert done.exit_code == 0 and "own: Table 3, all-foreground, fold 1" in done.output
     plan = study.load([Path("study.yaml")])
     chosen = cell(plan, None, "all-foreground", None, 1, None)
-    assert [path.name for path in Path("results/own/evaluate").iterdir()] == [chosen.evaluation]
+    assert [path.name for path in Path("out/own/evaluate").iterdir()] == [chosen.evaluation]
     assert not Path("work/train").exists()
 
 
@@ -49,4 +49,4 @@ def test_a_failure_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(quick.subprocess, "run", lambda *given, **how: type("Done", (), {"returncode": 1}))
     plan = study.load([])
     with pytest.raises(CrnetError, match=r"counts.csv: was not made; see above, then call again"):
-        quick.quick(plan, cell(plan, None, None, None, None, None), [])
+        quick.quick(plan, cell(plan, None, None, None, None, None), [], root=tmp_path)

@@ -79,7 +79,7 @@ def test_the_lines_of_the_readme_work_as_pasted(runs, tmp_path, monkeypatch):
         Image.fromarray(RGB).save(name)
     Image.fromarray(INSIDE * 255).save("cat.png")
     names: dict = {}
-    exec(code.replace("results/demo/evaluate/NAME", str(runs["fusion"])), names)
+    exec(code.replace("out/demo/evaluate/NAME", str(runs["fusion"])), names)
     assert [mask.shape for mask in names["masks"]] == [(40, 60)] * 2
 
 

@@ -120,6 +120,8 @@ def build(name: str, channels: tuple[int, ...], settings: dict) -> Method:
     try:
         make = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
+        if ":" not in name:
+            raise
         raise CrnetError(f"method {name}: cannot be imported ({error}); put its folder on PYTHONPATH.") from error
     method = make(channels, settings)
     if method.mean_over not in (PIXELS, PAIRS, SHARE):

@@ -35,7 +35,7 @@ def export(
     """Write weights, specification, licence note and model card of a run into the folder ``out``.
 
     Args:
-        run: ``results/<study>/evaluate/<name>``.
+        run: ``out/<study>/evaluate/<name>``.
         work: Where weights and encoder lie; by default ``work`` beside ``results``.
         with_encoder: Bring the encoder's weights too where they are not crnet's own: you answer for their licence.
         program: Also write ``predictor.pt2``, see ``crnet.yours.program``.

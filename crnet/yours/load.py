@@ -37,8 +37,8 @@ def load(
     """The trained network of a run.
 
     Args:
-        run: ``results/<study>/evaluate/<name>``, or a folder that ``crnet export`` wrote.
-        work: Where weights and encoder of a study's run lie; by default ``work`` beside ``results``.
+        run: ``out/<study>/evaluate/<name>``, or a folder that ``crnet export`` wrote.
+        work: Where weights and encoder of a study's run lie; by default ``work`` beside ``out``.
         encoder: The encoder's weights, where the folder does not bring them; or ``package.module:factory``, where it
             names that one: no module of yours is imported because a file says so.
         device: "cpu" or "cuda".
@@ -68,7 +68,7 @@ def find(run: Path, work: Path | None = None, encoder: Path | None = None) -> Fi
         found = _of_study(run, work, encoder)
     else:
         raise CrnetError(
-            f"{run}: holds no {REPORT} and no {EXPORTED}; give results/<study>/evaluate/<run>, or an exported folder."
+            f"{run}: holds no {REPORT} and no {EXPORTED}; give out/<study>/evaluate/<run>, or an exported folder."
         )
     for kind, path in (("encoder", found.encoder), ("weights", found.weights)):
         if path is not None and not path.is_file():
@@ -93,9 +93,12 @@ def _exported(run: Path, encoder: Path | None) -> Files:
     about = read_mapping(run / EXPORTED)
     try:
         train = about["spec"]["train"]
-        name = str(train["encoder"]["name"])
+        name, method = str(train["encoder"]["name"]), str(train["method"])
     except (KeyError, TypeError) as error:
         raise DamagedFile(run / EXPORTED, f"describes no network ({error!r})") from error
+    if ":" in method:
+        what = "code on PYTHONPATH that a folder of somebody else must not run"
+        raise CrnetError(f"{run}: asks for the method {method}, {what}; load it from the study that trained it.")
     if ":" in name:
         if str(encoder) != name:
             what = "code on PYTHONPATH that is run when it is loaded"

@@ -13,7 +13,7 @@ from crnet.metrics.intervals import interval, read_fold
 
 
 def quick(plan: Plan, cell: Cell, files: Sequence[Path], cores: str = "all", root: Path = study.ROOT) -> str:
-    """Let Snakemake make the counts of a cell, unless they are here, and say what they come to.
+    """Let Snakemake make the counts of a cell, unless they are here or published, and say what they come to.
 
     Args:
         files: Those of the study, as Snakemake takes them; none for the demo.
@@ -21,7 +21,11 @@ def quick(plan: Plan, cell: Cell, files: Sequence[Path], cores: str = "all", roo
     Raises:
         CrnetError: Snakemake did not make them; its own words are on the terminal.
     """
-    counts = Path(Layout(plan).counts_of(cell))
+    layout = Layout(plan)
+    counts = Path(layout.counts_of(cell))
+    published = root / study.PUBLISHED / plan.study.study / counts.relative_to(layout.results)
+    if not counts.is_file() and published.is_file():
+        counts = published
     if not counts.is_file():
         command = [sys.executable, "-m", "snakemake", str(counts), "--cores", cores, "--snakefile", root / "Snakefile"]
         command += ["--configfile", *files] if files else []
