@@ -6,9 +6,8 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys, $(MODULES); sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# `make demo CPU=1`, where there is no GPU: torch without CUDA, from an index that may be another, and no CUDA libraries.
-CPU ?=
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# `make demo CPU_WHEELS=URL`, where there is no GPU: torch without CUDA from this index, and no CUDA libraries.
+CPU_WHEELS ?=
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .PHONY: demo test chaos lint format reference lock clean
@@ -37,12 +36,12 @@ format: .venv/ready
 
 .venv/ready: requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 or 3.12 with the modules $(MODULES) as python3, python3.11 or python3.12; or name one: make PYTHON=..." >&2; exit 1; }
-	@echo "make: installing pinned versions into .venv, some minutes, $(if $(CPU),about 2 GB,about 5.6 GB; on a machine without a GPU make CPU=1 takes a third)."
+	@echo "make: installing pinned versions into .venv, some minutes, $(if $(CPU_WHEELS),about 2 GB,about 5.6 GB; without a GPU a third will do: see CPU_WHEELS in README.md)."
 	@$(PYTHON) -m venv .venv
-ifdef CPU
+ifneq ($(CPU_WHEELS),)
 	@grep -E '^torch(vision)?==' requirements.lock > .venv/torch.txt
 	@grep -vE '^(torch|torchvision|triton|nvidia-|cuda-)' requirements.lock > .venv/others.txt
-	@$(PIP) --no-deps --index-url $(TORCH_INDEX) --requirement .venv/torch.txt
+	@$(PIP) --no-deps --index-url $(CPU_WHEELS) --requirement .venv/torch.txt
 	@$(PIP) --no-deps --requirement .venv/others.txt
 else
 	@$(PIP) --requirement requirements.lock

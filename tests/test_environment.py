@@ -51,7 +51,7 @@ def test_make_installs_the_lock_and_on_a_machine_without_gpu_no_cuda(tmp_path, c
     python.parent.mkdir(parents=True)
     python.write_text('#!/bin/sh\necho "$@" >> called.txt\n')
     python.chmod(0o755)
-    words = ["make", ".venv/ready", f"PYTHON={python}", "TORCH_INDEX=file:///wheels", *(["CPU=1"] if cpu else [])]
+    words = ["make", ".venv/ready", f"PYTHON={python}", *(["CPU_WHEELS=file:///wheels"] if cpu else [])]
     made = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert ("about 2 GB" if cpu else "about 5.6 GB") in made.stdout
     called = (tmp_path / "called.txt").read_text()
