@@ -127,7 +127,7 @@ def watch(plan: Plan, out=sys.stdout) -> None:
         done = progress.done()
         if done != said:
             print(_line(progress, begun, done, seconds), file=out, flush=True)
-            said, due = done, seconds + max(20.0, 0.05 * seconds)
+            said, due = done, seconds + max(30.0, 0.1 * seconds)
 
 
 def _ticks(started: float) -> Iterator[float]:
