@@ -238,10 +238,16 @@ def contents(folder: Path) -> dict[str, str]:
     """Digest of each file in a folder, without the times in it; of logs and of MLflow's store the names alone."""
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return {
-        file.as_posix(): "" if file.parts[0].startswith(("logs", "mlflow.db")) else _digest(folder / file)
+        _named(file): "" if file.parts[0].startswith(("logs", "mlflow.db", "mlruns")) else _digest(folder / file)
         for file in files
-        if file.parts[0] not in (".snakemake", "mlruns")  # a run's artifacts lie under an id that MLflow draws
+        if file.parts[0] != ".snakemake"
     }
+
+
+def _named(file: Path) -> str:
+    """A run's artifacts lie under an id that MLflow draws: it is left out."""
+    parts = file.parts
+    return "/".join((parts[0], "RUN", *parts[2:]) if parts[0] == "mlruns" else parts)
 
 
 def _digest(path: Path) -> str:

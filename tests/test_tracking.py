@@ -429,7 +429,7 @@ def assert_given_up_and_made_good(job: subprocess.Popen, uri: str, results: Path
     err = job.communicate(timeout=120)[1]
     assert job.returncode == 1
     assert_one_warning(err, uri, results, "")
-    sync(results, store)
+    assert sync(results, store)
     assert len(runs_of(store)) == 2 * 12 + 3
 
 
@@ -468,7 +468,7 @@ def answers(port: int) -> bool:
         return False
 
 
-def test_a_server_killed_in_the_middle_is_a_warning_and_nothing_is_twice(server, tmp_path: Path) -> None:
+def test_a_server_killed_in_the_middle_is_a_warning_and_nothing_is_twice(server, tmp_path: Path, capsys) -> None:
     process, uri, path = server
     results = write_index(tmp_path, folds=12)
     job = start_sync(uri, results)
@@ -476,6 +476,7 @@ def test_a_server_killed_in_the_middle_is_a_warning_and_nothing_is_twice(server,
     os.killpg(process.pid, signal.SIGKILL)
     job.wait(timeout=60)
     assert_given_up_and_made_good(job, uri, results, f"sqlite:///{path}")
+    assert "a server made the experiment of demo and keeps its files" in capsys.readouterr().err
 
 
 class Broken(BaseHTTPRequestHandler):

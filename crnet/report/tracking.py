@@ -43,6 +43,7 @@ ENVIRONMENT = {
 }
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 800, 100  # a batch may hold 1000 entries in all, 100 of them parameters
 
+SERVED = "mlflow-artifacts:"  # of files that a server keeps and a client of the bare store cannot reach
 KEY, CONTENT, PARENT, ARTIFACTS = "crnet.key", "crnet.content", "mlflow.parentRunId", "crnet.artifacts"
 
 
@@ -113,7 +114,7 @@ def sync(results: Path, uri: str, plan: Plan | None = None) -> int:
                 experiment = _Experiment(client, name, path and path.resolve().parent / "mlruns")
                 shown += experiment.bring_to(ours)
                 if dataset == largest:
-                    experiment.attach(about, results)
+                    experiment.attach(about, results, uri)
                     shown += 1
                 where = f"They are in the run `{about.name}` of the experiment `{study} · {largest}`."
                 experiment.describe(f"{about.tags[NOTE]}\n\n{where}")
@@ -192,14 +193,22 @@ class _Experiment:
             if tags.get("kind") == "variant" and tags[KEY] not in families and run.info.run_id not in above:
                 self.client.delete_run(run.info.run_id)
 
-    def attach(self, about: Record, results: Path) -> None:
+    def attach(self, about: Record, results: Path, uri: str) -> None:
         """Show the run of the study, with its page, tables and plots as artifacts, anew where they changed."""
         from crnet.report.page.html import write_html
 
         run_id = self._put(about, {})
         files = [path for pattern in SHOWN for path in sorted(results.glob(pattern))]
         digest = sha256_text(canonical([[str(path.relative_to(results)), sha256_file(path)] for path in files]))
-        if not files or self.client.get_run(run_id).data.tags.get(ARTIFACTS) == digest:
+        run = self.client.get_run(run_id)
+        if not files or run.data.tags.get(ARTIFACTS) == digest:
+            return
+        if run.info.artifact_uri.startswith(SERVED) and not uri.startswith("http"):
+            print(
+                f"warning: a server made the experiment of {results.name} and keeps its files: page and plots are not "
+                "shown; set MLFLOW_TRACKING_URI to its address and track again while it runs.",
+                file=sys.stderr,
+            )
             return
         for path in files:
             folder = str(path.parent.relative_to(results))
