@@ -35,7 +35,9 @@ def build(name: str, **settings) -> Method:
         ("crnet", {"cross_reference": False}, 2, True),
         ("crnet", {"condition": False}, 2, True),
         ("crnet", {"normalisation": "group"}, 2, True),
-        ("crnet", {"dropout": 0.0}, 2, True),
+        ("crnet", {"dropout": 0.0, "path_dropout": 0.0}, 2, True),
+        ("crnet", {"gate": "masked", "mask_input": False}, 2, True),
+        ("crnet", {"gate": "residual"}, 2, True),
     ],
     ids=str,
 )
@@ -50,7 +52,7 @@ def test_every_switch_adds_up(name, switches, at_once, auxiliary):
 
 def test_a_mean_of_the_parts_would_be_another_gradient():
     """The void pixels of this batch matter: parts that know nothing of each other do not add up."""
-    method = build("crnet", dropout=0.0)
+    method = build("crnet", dropout=0.0, path_dropout=0.0)
     maps, query_mask, support_mask, caches = batch()
     _, expected = gradients(method, BATCH)
     method.zero_grad(set_to_none=True)

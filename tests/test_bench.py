@@ -47,7 +47,7 @@ VARIANTS = {
 
 
 def model(**changes) -> dict:
-    return {"width": 32, "gate_width": 16, "dropout": 0.0, **changes}
+    return {"width": 32, "gate_width": 16, "dropout": 0.0, "path_dropout": 0.0, **changes}
 
 
 def rounding(precision: str):

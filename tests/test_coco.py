@@ -141,6 +141,7 @@ def test_crowds_are_void_but_for_the_class_s_own_instances(source):
     crowds = region(10, 0, 30, 20) | region(40, 30, 48, 40)
     np.testing.assert_array_equal(index.class_mask("t2", 1), np.where(region(0, 0, 20, 20), 1, crowds * 255))
     np.testing.assert_array_equal(index.class_mask("t2", 2), crowds * 255)
+    np.testing.assert_array_equal(index.class_mask("t2", 1, void="background"), region(0, 0, 20, 20))
     # The photo shows dogs and cars, but no pair is made of a crowd.
     assert index.photos["t2"].classes == {1, 2, 4}
     assert index.pairs("train", range(1, 5)) == [Pair("t1", 1), Pair("t1", 3), Pair("t2", 1)]

@@ -128,22 +128,23 @@ class TestNovelClasses:
 
     @pytest.mark.parametrize("novel_pixels", ["background", "void"])
     @pytest.mark.parametrize("features", ["live", "cached"])
-    def test_foreground_is_the_asked_class_and_nothing_else(self, tiny, features, novel_pixels):
+    @pytest.mark.parametrize("void", ["ignored", "background"])
+    def test_foreground_is_the_asked_class_and_nothing_else(self, tiny, features, novel_pixels, void):
         """Masks as the network gets them, pixel by pixel, of photos that show a novel class too."""
         data, fold = Index.load(tiny.data), 0
         unseen = set(data.unseen_classes(fold))
         pairs = [p for p in data.training_pairs(fold, novel_pixels) if unseen & data.photos[p.image].classes]
         wanted = [TrainingEpisode(p.class_id, p.image, p.image, 0, 0, 0) for p in pairs]
         assert len(wanted) > 10, "photos with both are what this is about"
-        spec = tiny.training(fold, train=LIVE | {"features": features, "novel_pixels": novel_pixels})
+        spec = tiny.training(fold, train=LIVE | {"features": features, "novel_pixels": novel_pixels, "void": void})
         encoder = frozen(tiny)
         method = methods.build("crnet", encoder.channels, spec["model"])
-        void = tuple(unseen) if novel_pixels == "void" else ()
+        void_classes = tuple(unseen) if novel_pixels == "void" else ()
         if features == "cached":
-            source = CachedSource(FeatureStore(tiny.features, data, encoder.digest), method, void)
+            source = CachedSource(FeatureStore(tiny.features, data, encoder.digest), method, void_classes, void)
         else:
-            source = LiveSource(data, encoder, method, {**spec["train"], "augment": "none"}, void, 0)
-        seen = {0: 0, 1: 0, 255: 0}
+            source = LiveSource(data, encoder, method, {**spec["train"], "augment": "none"}, void_classes, 0)
+        seen, borders = {0: 0, 1: 0, 255: 0}, 0
         for batch in source.batches(wanted, 4, augment=False):
             for episode, mask in zip(batch.episodes, batch.query_mask.numpy(), strict=True):
                 truth = data.read_mask(episode.query)
@@ -154,10 +155,12 @@ class TestNovelClasses:
                 assert not (mask == 1)[novel].any(), "a pixel of a novel class is foreground"
                 seen[255 if novel_pixels == "void" else 0] += int(novel.sum())
                 seen[1] += int((mask == 1).sum())
+                assert set(mask[there == 255].tolist()) <= {255 if void == "ignored" else 0}
+                borders += int((there == 255).sum())
                 if novel.any():
                     values = np.unique(mask[novel]).tolist()
                     assert values == ([255] if novel_pixels == "void" else [0])
-        assert seen[1] and seen[255 if novel_pixels == "void" else 0]
+        assert borders and seen[1] and seen[255 if novel_pixels == "void" else 0]
 
 
 class TestEpisodes:

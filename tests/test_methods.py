@@ -93,7 +93,11 @@ def test_a_batch_in_parts_is_the_batch(method):
 
 @pytest.mark.parametrize("wrong", [PAIRS, PIXELS])
 def test_a_method_whose_parts_do_not_add_up_is_found(wrong):
-    method = methods.build("crnet", CHANNELS, components("method")["crnet"].settings({"width": 8, "dropout": 0.0}, "t"))
+    method = methods.build(
+        "crnet",
+        CHANNELS,
+        components("method")["crnet"].settings({"width": 8, "dropout": 0.0, "path_dropout": 0.0}, "t"),
+    )
     method.mean_over = wrong  # queries, supports and void pixels each have another share
     adds_up_not = pytest.raises(AssertionError, match="let mean_over say")
     with adds_up_not:

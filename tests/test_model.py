@@ -10,7 +10,7 @@ from crnet.errors import CrnetError
 from crnet.methods import Pairs
 from crnet.model.condition import Condition, foreground_average_pooling, foreground_share
 from crnet.model.cross_reference import CooccurrenceHead, CrossReference
-from crnet.model.layers import ASPP
+from crnet.model.layers import ASPP, ChannelDropout, initialise
 from crnet.model.refinement import MaskRefinement
 
 CHANNELS, SIZE, MAP = (6, 10), 64, 8
@@ -18,7 +18,7 @@ CHANNELS, SIZE, MAP = (6, 10), 64, 8
 
 def crnet(**switches):
     torch.manual_seed(0)
-    given = {"width": 8, "gate_width": 4, "initialisation": "kaiming", "dropout": 0.0, **switches}
+    given = {"width": 8, "gate_width": 4, "initialisation": "kaiming", "dropout": 0.0, "path_dropout": 0.0, **switches}
     return methods.build("crnet", CHANNELS, component("method", "crnet", "test").settings(given, "test")).eval()
 
 
@@ -45,6 +45,70 @@ def test_cross_reference_keeps_shapes_and_only_fades_channels():
 def test_cross_reference_tied_halves_the_gates():
     count = {tied: sum(p.numel() for p in CrossReference(8, 4, tied).parameters()) for tied in (False, True)}
     assert count[False] == 2 * count[True]
+
+
+def test_a_residual_gate_adds_the_map_itself():
+    plain, residual = CrossReference(8, 4, tied=False), CrossReference(8, 4, tied=False, residual=True)
+    residual.load_state_dict(plain.state_dict())
+    support, query = torch.randn(2, 8, 5, 7), torch.randn(2, 8, 5, 7)
+    for given, gated, both in zip((support, query), plain(support, query), residual(support, query), strict=True):
+        torch.testing.assert_close(both, given + gated)
+
+
+@pytest.mark.parametrize("gate", ["plain", "residual", "masked"])
+def test_only_a_masked_gate_reads_the_support_without_its_background(gate):
+    method = crnet(gate=gate, gate_width=32, condition=False)
+    assert method.needs_masked == (gate == "masked")
+    given = pairs(method)
+    before = method.predict(given, 1)
+    given.masked = given.masked.flip(0)
+    assert torch.equal(method.predict(given, 1), before) == (gate != "masked")
+
+
+def test_a_masked_gate_leaves_the_category_to_its_own_switch():
+    """``mask_input: false`` takes the category from the whole photo, also where the gate reads the masked one."""
+    method = crnet(gate="masked", mask_input=False)
+    given = pairs(method)
+    expected = foreground_average_pooling(given.support, given.support_mask)
+    torch.testing.assert_close(method._category(given), expected)
+
+
+@pytest.mark.parametrize("how", ["normal", "kaiming"])
+def test_fully_connected_layers_keep_their_own_start(how):
+    """A gate whose FC layers are drawn as narrowly as convolutions has one importance for all channels."""
+    torch.manual_seed(0)
+    module = CrossReference(256, 128, tied=False)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    initialise(module, how)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    convolution = torch.nn.Conv2d(64, 64, 3)
+    initialise(convolution, how)
+    expected = {"normal": 0.01, "kaiming": (2 / (64 * 9)) ** 0.5}[how]
+    assert convolution.weight.std().item() == pytest.approx(expected, rel=0.05)
+    assert not convolution.bias.any()
+
+
+@pytest.mark.parametrize("place", ["embedded", "condition", "combine"])
+def test_path_dropout_acts_at_each_place_in_training_alone(place, monkeypatch):
+    method = crnet(path_dropout=0.5, cross_reference=False)
+    given = pairs(method)
+    torch.testing.assert_close(method.losses(given).loss, method.losses(given).loss, msg="eval mode has no chance")
+    method.train()
+    seen = []
+    forward = ChannelDropout.forward
+
+    def only(module, x, rows=None):
+        """Dropout where ``place`` says, none at the other two."""
+        seen.append(x)
+        where = "combine" if module is method.refine.combine.dropout else "embedded" if len(seen) <= 3 else "condition"
+        return forward(module, x, rows) if where == place else x
+
+    monkeypatch.setattr(ChannelDropout, "forward", only)
+    torch.manual_seed(1)
+    dropped = method.losses(given).loss
+    assert len(seen) == 5
+    method.eval()
+    assert not torch.equal(dropped, method.losses(given).loss)
 
 
 def test_common_channels_are_symmetric_when_tied():
@@ -163,7 +227,7 @@ def test_the_category_comes_from_the_support_without_its_background():
 def test_a_pass_gets_the_probabilities_of_the_one_before(monkeypatch):
     method, caches = crnet(), []
     whole = method.refine.forward
-    monkeypatch.setattr(method.refine, "forward", lambda read, cache: caches.append(cache) or whole(read, cache))
+    monkeypatch.setattr(method.refine, "forward", lambda read, cache, rows: caches.append(cache) or whole(read, cache))
     first = method.predict(pairs(method), 1)
     method.predict(pairs(method), 3)
     zeros, _, probabilities, last = caches

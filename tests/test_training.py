@@ -23,7 +23,7 @@ from crnet.runtime.files import read_csv, read_json
 from crnet.training import loop
 from crnet.training.cache import ProbabilityCache
 from crnet.training.episodes import EpisodeSource
-from crnet.training.loop import constant_loss
+from crnet.training.loop import Training, constant_loss
 from crnet.training.optimisation import learning_rate
 
 
@@ -145,6 +145,19 @@ def test_cached_features_are_the_live_ones(tiny, tmp_path):
     live = run(tiny, tmp_path, "live", train={**changes, "features": "live"})
     losses = [float(read_csv(folder / "log.csv")[0]["loss"]) for folder in (cached, live)]
     assert math.isclose(*losses, rel_tol=2e-3)  # float16 on disk
+
+
+def test_folds_begin_with_weights_of_their_own(tiny, tmp_path):
+    """Intervals take folds for independent, so that one draw of initial weights must not be in all of them."""
+
+    def initial(fold: int) -> dict[str, torch.Tensor]:
+        return Training(
+            tiny.training(fold=fold), paths(tiny, tmp_path), torch.device("cpu"), 1, 0, 60.0
+        ).method.state_dict()
+
+    first, again, other = initial(0), initial(0), initial(1)
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    assert not torch.equal(first["enter.weight"], other["enter.weight"])
 
 
 def test_two_seeds_differ(tiny, tmp_path):

@@ -98,6 +98,10 @@ def test_the_mask_of_one_class(roots):
     index = Index.load(prepare(roots)[1])
     assert index.class_mask("t1", 2)[7, :5].tolist() == [0, 0, 1, 0, 255]
     assert index.class_mask("t1", 2, void_classes=(1, 4))[7, :5].tolist() == [0, 255, 1, 0, 255]
+    void, seen = (index.class_mask("t1", 2, (1,), void) for void in ("ignored", "background"))
+    own_void = index.read_mask("t1") == 255
+    assert own_void.any()
+    np.testing.assert_array_equal(seen, np.where(own_void, 0, void))
 
 
 @pytest.mark.parametrize(("positives", "kept"), [(2, False), (3, True)])

@@ -138,7 +138,13 @@ class Inputs:
     def training(self, **changes) -> dict:
         """Specification of a training, the paper's but for ``changes``; without dropout, so that chance is alike."""
         options = self.options
-        model = {"width": options.width, "gate_width": options.width // 2, "dropout": 0.0, "initialisation": "kaiming"}
+        model = {
+            "width": options.width,
+            "gate_width": options.width // 2,
+            "dropout": 0.0,
+            "path_dropout": 0.0,
+            "initialisation": "kaiming",
+        }
         given = {"size": options.size, "batch": options.batch, "precision": options.precision, "base_episodes": 0}
         return {
             "method": "crnet",

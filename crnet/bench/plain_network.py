@@ -24,7 +24,7 @@ def embed(method: CRNet, maps: list[Tensor]) -> Tensor:
 
 
 def reinforce(method: CRNet, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-    """F_s, F_q -> G_s, G_q, paper 4.3."""
+    """F_s, F_q -> G_s, G_q, paper 4.3, the gate "plain"."""
     if not method.settings["cross_reference"]:
         return support, query
     gates = method.cross_reference

@@ -5,7 +5,7 @@ A behaviour change of the code that should make finished runs stale raises ``rev
 """
 
 TRAIN = {
-    "rev": 1,
+    "rev": 2,
     "size": 321,  # side of the square input in pixels, photo squashed to it [CANet]
     "batch": 4,  # episodes a step [CANet]
     "epochs": 200,  # [CANet]; the last one is the result
@@ -21,6 +21,9 @@ TRAIN = {
     "features": "live",
     "views": "identity",  # finite transforms applied alike to a whole episode, for cached features [ours]
     "novel_pixels": "background",  # of novel classes in training photos [CANet; protocols that differ: void, drop]
+    # The data set's void pixels, object borders in PASCAL: out of the loss and of the category vector, or "background"
+    # [CANet: every value but the class's is 0].
+    "void": "ignored",
     "precision": "bfloat16",  # autocast, where the device has it; float32 elsewhere [ours]
     "base_episodes": 100,  # episodes of base classes scored after each epoch, for the log only [ours]
 }
@@ -39,12 +42,13 @@ TRAIN_LIMITS = {
     "features": {"live", "cached"},
     "views": {"identity", "flip", "recolour"},
     "novel_pixels": {"background", "void", "drop"},
+    "void": {"ignored", "background"},
     "precision": {"float32", "bfloat16"},
     "base_episodes": (0, 10_000),
 }
 
 EVALUATE = {
-    "rev": 1,
+    "rev": 2,
     "shots": 1,
     "strategy": "fusion",  # of several supports [P 4.6, 6]: "fusion", "finetune" or "finetune-fusion"
     "size": 321,  # side of the square input at scale 1; scored at the photo's original size [CANet#6]
@@ -63,7 +67,7 @@ EVALUATE_LIMITS = {
 }
 
 FINETUNE = {
-    "rev": 1,
+    "rev": 2,
     "pairs": "distinct",  # ordered pairs of two supports, k(k - 1); "all" adds each with itself, k^2 [P 4.6 "at most"]
     "batch": 5,  # pairs a step [ours]
     "optimizer": "sgd",  # [ours]

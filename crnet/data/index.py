@@ -189,18 +189,23 @@ class Index:
         self._check_size(photo, photo.path, pixels)
         return pixels
 
-    def class_mask(self, image: str, class_id: int, void_classes: Iterable[int] = ()) -> np.ndarray:
+    def class_mask(
+        self, image: str, class_id: int, void_classes: Iterable[int] = (), void: str = "ignored"
+    ) -> np.ndarray:
         """The mask of one class, uint8 (H, W): 1 where it is, 255 at void and ``void_classes``, 0 elsewhere.
 
         Where classes overlap, the asked one wins. ``void_classes=index.unseen_classes(fold)`` makes novel pixels of
         training photos void (protocol B2). Raises CrnetError like ``read_image``.
+
+        Args:
+            void: "background": the data set's own void pixels are 0, as CaNet@fdce946 trains on them.
         """
         photo = self._photo(image)
         if photo.offset is not None:
             packed = read_packed(photo.mask, photo.offset, photo.mask_crc32)
-            return packed.class_mask(photo.height, photo.width, class_id, void_classes)
+            return packed.class_mask(photo.height, photo.width, class_id, void_classes, void)
         lookup = np.zeros(256, np.uint8)
-        lookup[[VOID, *void_classes]] = VOID
+        lookup[[*([VOID] if void == "ignored" else []), *void_classes]] = VOID
         lookup[class_id] = 1
         return lookup[self.read_mask(image)]
 

@@ -62,10 +62,12 @@ class PackedMasks:
     masks: Mapping[int, str]
     void: str | None
 
-    def class_mask(self, height: int, width: int, class_id: int, void_classes: Iterable[int] = ()) -> np.ndarray:
-        """uint8 (height, width): 1 the class, else 255 void or one of ``void_classes``, else 0."""
+    def class_mask(
+        self, height: int, width: int, class_id: int, void_classes: Iterable[int] = (), void: str = "ignored"
+    ) -> np.ndarray:
+        """uint8 (height, width): 1 the class, else 255 void (if it is "ignored") or one of ``void_classes``, else 0."""
         result = np.zeros((height, width), np.uint8)
-        for runs in [self.void, *(self.masks.get(c) for c in void_classes)]:
+        for runs in [self.void if void == "ignored" else None, *(self.masks.get(c) for c in void_classes)]:
             if runs is not None:
                 result[decode(runs, height, width)] = VOID
         if class_id in self.masks:

@@ -151,9 +151,9 @@ class SquashedMasks:
         self._kept: OrderedDict[tuple, bytes] = OrderedDict()
         self._bytes = 0
 
-    def read(self, photo: str, class_id: int, void_classes: Iterable[int] = ()) -> np.ndarray:
+    def read(self, photo: str, class_id: int, void_classes: Iterable[int] = (), void: str = "ignored") -> np.ndarray:
         """uint8 (size, size) of {0, 1, 255}, read-only; see ``Index.class_mask``."""
-        key = photo, class_id, tuple(void_classes)
+        key = photo, class_id, tuple(void_classes), void
         if key not in self._kept:
             mask = transforms.squash_mask(self.index.class_mask(*key), self.size)
             self._kept[key] = zlib.compress(mask.tobytes(), 1)
@@ -206,6 +206,8 @@ class FeatureStore:
             rows.append(item * self.views + view)
         return [torch.from_numpy(np.stack([self._maps[i][row] for row in rows])).permute(0, 3, 1, 2) for i in wanted]
 
-    def mask(self, photo: str, class_id: int, view: int, void_classes: Iterable[int] = ()) -> np.ndarray:
+    def mask(
+        self, photo: str, class_id: int, view: int, void_classes: Iterable[int] = (), void: str = "ignored"
+    ) -> np.ndarray:
         """The mask of a class in a photo's view, uint8 (size, size); see ``Index.class_mask``."""
-        return transforms.apply_view_to_mask(self.kind, view, self._masks.read(photo, class_id, void_classes))
+        return transforms.apply_view_to_mask(self.kind, view, self._masks.read(photo, class_id, void_classes, void))

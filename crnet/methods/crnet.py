@@ -1,6 +1,7 @@
 """CRNet (Liu et al., CVPR 2020, section 4): its modules are in ``crnet/model``, each has its switch here."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,11 +11,11 @@ from crnet.errors import CrnetError
 from crnet.methods import SHARE, Method, Pairs, Share, Step
 from crnet.model.condition import Condition, foreground_average_pooling
 from crnet.model.cross_reference import CooccurrenceHead, CrossReference
-from crnet.model.layers import Rows, conv, initialise
+from crnet.model.layers import ChannelDropout, Rows, conv, initialise
 from crnet.model.refinement import MaskRefinement
 
 SETTINGS = {
-    "rev": 1,
+    "rev": 2,
     "cross_reference": True,  # module of paper 4.3; Table 2
     "condition": True,  # module of paper 4.4; Table 2
     "mask_input": True,  # background removed in the support photo too, not in its features alone [P 4.4]
@@ -23,13 +24,17 @@ SETTINGS = {
     "width": 256,  # channels of the proposed modules [P 5.1]
     "enter_kernel": 3,  # of the convolution that takes the encoder's maps in [P 5.1]; 1: fewer weights to learn [ours]
     "gate_width": 128,  # between the two FC layers of the cross-reference; unstated
+    # How the cross-reference weighs a map F by its gate g [P 4.3]: "plain", gF, as written; "residual", F + gF;
+    # "masked", gF, where the support's share of g is read from its photo without background.
+    "gate": "plain",
     "gate_tied": False,  # one pair of FC layers for both branches; "respectively" [P 4.3] reads as separate
     "cooccurrence_weight": 1.0,  # of the auxiliary loss; the paper names the term, no weight; PFENet's auxiliaries 1.0
     "support_weight": 1.0,  # of the support branch's loss; likewise
     "dropout": 0.5,  # of channels in the ASPP [CANet]
+    "path_dropout": 0.5,  # of channels of embedded photos, condition, joined streams [CANet: layer5, layer55, layer7]
     "equalise_maps": False,  # each encoder map divided by its root mean square, so that no level drowns another [ours]
     "normalisation": "none",  # in the heads [CANet]; "group": group norm, which needs fewer steps to train [ours]
-    "initialisation": "normal",  # N(0, 0.01) [CANet]
+    "initialisation": "normal",  # of convolutions, N(0, 0.01) [CANet]; FC layers keep PyTorch's own start, as there
     # In training: the prediction of the photo's last visit [CANet], by either branch where supports are not cropped, as
     # in finetuning and under augment: none; CANet keeps the query's alone. "unrolled": detached passes in a step.
     "cache": "stored",
@@ -39,10 +44,12 @@ SETTINGS = {
 LIMITS = {
     "width": (1, 4096),
     "enter_kernel": {1, 3},
+    "gate": {"plain", "residual", "masked"},
     "gate_width": (1, 4096),
     "cooccurrence_weight": (0.0, 100.0),
     "support_weight": (0.0, 100.0),
     "dropout": (0.0, 0.95),
+    "path_dropout": (0.0, 0.95),
     "normalisation": {"none", "group"},
     "initialisation": {"normal", "kaiming"},
     "cache": {"stored", "unrolled"},
@@ -57,7 +64,8 @@ VOID = 255
 class CRNet(Method):
     """Two symmetric branches that predict query and support at the same time (paper 4.1, Figure 2).
 
-    Without the condition module no support mask is read: the network segments whatever the two photos share.
+    Without the condition module no support mask is read (but by a "masked" gate): the network segments whatever the two
+    photos share.
     """
 
     mean_over = SHARE  # queries, supports and both: three means over pixels, each weighed by its own number
@@ -71,16 +79,20 @@ class CRNet(Method):
             )
         self.settings = settings
         self.maps = tuple(range(len(channels))) if settings["multi_level"] else (len(channels) - 1,)
-        self.needs_masked = settings["condition"] and settings["mask_input"]
+        self.masked_gate = settings["cross_reference"] and settings["gate"] == "masked"
+        self.needs_masked = self.masked_gate or (settings["condition"] and settings["mask_input"])
         self.stores_cache = settings["refinement"] and settings["cache"] == "stored"
         width, how = settings["width"], settings["normalisation"]
         self.enter = conv(sum(channels[i] for i in self.maps), width, settings["enter_kernel"])
         if settings["cross_reference"]:
-            self.cross_reference = CrossReference(width, settings["gate_width"], settings["gate_tied"])
+            residual = settings["gate"] == "residual"
+            self.cross_reference = CrossReference(width, settings["gate_width"], settings["gate_tied"], residual)
             self.cooccurrence = CooccurrenceHead(width, settings["dropout"], how)
         if settings["condition"]:
             self.condition = Condition(width, how)
-        self.refine = MaskRefinement(width * (2 if settings["condition"] else 1), width, settings["refinement"], how)
+        self.dropout = ChannelDropout(settings["path_dropout"])
+        streams = width * (2 if settings["condition"] else 1)
+        self.refine = MaskRefinement(streams, width, settings["refinement"], how, settings["path_dropout"])
         initialise(self, settings["initialisation"])
 
     def embed(self, maps: list[Tensor]) -> Tensor:
@@ -90,38 +102,48 @@ class CRNet(Method):
         return F.relu(self.enter(torch.cat(maps, 1)))
 
     def _reinforce(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        if self.settings["cross_reference"]:
-            return self.cross_reference(pairs.support, pairs.query)
-        return pairs.support, pairs.query
+        if not self.settings["cross_reference"]:
+            return pairs.support, pairs.query
+        return self.cross_reference(pairs.support, pairs.query, pairs.masked if self.masked_gate else None)
 
-    def _branch(self, reinforced: Tensor, category: Tensor | None) -> Tensor:
+    def _branch(self, reinforced: Tensor, category: Tensor | None, rows: Rows | None = None) -> Tensor:
         """Input of the refinement: "the concatenation of the outputs" of condition and cross-reference (paper 4.5)."""
         if category is None:
             return reinforced
-        return torch.cat([self.condition(reinforced, category), reinforced], 1)
+        return torch.cat([self.dropout(self.condition(reinforced, category), rows), reinforced], 1)
 
     def _category(self, pairs: Pairs) -> Tensor | None:
         """Background removed in the input photo and in its features (paper 4.4)."""
         if not self.settings["condition"]:
             return None
-        return foreground_average_pooling(pairs.masked, pairs.support_mask)
+        photo = pairs.masked if self.settings["mask_input"] else pairs.support
+        return foreground_average_pooling(photo, pairs.support_mask)
 
-    def _recur(self, features: Tensor, cache: Tensor | None, passes: int) -> list[Tensor]:
+    def _dropped(self, pairs: Pairs) -> Pairs:
+        """The pairs with channels of each embedded photo left out; as they are in eval mode."""
+        share = pairs.share
+        rows = share and Rows([*range(share.batch)[share.rows]], share.batch)
+        query, support = self.dropout(pairs.query, rows), self.dropout(pairs.support, rows)
+        masked = self.dropout(pairs.masked, rows) if self.needs_masked else support
+        return replace(pairs, query=query, support=support, masked=masked)
+
+    def _recur(self, features: Tensor, cache: Tensor | None, passes: int, rows: Rows | None = None) -> list[Tensor]:
         """Logits (N, 2, h, w) of each pass; no gradient flows from a pass into the one before."""
         read = self.refine.read(features)
         if not self.settings["refinement"]:
-            return [self.refine(read, None)]
+            return [self.refine(read, None, rows)]
         if cache is None:
             cache = features.new_zeros((len(features), 2, *features.shape[-2:]))
         logits = []
         for _ in range(passes):
-            logits.append(self.refine(read, cache))
+            logits.append(self.refine(read, cache, rows))
             cache = logits[-1].detach().float().softmax(1)
         return logits
 
     def losses(self, pairs: Pairs, auxiliary: bool = True) -> Step:
         """Cross-entropy of query and support masks and of the co-occurring object in both; void is left out."""
-        share = pairs.share
+        share, pairs = pairs.share, self._dropped(pairs)
+        doubled = _doubled(share)
         support, query = self._reinforce(pairs)
         category = self._category(pairs)
         passes = self.settings["unroll"] if self.settings["cache"] == "unrolled" else 1
@@ -129,7 +151,7 @@ class CRNet(Method):
         # The branches share all parameters (paper 4.4): they go through as one batch.
         twice = None if category is None else torch.cat([category, category])
         cache = None if pairs.query_cache is None else torch.cat([pairs.query_cache, pairs.support_cache])
-        logits = self._recur(self._branch(both, twice), cache, passes)
+        logits = self._recur(self._branch(both, twice, doubled), cache, passes, doubled)
         query_logits, support_logits = zip(*(each.chunk(2) for each in logits), strict=True)
         parts = {
             "query": _mean_cross_entropy(query_logits, pairs.query_mask, share and share.query_pixels),
@@ -139,7 +161,7 @@ class CRNet(Method):
         if auxiliary and self.settings["cross_reference"]:
             masks = torch.cat([pairs.query_mask, pairs.support_mask])
             pixels = share and share.query_pixels + share.support_pixels
-            parts["cooccurrence"] = _mean_cross_entropy([self.cooccurrence(both, _doubled(share))], masks, pixels)
+            parts["cooccurrence"] = _mean_cross_entropy([self.cooccurrence(both, doubled)], masks, pixels)
             loss = loss + self.settings["cooccurrence_weight"] * parts["cooccurrence"]
         probability = [logits[-1].detach().float().softmax(1) for logits in (query_logits, support_logits)]
         return Step(loss, parts, *probability)

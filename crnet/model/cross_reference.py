@@ -24,16 +24,24 @@ class CrossReference(nn.Module):
     Args:
         hidden: Width between the two FC layers (unstated in the paper).
         tied: One pair of FC layers for both branches; the paper's "respectively" reads as one pair each.
+        residual: The weighted map is added to the map itself, F + gF, so that no channel is lost.
     """
 
-    def __init__(self, width: int, hidden: int, tied: bool):
+    def __init__(self, width: int, hidden: int, tied: bool, residual: bool = False):
         super().__init__()
+        self.residual = residual
         self.support = ChannelImportance(width, hidden)
         self.query = self.support if tied else ChannelImportance(width, hidden)
 
-    def forward(self, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps F_s, F_q (N, W, h, w) -> reinforced maps G_s, G_q of the same shape."""
-        importance = (self.support(support) * self.query(query))[:, :, None, None]
+    def forward(self, support: Tensor, query: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Maps F_s, F_q (N, W, h, w) -> reinforced maps G_s, G_q of the same shape.
+
+        Args:
+            seen: What the support's importance is read from, (N, W, h, w); None: the support's map itself.
+        """
+        importance = (self.support(support if seen is None else seen) * self.query(query))[:, :, None, None]
+        if self.residual:
+            importance = 1 + importance
         return support * importance, query * importance
 
 

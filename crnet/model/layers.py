@@ -83,9 +83,13 @@ class ASPP(nn.Module):
 
 
 def initialise(module: nn.Module, how: str) -> None:
-    """Draw all weights: ``normal``, N(0, 0.01) as CaNet@fdce946, or ``kaiming`` (He et al. 2015); biases are zero."""
+    """Draw the weights of convolutions: ``normal``, N(0, 0.01), or ``kaiming`` (He et al. 2015); their biases are zero.
+
+    FC layers keep PyTorch's own start, as in CaNet@fdce946, whose loop touches ``Conv2d`` alone: drawn as narrowly as
+    convolutions, they give all channels of a gate one value, and it wakes late.
+    """
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
+        if isinstance(layer, nn.Conv2d):
             if how == "normal":
                 nn.init.normal_(layer.weight, std=0.01)
             else:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crnet.model.layers import conv, norm
+from crnet.model.layers import ChannelDropout, Rows, conv, norm
 
 
 class DownsampleBlock(nn.Module):
@@ -36,13 +36,14 @@ class GlobalConvolution(nn.Module):
 class CombineBlock(nn.Module):
     """Streams, joined along channels, -> logits (N, 2, h, w)."""
 
-    def __init__(self, inputs: int, width: int, normalisation: str):
+    def __init__(self, inputs: int, width: int, normalisation: str, dropout: float):
         super().__init__()
+        self.dropout = ChannelDropout(dropout)
         self.join, self.classify = conv(inputs, width), conv(width, 2)
         self.norm = norm(width, normalisation)
 
-    def forward(self, streams: list[Tensor]) -> Tensor:
-        return self.classify(F.relu(self.norm(self.join(torch.cat(streams, 1)))))
+    def forward(self, streams: list[Tensor], rows: Rows | None = None) -> Tensor:
+        return self.classify(self.dropout(F.relu(self.norm(self.join(torch.cat(streams, 1)))), rows))
 
 
 class MaskRefinement(nn.Module):
@@ -52,9 +53,10 @@ class MaskRefinement(nn.Module):
         inputs: C, the channels of condition and cross-reference features together.
         cached: Whether there is a cache stream. Without it (Table 3's baseline) the features meet their own
             downsampled selves, so that the rest stays as it is, and ``cache`` is not read.
+        dropout: Of channels of the joined streams, in training.
     """
 
-    def __init__(self, inputs: int, width: int, cached: bool, normalisation: str = "none"):
+    def __init__(self, inputs: int, width: int, cached: bool, normalisation: str = "none", dropout: float = 0.0):
         super().__init__()
         self.enter_features, self.norm = conv(inputs, width), norm(width, normalisation)
         self.down_features, self.global_features = DownsampleBlock(width), GlobalConvolution(width)
@@ -62,18 +64,22 @@ class MaskRefinement(nn.Module):
         if cached:
             self.enter_cache = conv(2, width)
             self.down_cache, self.global_cache = DownsampleBlock(width), GlobalConvolution(width)
-        self.combine = CombineBlock(2 * width if cached else width, width, normalisation)
+        self.combine = CombineBlock(2 * width if cached else width, width, normalisation, dropout)
 
     def read(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """What stays the same in every recurrence: the feature stream (N, W, h, w) and its downsampled self."""
         stream = F.relu(self.norm(self.enter_features(features)))
         return stream, self.down_features(stream)
 
-    def forward(self, read: tuple[Tensor, Tensor], cache: Tensor | None) -> Tensor:
-        """One prediction from what ``read`` returned and the last probability map (zeros at first)."""
+    def forward(self, read: tuple[Tensor, Tensor], cache: Tensor | None, rows: Rows | None = None) -> Tensor:
+        """One prediction from what ``read`` returned and the last probability map (zeros at first).
+
+        Args:
+            rows: Which rows of a batch these are, where they are a part of it.
+        """
         stream, downsampled = read
         if not self.cached:
-            return self.combine([self.global_features(stream + downsampled)])
+            return self.combine([self.global_features(stream + downsampled)], rows)
         cache = F.relu(self.enter_cache(cache.to(stream.dtype)))
         features = self.global_features(stream + self.down_cache(cache))
-        return self.combine([features, self.global_cache(cache + downsampled)])
+        return self.combine([features, self.global_cache(cache + downsampled)], rows)

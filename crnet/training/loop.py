@@ -109,7 +109,7 @@ class Training:
         self.encoder = FrozenEncoder(
             spec["encoder"], paths.encoder, device, self.settings["precision"], limits.photos_at_once
         )
-        torch.manual_seed(derive("initial weights", spec["method"], spec["seed"]))
+        torch.manual_seed(derive("initial weights", spec["method"], spec["fold"], spec["seed"]))
         self.method = methods.build(spec["method"], self.encoder.channels, spec["model"])
         self.method.to(device, memory_format=torch.channels_last)
         fold, seed = spec["fold"], spec["seed"]
@@ -130,7 +130,7 @@ class Training:
         if self.paths.features is None:
             return LiveSource(self.index, self.encoder, self.method, self.settings, void_classes, workers)
         store = FeatureStore(self.paths.features, self.index, self.encoder.digest)
-        return CachedSource(store, self.method, void_classes)
+        return CachedSource(store, self.method, void_classes, self.settings["void"])
 
     def run(self) -> None:
         self._restore()

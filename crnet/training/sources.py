@@ -41,8 +41,8 @@ class Batch:
 class CachedSource:
     """Batches from a feature store. No augmentation but the store's views."""
 
-    def __init__(self, store: FeatureStore, method: Method, void_classes: tuple[int, ...]):
-        self.store, self.method, self.void_classes = store, method, void_classes
+    def __init__(self, store: FeatureStore, method: Method, void_classes: tuple[int, ...], void: str):
+        self.store, self.method, self.void_classes, self.void = store, method, void_classes, void
 
     def batches(self, episodes: list[TrainingEpisode], size: int, augment: bool = True) -> Iterator[Batch]:
         for start in range(0, len(episodes), size):
@@ -63,7 +63,7 @@ class CachedSource:
         )
 
     def _masks(self, keys: list[tuple[str, int, int]]) -> Tensor:
-        return torch.from_numpy(np.stack([self.store.mask(*key, self.void_classes) for key in keys]))
+        return torch.from_numpy(np.stack([self.store.mask(*key, self.void_classes, self.void) for key in keys]))
 
 
 class LiveSource:
@@ -122,7 +122,7 @@ class _EpisodePhotos(Dataset):
 
     def __init__(self, index, episodes, settings, augment, void_classes):
         self.index, self.episodes, self.augment, self.void_classes = index, episodes, augment, void_classes
-        self.size, self.views = settings["size"], settings["views"]
+        self.size, self.views, self.void = settings["size"], settings["views"], settings["void"]
 
     def __len__(self) -> int:
         return len(self.episodes)
@@ -140,7 +140,9 @@ class _EpisodePhotos(Dataset):
 
     def _photo(self, photo, view, episode, generator, augment):
         image = transforms.apply_view(self.views, view, transforms.squash(self.index.read_image(photo), self.size))
-        mask = transforms.squash_mask(self.index.class_mask(photo, episode.class_id, self.void_classes), self.size)
+        mask = transforms.squash_mask(
+            self.index.class_mask(photo, episode.class_id, self.void_classes, self.void), self.size
+        )
         mask = transforms.apply_view_to_mask(self.views, view, mask)
         if augment:
             image, mask = transforms.scale_crop_flip(image, mask, 1, generator)
