@@ -17,7 +17,7 @@ def shared() -> Path:
 class Tiny:
     """A data set of a few small scenes, an untrained encoder and its features: enough to train and evaluate on."""
 
-    SIZE = 64
+    SIZE = 65
 
     def __init__(self, folder: Path):
         import torch

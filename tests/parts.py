@@ -5,7 +5,7 @@ import torch
 from crnet.methods import Method, Pairs, Share, Step
 from crnet.training.accumulation import accumulate, shares
 
-CHANNELS, MAP, SIZE, BATCH = (4, 6), 7, 50, 5
+CHANNELS, MAP, SIZE, BATCH = (4, 6), 7, 49, 5
 
 
 def batch() -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:

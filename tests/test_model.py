@@ -127,7 +127,7 @@ def test_foreground_share_finds_a_single_pixel():
 
 def test_foreground_average_pooling_by_hand():
     features = torch.arange(8.0).view(1, 2, 2, 2)
-    mask = torch.tensor([[[1, 0], [255, 1]]], dtype=torch.uint8)
+    mask = torch.tensor([[[1, 0], [255, 1]]], dtype=torch.uint8).repeat_interleave(8, 1).repeat_interleave(8, 2)
     torch.testing.assert_close(
         foreground_average_pooling(features, mask), torch.tensor([[1.5, 5.5]]), rtol=1e-3, atol=0
     )

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +18,16 @@ from faults import frozen, paths, trained, training
 from safetensors.torch import load_file
 
 from crnet.data.index import Index
-from crnet.data.transforms import scale_crop_flip
+from crnet.data.transforms import WHOLE, Placement, draw_placement, squash, squash_mask
 from crnet.errors import CrnetError
 from crnet.runtime.checkpoint import load_state, save_state
 from crnet.runtime.files import read_csv, read_json
 from crnet.training import loop
-from crnet.training.cache import ProbabilityCache
-from crnet.training.episodes import EpisodeSource
+from crnet.training.cache import ProbabilityCache, moved
+from crnet.training.episodes import EpisodeSource, TrainingEpisode
 from crnet.training.loop import Training, constant_loss
 from crnet.training.optimisation import learning_rate
+from crnet.training.sources import _EpisodePhotos
 
 
 def run(tiny, tmp_path, name, workers=0, **changes):
@@ -197,27 +200,174 @@ def test_the_encoder_is_frozen_and_a_drift_is_found(tiny):
         encoder.verify()
 
 
+A, B = ("a", 1), ("b", 1)
+LIKE = torch.zeros(1, 8, 3, 3)
+
+
+def remembering(stored: torch.Tensor, at: Placement, size: int) -> ProbabilityCache:
+    """A cache that never resets, in which the query's branch saw photo A at a place."""
+    cache = ProbabilityCache(reset=0.0, fold=0, seed=0, size=size)
+    cache.write("query", [A], [at], stored)
+    return cache
+
+
 def test_probability_cache_unmirrors_and_resets():
-    cache = ProbabilityCache(reset=0.0, fold=0, seed=0)
-    stored = torch.rand(1, 2, 3, 4)
-    cache.write([("a", 1)], [True], stored)
-    like = torch.zeros(1, 8, 3, 4)
-    torch.testing.assert_close(cache.read([("a", 1)], [False], 0, "query", like), stored.flip(-1), atol=1e-3, rtol=0)
-    torch.testing.assert_close(cache.read([("a", 1)], [True], 0, "query", like), stored, atol=1e-3, rtol=0)
-    assert cache.read([("a", 1)], None, 0, "query", like).abs().sum() == 0, "cropped photos have no history"
-    assert cache.read([("b", 1)], [False], 0, "query", like).abs().sum() == 0
-    again = ProbabilityCache(reset=1.0, fold=0, seed=0)
+    stored = torch.rand(1, 2, 3, 3)
+    cache = remembering(stored, Placement(flipped=True), size=17)
+    kept = stored.half().float()
+    assert torch.equal(cache.read("query", [A], [WHOLE], 0, LIKE), kept.flip(-1))
+    assert torch.equal(cache.read("query", [A], [Placement(flipped=True)], 0, LIKE), kept)
+    assert cache.read("query", [B], [WHOLE], 0, LIKE).abs().sum() == 0
+    again = ProbabilityCache(reset=1.0, fold=0, seed=0, size=17)
     again.restore(cache.state())
-    assert again.read([("a", 1)], [False], 0, "query", like).abs().sum() == 0
+    assert again.read("query", [A], [WHOLE], 0, LIKE).abs().sum() == 0
+
+
+def test_each_branch_has_a_cache_of_its_own():
+    cache = remembering(torch.full((1, 2, 3, 3), 0.25), WHOLE, size=17)
+    assert cache.read("support", [A], [WHOLE], 0, LIKE).abs().sum() == 0
+    cache.write("support", [A], [WHOLE], torch.full((1, 2, 3, 3), 0.75))
+    for branch, value in (("query", 0.25), ("support", 0.75)):
+        assert torch.equal(cache.read(branch, [A], [WHOLE], 0, LIKE), torch.full((1, 2, 3, 3), value))
+
+
+# Cells of the whole photo lie at (p + 1/2) / S: for corners of S = 17, p = 0, 8, 16; tiles of S = 24, 3.5, 11.5, 19.5.
+@pytest.mark.parametrize(
+    ("size", "now", "expected"),
+    [
+        # Twice as large from the left edge: the cells, at 1/68, 17/68, 33/68 of the width, lie at -1/32, 15/32, 31/32
+        # of those that were seen, of which the first is kept to the left.
+        (17, Placement(2.0, 0.0, 0.0), [0.0, 15 / 32, 31 / 32]),
+        (17, Placement(2.0, 0.0, 0.0, flipped=True), [31 / 32, 15 / 32, 0.0]),
+        # From the middle: 35/68, 51/68, 67/68, which is 33/32, 49/32 and 65/32 cells.
+        (17, Placement(2.0, 0.0, 0.5), [33 / 32, 49 / 32, 2.0]),
+        # Cells tile the photo: 1/12, 3/12, 5/12 of the width are -1/4, 1/4 and 3/4 cells.
+        (24, Placement(2.0, 0.0, 0.0), [0.0, 0.25, 0.75]),
+        (24, Placement(2.0, 0.0, 0.5), [1.25, 1.75, 2.0]),
+    ],
+)
+def test_a_stored_prediction_moves_with_the_crop_by_hand(size, now, expected):
+    columns = torch.tensor([0.0, 1.0, 2.0]).expand(1, 2, 3, 3)  # the number of each cell
+    read = remembering(columns, WHOLE, size).read("query", [A], [now], 0, LIKE)
+    torch.testing.assert_close(read, torch.tensor(expected).expand(1, 2, 3, 3))
+
+
+def test_what_was_not_seen_is_zero_by_hand():
+    """The left half of the photo, seen twice as large, in the whole: the middle cell of corners lies on its edge."""
+    columns, before = torch.tensor([1.0, 2.0, 3.0]).expand(1, 2, 3, 3), Placement(2.0, 0.25, 0.0)
+    read = remembering(columns, before, size=17).read("query", [A], [WHOLE], 0, LIKE)
+    # 0 and 8 px of 17 are 1/34 and 1/2 of the width: 1/17 and all of what was seen, 1/16 and 2 1/16 cells; rows 0 and 2
+    # lie outside the half that was seen.
+    expected = torch.zeros(3, 3)
+    expected[1, :2] = torch.tensor([1 + 1 / 16, 3.0])
+    torch.testing.assert_close(read, expected.expand(1, 2, 3, 3))
+    mirrored = remembering(columns.flip(-1), replace(before, flipped=True), 17)
+    torch.testing.assert_close(mirrored.read("query", [A], [WHOLE], 0, LIKE), read)
+
+
+def test_a_moved_prediction_is_that_of_the_place():
+    """Seen in one crop and looked at in another, a ramp over the photo is the same ramp."""
+    cells = (8 * torch.arange(9) + 0.5) / 65
+
+    def over_the_photo(at: Placement) -> torch.Tensor:
+        across = at.left + (1 - cells if at.flipped else cells) / at.scale
+        return (at.top + cells / at.scale)[:, None] + 2 * across
+
+    for seed in range(10):
+        chance = np.random.default_rng(seed)
+        before, now = (draw_placement(np.ones((50, 70), np.uint8), 65, 1, chance) for _ in range(2))
+        found = moved(over_the_photo(before).expand(2, 9, 9), before, now, 65)
+        exact = over_the_photo(now).expand(2, 9, 9)
+        assert (found - exact)[found > 0].abs().max() < 0.03  # up to 1/16 of a cell beyond the outermost
+        assert 0.2 < (found > 0).float().mean() <= 1
+
+
+def test_under_augmentation_predictions_are_kept_and_a_restored_cache_gives_the_same(tiny, tmp_path):
+    how = {"features": "live", "views": "flip", "augment": "support"}
+    spec = tiny.training(train=how, model={"cache_reset": 0.0})
+    training = loop.Training(spec, paths(tiny, tmp_path, features=None), torch.device("cpu"), 1, 0, 60.0)
+    [first] = training.source.batches(training.episodes.epoch(0, 4), 4)
+    [again] = training.source.batches([replace(e, seed=e.seed + 1) for e in first.episodes], 4)
+    assert first.support_placements != again.support_placements
+    training.step(first)
+    with torch.no_grad():
+        pairs = training._pairs(again)
+        for cache in (pairs.query_cache, pairs.support_cache):
+            assert (cache.sum((1, 2, 3)) > 0).all(), "each photo finds what it gave"
+        save_state(tmp_path / "state", training.cache.state())
+        training.cache = ProbabilityCache(0.0, 0, 0, tiny.SIZE)
+        assert training._pairs(again).support_cache.abs().sum() == 0
+        training.cache.restore(load_state(tmp_path / "state"))
+        assert torch.equal(training._pairs(again).support_cache, pairs.support_cache)
 
 
 def test_crops_keep_the_class():
-    image, mask = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+    mask = np.zeros((60, 90), np.uint8)
     mask[:2, :2] = 7
+    drawn = [draw_placement(mask, 65, 7, np.random.default_rng(seed)) for seed in range(20)]
+    assert all((squash_mask(mask, 65, placement) == 7).any() for placement in drawn)
+    assert {placement.flipped for placement in drawn} == {True, False}
+
+
+def test_crops_are_scaled_up_by_half_at_most_and_lie_in_the_photo():
+    drawn = [draw_placement(np.ones((60, 90), np.uint8), 65, 1, np.random.default_rng(seed)) for seed in range(300)]
+    scales = np.array([each.scale for each in drawn])
+    assert 1 <= scales.min() < 1.02 and 1.48 < scales.max() <= 1.5
+    for side in ("top", "left"):
+        starts = np.array([getattr(each, side) for each in drawn])
+        assert starts.min() >= 0 and (starts + 1 / scales).max() <= 1 + 1e-12 and starts.std() > 0.05
+
+
+def sharpness(image: np.ndarray) -> float:
+    """Mean absolute Laplacian."""
+    x = image[..., 0].astype(float)
+    return np.abs(4 * x[1:-1, 1:-1] - x[:-2, 1:-1] - x[2:, 1:-1] - x[1:-1, :-2] - x[1:-1, 2:]).mean()
+
+
+def test_an_augmented_photo_is_as_sharp_as_the_photo_allows():
+    """Resampled once, from the photo: what was squashed and enlarged again has lost its texture."""
+    texture = np.random.default_rng(0).integers(0, 256, (375, 500, 1), np.uint8).repeat(3, -1)
+    size, mask = 321, np.ones((375, 500), np.uint8)
+    for seed in range(5):
+        placement = draw_placement(mask, size, 1, np.random.default_rng(seed))
+        left, top, right, bottom = (round(side) for side in placement.box(500, 375))
+        directly = sharpness(squash(texture[top:bottom, left:right], size))
+        large = round(size * placement.scale)
+        y, x = (round(start * large) for start in (placement.top, placement.left))
+        twice = sharpness(squash(squash(texture, size), large)[y : y + size, x : x + size])
+        once = sharpness(squash(texture, size, placement))
+        assert once == pytest.approx(directly, rel=0.03) and once > 1.3 * twice
+
+
+def test_photo_and_mask_of_a_crop_lie_on_each_other():
+    """Where the crop cuts and flips, a bright square of the photo stays the foreground of its mask."""
+    mask = np.zeros((120, 200), np.uint8)
+    mask[30:90, 60:140] = 1
+    photo = (200 * mask)[..., None].repeat(3, -1)
     for seed in range(20):
-        cropped, cropped_mask = scale_crop_flip(image, mask, 7, np.random.default_rng(seed))
-        assert cropped.shape == image.shape
-        assert (cropped_mask == 7).any()
+        placement = draw_placement(mask, 97, 1, np.random.default_rng(seed))
+        bright = squash(photo, 97, placement)[..., 0] > 100
+        assert (bright != squash_mask(mask, 97, placement)).mean() < 0.02
+    cut = squash_mask(mask, 100, Placement(2.0, top=0.0, left=0.5))  # the upper right quarter, by hand
+    expected = np.zeros((100, 100), np.uint8)
+    expected[50:, :40] = 1
+    assert (cut == expected).all()
+    assert (squash_mask(mask, 100, Placement(2.0, 0.0, 0.5, flipped=True)) == expected[:, ::-1]).all()
+
+
+def test_a_photo_that_is_augmented_and_seen_in_a_view_is_flipped_once_for_each(tiny):
+    """What the cache is told of a visit is what the loader did to photo and mask."""
+    index = Index.load(tiny.data)
+    pair = index.training_pairs(0)[0]
+    photo, mask = index.read_image(pair.image), index.class_mask(pair.image, pair.class_id)
+    settings = {"size": 65, "views": "flip"}
+    for seed, view in product(range(4), (0, 1)):
+        episode = TrainingEpisode(pair.class_id, pair.image, pair.image, view, view, seed)
+        *query, support, support_mask, placement = _EpisodePhotos(index, [episode], settings, "support", ())[0]
+        assert query[2] == Placement(flipped=bool(view))
+        assert (support == squash(photo, 65, placement)).all() and (
+            support_mask == squash_mask(mask, 65, placement)
+        ).all()
 
 
 def test_schedules():

@@ -12,11 +12,13 @@ from torch import nn
 
 from crnet import encoders, methods
 from crnet.config.defaults import EVALUATE, EVALUATE_LIMITS, FINETUNE, TRAIN, TRAIN_LIMITS
+from crnet.config.resolve import alignment_of
 from crnet.config.settings import check, component
 from crnet.data import episodes, transforms
 from crnet.data.episodes import Episode
 from crnet.data.formats import voc
 from crnet.data.formats.palette import voc_palette
+from crnet.data.grid import fitted
 from crnet.data.index import Index
 from crnet.data.sets import shapes5i
 from crnet.data.sets.scenes import void_border
@@ -35,7 +37,7 @@ class Options:
     """What is measured, and how much of it.
 
     Attributes:
-        size: Side of the network's input in pixels.
+        size: Side of the network's input in pixels, as fitted to the encoder.
         encoder: A built-in encoder, or ``package.module:factory``.
         width: Channels of the head.
         photo: (height, width) of the photos.
@@ -67,6 +69,10 @@ class Options:
     batch: int = 4
     rows: int = 8
     seconds: float = 2.0
+
+    def __post_init__(self):
+        """Take the nearest size that fits the encoder; raises CrnetError on an encoder that is not known."""
+        object.__setattr__(self, "size", fitted(self.size, alignment_of({"name": self.encoder})))
 
     @classmethod
     def quick(cls, **changes) -> "Options":

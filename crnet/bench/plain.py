@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from crnet import encoders
 from crnet.bench import plain_network as network
@@ -21,10 +20,12 @@ from crnet.config.defaults import scaled
 from crnet.data import transforms
 from crnet.data.episodes import Episode
 from crnet.data.index import Index
+from crnet.data.transforms import WHOLE, Placement
 from crnet.evaluation import finetune
 from crnet.evaluation.finetune import Finetuner
 from crnet.evaluation.predict import load_method
 from crnet.methods.crnet import CRNet
+from crnet.model.grid import at_own_size
 from crnet.training.cache import ProbabilityCache
 from crnet.training.episodes import TrainingEpisode
 from crnet.training.loop import Training
@@ -55,11 +56,11 @@ class Plain:
         self.encoder = encoders.build(self.train["encoder"], encoder).to(self.device)
         self.method: CRNet = load_method(self.train, tuple(self.encoder.channels), weights).to(self.device)
 
-    def image(self, photo: str, size: int) -> np.ndarray:
-        return transforms.squash(self.index.read_image(photo), size)
+    def image(self, photo: str, size: int, place: Placement = WHOLE) -> np.ndarray:
+        return transforms.squash(self.index.read_image(photo), size, place)
 
-    def mask(self, photo: str, class_id: int, size: int) -> np.ndarray:
-        return transforms.squash_mask(self.index.class_mask(photo, class_id), size)
+    def mask(self, photo: str, class_id: int, size: int, place: Placement = WHOLE) -> np.ndarray:
+        return transforms.squash_mask(self.index.class_mask(photo, class_id), size, place)
 
     def embed(self, image: np.ndarray, mask: np.ndarray | None = None) -> Tensor:
         """A photo uint8 (S, S, 3), without its background if its mask (S, S) is given -> (1, W, h, w)."""
@@ -80,12 +81,11 @@ class Plain:
     def predict(self, episode: Episode) -> PlainPrediction:
         """Each scale, support and refinement pass by itself, from the files on; then probabilities are averaged."""
         first, every = [], []
-        height, width = self.index.size(episode.query)
         for scale in self.settings["scales"]:
             size = scaled(self.settings["size"], scale)
             for number, support in enumerate(episode.supports[: self.settings["shots"]]):
                 logits = self._refine(episode, support, size)
-                large = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
+                large = at_own_size(logits, (size, size), self.index.size(episode.query))
                 every.append(large[0].softmax(0))
                 if number == 0:
                     first.append(every[-1])
@@ -105,19 +105,20 @@ class Plain:
             cache = logits.softmax(1)
         return logits
 
-    def step(self, pairs, keys, flipped, optimise, cache, step: int, auxiliary: bool) -> float:
+    def step(self, pairs, keys, placements, optimise, cache, step: int, auxiliary: bool) -> float:
         """``pairs``: (query, support, masked, query mask, support mask) of each."""
+        branches = list(zip(("query", "support"), keys, placements, strict=True))
         caches = None
         if self.method.stores_cache:
             like = torch.cat([pair[0] for pair in pairs])
-            caches = [cache.read(keys[i], flipped[i], step, name, like) for i, name in enumerate(("query", "support"))]
+            caches = [cache.read(*branch, step, like) for branch in branches]
         loss, probabilities = self.loss(pairs, caches, auxiliary)
         optimise.zero_grad(set_to_none=True)
         loss.backward()
         optimise.step()
         if self.method.stores_cache:
-            for i, probability in enumerate(probabilities):
-                cache.write(keys[i], flipped[i], probability)
+            for branch, probability in zip(branches, probabilities, strict=True):
+                cache.write(*branch, probability)
         return loss.item()
 
     def loss(self, pairs: list, caches: list[Tensor] | None, auxiliary: bool) -> tuple[Tensor, list[Tensor]]:
@@ -158,27 +159,30 @@ class PlainTraining:
         plain.method.load_state_dict(training.method.state_dict())
         plain.method.train().requires_grad_(True)
         self.optimise = optimiser(plain.method, training.settings)
-        self.cache = ProbabilityCache(training.cache.reset, training.cache.fold, training.cache.seed)
+        self.cache = ProbabilityCache(
+            training.cache.reset, training.cache.fold, training.cache.seed, training.cache.size
+        )
 
     def step(self, episodes: list[TrainingEpisode]) -> int:
         """One step on a batch, its gradients stay in the parameters; returns 1. Support augmented if so set."""
         plain, settings = self.plain, self.plain.train["train"]
         size, how = settings["size"], settings["augment"]
-        pairs = []
+        pairs, placements = [], ([], [])
         for episode in episodes:
-            chance = np.random.default_rng(episode.seed)
-            images = [plain.image(photo, size) for photo in (episode.query, episode.support)]
-            masks = [plain.mask(photo, episode.class_id, size) for photo in (episode.query, episode.support)]
-            if how != "none":
-                images[1], masks[1] = transforms.scale_crop_flip(images[1], masks[1], 1, chance)
-            if how == "both":
-                images[0], masks[0] = transforms.scale_crop_flip(images[0], masks[0], 1, chance)
+            chance, places = np.random.default_rng(episode.seed), [WHOLE, WHOLE]
+            photos = [episode.query, episode.support]
+            for i in [1] * (how != "none") + [0] * (how == "both"):
+                mask = plain.index.class_mask(photos[i], episode.class_id)
+                places[i] = transforms.draw_placement(mask, size, 1, chance)
+            images = [plain.image(photo, size, place) for photo, place in zip(photos, places, strict=True)]
+            masks = [plain.mask(photos[i], episode.class_id, size, places[i]) for i in (0, 1)]
+            for each, place in zip(placements, places, strict=True):
+                each.append(place)
             query, support = plain.embed(images[0]), plain.embed(images[1])
             masked = plain.embed(images[1], masks[1]) if plain.method.needs_masked else support
             pairs.append((query, support, masked, *map(plain.tensor, masks)))
         keys = [[(getattr(e, branch), e.class_id) for e in episodes] for branch in ("query", "support")]
-        flipped = [None if how == "both" else [False] * len(pairs), None if how != "none" else [False] * len(pairs)]
-        plain.step(pairs, keys, flipped, self.optimise, self.cache, self.number, auxiliary=True)
+        plain.step(pairs, keys, placements, self.optimise, self.cache, self.number, auxiliary=True)
         self.number += 1
         return 1
 
@@ -202,14 +206,15 @@ class PlainFinetuner:
             seed, settings = self.finetuner.seed_of(episode), self.finetuner.settings
             pairs_of_supports = finetune.ordered_pairs(len(photos), settings["pairs"])
             draws = finetune.batches_of_pairs(pairs_of_supports, settings["batch"], seed)
-            cache = ProbabilityCache(plain.train["model"].get("cache_reset", 0.0), plain.train["fold"], seed)
+            reset, size = plain.train["model"].get("cache_reset", 0.0), plain.settings["size"]
+            cache = ProbabilityCache(reset, plain.train["fold"], seed, size)
             plain.method.train().requires_grad_(True)
             optimise = optimiser(plain.method, settings | {"lr": lr})
             for step, chosen in enumerate(islice(draws, steps)):
                 pairs = self._pairs(photos, episode.class_id, chosen)
                 keys = [[(photos[pair[branch]], episode.class_id) for pair in chosen] for branch in (1, 0)]
-                flipped = [[False] * len(chosen)] * 2
-                plain.step(pairs, keys, flipped, optimise, cache, step, auxiliary=False)
+                whole = [[WHOLE] * len(chosen)] * 2
+                plain.step(pairs, keys, whole, optimise, cache, step, auxiliary=False)
             plain.method.eval().requires_grad_(False)
             prediction = plain.predict(episode)
             prediction.support_loss = before, self._support_loss(photos, episode.class_id)

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from crnet.methods.crnet import CRNet
 from crnet.metrics.iou import VOID
-from crnet.model.condition import EPSILON
+from crnet.model.condition import EPSILON, foreground_share
 from crnet.model.cross_reference import CooccurrenceHead
+from crnet.model.grid import enlarged
 from crnet.model.refinement import DownsampleBlock, GlobalConvolution
 
 
@@ -36,7 +37,7 @@ def category(method: CRNet, masked: Tensor, mask: Tensor) -> Tensor | None:
     """Mean over the support's foreground: (1, W, h, w) of one photo and its mask (1, H, W) -> (1, W), paper 4.4."""
     if not method.settings["condition"]:
         return None
-    share = F.adaptive_avg_pool2d((mask == 1).float()[:, None], masked.shape[-2:])
+    share = foreground_share(mask, masked.shape[-2:])
     return (masked * share).sum((2, 3)) / (share.sum((2, 3)) + EPSILON)
 
 
@@ -61,7 +62,11 @@ def logits(method: CRNet, reinforced: Tensor, category: Tensor | None, cache: Te
 
 
 def _down(block: DownsampleBlock, x: Tensor) -> Tensor:
-    return F.interpolate(F.relu(block.down(x)), size=x.shape[-2:], mode="bilinear", align_corners=False)
+    sides = [side + 1 - side % 2 for side in x.shape[-2:]]  # odd: the last cell is halved to a cell
+    padded = x.new_zeros((*x.shape[:2], *sides))
+    padded[..., : x.shape[-2], : x.shape[-1]] = x
+    large = F.interpolate(F.relu(block.down(padded)), size=sides, mode="bilinear", align_corners=True)
+    return large[..., : x.shape[-2], : x.shape[-1]]
 
 
 def _global(block: GlobalConvolution, x: Tensor) -> Tensor:
@@ -85,6 +90,6 @@ def cross_entropy(logits: list[Tensor], masks: list[Tensor]) -> Tensor:
     """Mean over all pixels of all masks (1, H, W) that are not void, from logits (1, 2, h, w) of each."""
     total = torch.zeros(())
     for each, mask in zip(logits, masks, strict=True):
-        enlarged = F.interpolate(each, size=mask.shape[-2:], mode="bilinear", align_corners=False)
-        total = total + F.cross_entropy(enlarged, mask.long(), ignore_index=VOID, reduction="sum").cpu()
+        large = enlarged(each, mask.shape[-2:])
+        total = total + F.cross_entropy(large, mask.long(), ignore_index=VOID, reduction="sum").cpu()
     return total / max(1, sum(int((mask != VOID).sum()) for mask in masks))

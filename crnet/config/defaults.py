@@ -4,9 +4,13 @@ Sources: [P] the paper; [CANet] icoz69/CaNet@fdce946, public code of the same gr
 A behaviour change of the code that should make finished runs stale raises ``rev`` by one.
 """
 
+from crnet.data.grid import alignment_of, fitted
+
 TRAIN = {
     "rev": 2,
-    "size": 321,  # side of the square input in pixels, photo squashed to it [CANet]
+    # Side of the square input in pixels, photo squashed to it [CANet]; taken as the nearest that fits the encoder's
+    # cells: 8n + 1 for ResNets, 8n for VGG16
+    "size": 321,
     "batch": 4,  # episodes a step [CANet]
     "epochs": 200,  # [CANet]; the last one is the result
     "epoch_episodes": 0,  # episodes an epoch; 0: as many as the fold has training pairs [CANet walks its list]
@@ -51,7 +55,7 @@ EVALUATE = {
     "rev": 2,
     "shots": 1,
     "strategy": "fusion",  # of several supports [P 4.6, 6]: "fusion", "finetune" or "finetune-fusion"
-    "size": 321,  # side of the square input at scale 1; scored at the photo's original size [CANet#6]
+    "size": 321,  # likewise, at scale 1; scored at the photo's original size [CANet#6]
     "scales": [1.0],  # query and support resized alike, probabilities averaged [P 6, Table 3]
     "refinements": 5,  # runs of the mask refinement module [P 5.1]
     "precision": "bfloat16",
@@ -109,10 +113,12 @@ EPISODES_LIMITS = {
 
 
 def scaled(size: int, scale: float) -> int:
-    """Side in pixels of the input at a scale, a whole number of 1/8 cells.
+    """Side in pixels of the input at a scale: the nearest that fits the encoder as ``size``, that at scale 1, does.
 
-    Cells of ResNet lie around pixels 0, 8, 16, ..., and predictions are enlarged as if they tiled the photo: at 321 px
-    that is off by at most 3.4 px, symmetrically, at 240 and 400 px by 3.5 px to one side, which heads trained at 321 px
-    do not know.
+    Specifications carry fitted sizes (``crnet/config/resolve.py``), so that cells lie alike at all scales: those of
+    ResNets at pixels 8i of 8n + 1, e.g. 241, 321 and 401 px, those of VGG16 at 8i + 3.5 of 8n, e.g. 240, 320 and 400.
+
+    Raises:
+        CrnetError: ``size`` fits no encoder.
     """
-    return max(8, 8 * round(size * scale / 8)) if scale != 1 else size
+    return fitted(size * scale, alignment_of(size))

@@ -20,11 +20,15 @@ from crnet.config.defaults import (
 )
 from crnet.config.schema import Row, Study, Switches, Table, load_table
 from crnet.config.settings import FACTORY, check, component, components
+from crnet.data.grid import CORNERS, TILES, fitted
 from crnet.errors import CrnetError
 from crnet.runtime.files import canonical, sha256_text
 
 Spec = dict[str, Any]
 DEFAULT_METHOD = "crnet"
+# Of an encoder from outside the package.
+FACTORY_SETTINGS = {"rev": 1, "alignment": CORNERS}
+FACTORY_LIMITS = {"alignment": {CORNERS, TILES}}
 
 
 @dataclass(frozen=True)
@@ -243,10 +247,14 @@ def _evaluation(
         training["train"] = check(
             {**study.train, **benchmark.train, **switches.train}, TRAIN, TRAIN_LIMITS, f"{where}.train"
         )
+    alignment = alignment_of(training["encoder"])
+    if "train" in training:
+        training["train"]["size"] = fitted(training["train"]["size"], alignment)
     evaluate = {**study.evaluate, **switches.evaluate}
     if "shots" in evaluate:
         raise CrnetError(f"{where}.evaluate.shots: is given by the table's key 'shots', leave it out here.")
     evaluate = check({**evaluate, "shots": shots}, EVALUATE, EVALUATE_LIMITS, f"{where}.evaluate")
+    evaluate["size"] = fitted(evaluate["size"], alignment)
     episodes = check(benchmark.episodes, EPISODES, EPISODES_LIMITS, f"benchmarks.{table.benchmark}.episodes")
     if shots > episodes["shots"]:
         raise CrnetError(
@@ -317,6 +325,13 @@ def absent_encoder(name: str) -> str | None:
     return None if found else f"no module of encoder {name!r} is found; put its folder on PYTHONPATH{hint}."
 
 
+def alignment_of(encoder: Spec) -> str:
+    """Where an encoder's cells lie in its input, "corners" or "tiles": see ``crnet/data/grid.py``."""
+    if ":" in encoder["name"]:
+        return encoder.get("alignment", CORNERS)
+    return component("encoder", encoder["name"], "encoders").literals["ALIGNMENT"]
+
+
 def _encoder(encoders: Mapping[str, Any], role: str, where: str) -> Spec:
     if role not in encoders:
         raise CrnetError(f"{where}.encoder: unknown encoder role {role!r}; the study defines: {', '.join(encoders)}.")
@@ -327,7 +342,7 @@ def _encoder(encoders: Mapping[str, Any], role: str, where: str) -> Spec:
     if name is None:
         raise CrnetError(f"{place}.name: is missing; known: {choices}.")
     if isinstance(name, str) and FACTORY.fullmatch(name):
-        return {"name": name, **check(settings, {"rev": 1}, {}, place)}
+        return {"name": name, **check(settings, FACTORY_SETTINGS, FACTORY_LIMITS, place)}
     if not isinstance(name, str) or name not in known:
         raise CrnetError(f"{place}.name: unknown encoder {name!r}; known: {choices}.")
     layers = settings.pop("layers", known[name].literals["DEFAULT_LAYERS"])

@@ -1,5 +1,7 @@
 """Photos and masks on their way into the network: squash to a square, CANet's augmentation, finite views."""
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 from PIL import Image
 
@@ -8,14 +10,47 @@ VIEWS = {"identity": 1, "flip": 2, "recolour": 12}
 _CHANNEL_ORDERS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
 
 
-def squash(image: np.ndarray, size: int) -> np.ndarray:
-    """Photo uint8 (H, W, 3) -> (size, size, 3), aspect ratio given up as CANet does; antialiased bilinear."""
-    return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+@dataclass(frozen=True)
+class Placement:
+    """Where in its photo the square lies that the network sees, in units of the photo squashed to a square of side 1.
+
+    Attributes:
+        scale: How many times larger than the whole photo squashed: the square is 1 / ``scale`` high and wide.
+        top, left: Of its upper left corner, in [0, 1 - 1 / ``scale``].
+        flipped: Left is right, within the square.
+    """
+
+    scale: float = 1.0
+    top: float = 0.0
+    left: float = 0.0
+    flipped: bool = False
+
+    def box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The square in pixels of a photo: left, top, right, bottom."""
+        right, bottom = (min(1.0, start + 1 / self.scale) for start in (self.left, self.top))
+        return self.left * width, self.top * height, right * width, bottom * height
 
 
-def squash_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """Mask uint8 (H, W) -> (size, size), nearest: ids never mix."""
-    return np.array(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST))
+WHOLE = Placement()
+
+
+def squash(image: np.ndarray, size: int, placement: Placement = WHOLE) -> np.ndarray:
+    """Photo uint8 (H, W, 3), or the part of it that is seen -> (size, size, 3); antialiased bilinear, sampled once.
+
+    The aspect ratio is given up as CANet does.
+    """
+    return _seen(image, size, placement, Image.Resampling.BILINEAR)
+
+
+def squash_mask(mask: np.ndarray, size: int, placement: Placement = WHOLE) -> np.ndarray:
+    """Mask uint8 (H, W), or the part of it that is seen -> (size, size), nearest: ids never mix."""
+    return _seen(mask, size, placement, Image.Resampling.NEAREST)
+
+
+def _seen(array: np.ndarray, size: int, placement: Placement, how: Image.Resampling) -> np.ndarray:
+    picture = Image.fromarray(array)
+    seen = np.array(picture.resize((size, size), how, box=placement.box(*picture.size)))
+    return flip(seen) if placement.flipped else seen
 
 
 def apply_view(kind: str, view: int, image: np.ndarray) -> np.ndarray:
@@ -49,6 +84,11 @@ def is_flipped(kind: str, view: int) -> bool:
     return kind == "flip" and view == 1
 
 
+def in_view(kind: str, view: int, placement: Placement) -> Placement:
+    """Where what lies at ``placement`` is seen in a view: flipped twice is not flipped."""
+    return replace(placement, flipped=placement.flipped != is_flipped(kind, view))
+
+
 def draw_views(kind: str, generator: np.random.Generator) -> tuple[int, int]:
     """Views of query and support of one training episode: recoloured alike, flipped independently."""
     query = int(generator.integers(VIEWS[kind]))
@@ -61,23 +101,20 @@ def flip(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array[:, ::-1])
 
 
-def scale_crop_flip(
-    image: np.ndarray, mask: np.ndarray, class_id: int, generator: np.random.Generator, attempts: int = 10
-) -> tuple[np.ndarray, np.ndarray]:
-    """CANet's augmentation of a square photo (S, S, 3) and its mask (S, S): scale 1 to 1.5, crop S x S, flip.
+def draw_placement(
+    mask: np.ndarray, size: int, class_id: int, generator: np.random.Generator, attempts: int = 10
+) -> Placement:
+    """CANet's augmentation of a photo with this mask (H, W): scale 1 to 1.5, a crop of ``size`` px in square, flip.
 
     A crop without a pixel of the class would teach nothing: it is drawn again, and after ``attempts`` the photo is
     only flipped.
     """
-    size = len(mask)
+    found = WHOLE
     for _ in range(attempts):
-        scaled = max(size, round(size * generator.uniform(1.0, 1.5)))
-        top, left = generator.integers(0, scaled - size + 1, 2)
-        crop = np.s_[top : top + size, left : left + size]
-        cropped = squash_mask(mask, scaled)[crop]
-        if (cropped == class_id).any():
-            image, mask = squash(image, scaled)[crop], cropped
+        scale = generator.uniform(1.0, 1.5)
+        top, left = generator.uniform(0.0, 1.0 - 1.0 / scale, 2).tolist()
+        drawn = Placement(scale, top, left)
+        if (squash_mask(mask, size, drawn) == class_id).any():
+            found = drawn
             break
-    if generator.random() < 0.5:
-        image, mask = flip(image), flip(mask)
-    return np.ascontiguousarray(image), np.ascontiguousarray(mask)
+    return replace(found, flipped=bool(generator.random() < 0.5))

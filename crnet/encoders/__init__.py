@@ -1,8 +1,9 @@
 """The Siamese encoder (paper 4.2): one frozen network for support and query, named by the study.
 
-A built-in encoder is a file of this folder with ``SETTINGS``, ``LAYERS`` and ``DEFAULT_LAYERS`` as literals,
-``network(layers)`` and ``prepare(settings, archives, out, threads)``. Any other is ``package.module:factory``, a
-function without arguments whose result turns images (N, 3, H, W) into a list of stride-8 maps and has ``.channels``.
+A built-in encoder is a file of this folder with ``SETTINGS``, ``LAYERS``, ``DEFAULT_LAYERS`` and ``ALIGNMENT`` as
+literals, ``network(layers)`` and ``prepare(settings, archives, out, threads)``. Any other is
+``package.module:factory``, a function without arguments whose result turns images (N, 3, H, W) into a list of stride-8
+maps and has ``.channels``; where its cells lie (``crnet/data/grid.py``) the study says: ``alignment``.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from crnet.data.grid import CORNERS, STRIDE, fitted
 from crnet.errors import CrnetError
 from crnet.runtime.files import atomic_write
 from crnet.runtime.out_of_memory import ran_out
@@ -40,7 +42,7 @@ def build(spec: dict, weights: Path | None) -> nn.Module:
         CrnetError: The factory cannot be imported or breaks its contract, or the weights do not fit.
     """
     if is_factory(spec["name"]):
-        encoder = _from_factory(spec["name"])
+        encoder = _from_factory(spec)
     else:
         encoder = _module(spec["name"]).network(spec["layers"])
         try:
@@ -59,7 +61,7 @@ def without_values(spec: dict) -> nn.Module:
         CrnetError: A factory cannot be imported or breaks its contract.
     """
     if is_factory(spec["name"]):
-        return _from_factory(spec["name"]).requires_grad_(False).to("meta")
+        return _from_factory(spec).requires_grad_(False).to("meta")
     with torch.device("meta"):
         network = _module(spec["name"]).network(spec["layers"]).eval().requires_grad_(False)
     fold_batch_norm(network)
@@ -71,7 +73,8 @@ def _module(name: str) -> ModuleType:
     return importlib.import_module(f"crnet.encoders.{name.replace('-', '_')}")
 
 
-def _from_factory(name: str) -> nn.Module:
+def _from_factory(spec: dict) -> nn.Module:
+    name, alignment = spec["name"], spec.get("alignment", CORNERS)
     module, factory = name.split(":")
     try:
         encoder = getattr(importlib.import_module(module), factory)()
@@ -80,13 +83,15 @@ def _from_factory(name: str) -> nn.Module:
     channels = getattr(encoder, "channels", None)
     if not isinstance(encoder, nn.Module) or not channels:
         raise CrnetError(f"encoder {name}: must return an nn.Module with .channels, one number a map.")
+    side = fitted(64, alignment)
     with torch.no_grad():
-        maps = encoder.eval()(torch.zeros(1, 3, 64, 64))
-    shapes = [tuple(m.shape) for m in maps]
-    expected = [(1, c, 8, 8) for c in channels]
+        maps = encoder.eval()(torch.zeros(1, 3, side, side))
+    shapes, cells = [tuple(m.shape) for m in maps], -(-side // STRIDE)
+    expected = [(1, c, cells, cells) for c in channels]
     if shapes != expected:
         raise CrnetError(
-            f"encoder {name}: for a (1, 3, 64, 64) input its maps are {shapes}, not {expected} (stride 8)."
+            f"encoder {name}: for a (1, 3, {side}, {side}) input its maps are {shapes}, not {expected} (stride 8, "
+            f"alignment: {alignment}; say in the study's encoders where its cells lie, corners or tiles)."
         )
     return encoder
 

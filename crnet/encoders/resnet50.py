@@ -11,6 +11,7 @@ SETTINGS = {
 LIMITS = {"archive": {"resnet50-0676ba61.pth"}}
 LAYERS = {"layer2": 512, "layer3": 1024, "layer4": 2048}
 DEFAULT_LAYERS = ["layer3", "layer4"]  # [P 5.1]; its group's habit is layer2 + layer3
+ALIGNMENT = "corners"  # of its cells: see crnet/data/grid.py
 
 
 class ResNet50(nn.Module):

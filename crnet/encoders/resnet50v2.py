@@ -17,6 +17,7 @@ SETTINGS = {
 LIMITS = {"archive": {"resnet50-v2-7.onnx"}}
 LAYERS = {"layer2": 512, "layer3": 1024, "layer4": 2048}
 DEFAULT_LAYERS = ["layer2", "layer3"]  # as the photo studies take them
+ALIGNMENT = "corners"  # of its cells: see crnet/data/grid.py
 
 
 class Unit(nn.Module):

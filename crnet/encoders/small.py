@@ -36,6 +36,7 @@ LIMITS = {
 }
 LAYERS = {"layer2": 48, "layer3": 64, "layer4": 96}  # channels of the maps that may be asked for, all at stride 8
 DEFAULT_LAYERS = ["layer3", "layer4"]  # as in resnet50
+ALIGNMENT = "corners"  # of its cells: see crnet/data/grid.py
 
 
 class Block(nn.Module):

@@ -11,6 +11,7 @@ SETTINGS = {
 LIMITS = {"archive": {"vgg16-397923af.pth"}}
 LAYERS = {"conv3": 256, "conv4": 512, "conv5": 512}
 DEFAULT_LAYERS = ["conv4", "conv5"]  # unstated in the paper; the stride of SG-One and PANet
+ALIGNMENT = "tiles"  # of its cells: see crnet/data/grid.py
 
 # Index in torchvision's ``features`` -> the map taken behind it; conv3 is at 1/4 before its pool, so it is taken after.
 _MAPS = {16: "conv3", 22: "conv4", 29: "conv5"}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from crnet.config.defaults import scaled
 from crnet.data.episodes import Episode
+from crnet.data.transforms import WHOLE
 from crnet.encoders.frozen import autocast
 from crnet.errors import CrnetError
 from crnet.evaluation.predict import Prediction, Predictor, foreground
@@ -97,7 +98,8 @@ class Finetuner:
         """
         checkpoints = set(checkpoints)
         seed = self.seed_of(episode)
-        cache = ProbabilityCache(self.train["model"].get("cache_reset", 0.0), self.train["fold"], seed)
+        reset, size = self.train["model"].get("cache_reset", 0.0), self.predictor.settings["size"]
+        cache = ProbabilityCache(reset, self.train["fold"], seed, size)
         draws = batches_of_pairs(ordered_pairs(len(supports), self.settings["pairs"]), self.settings["batch"], seed)
         try:
             optimise = optimiser(self.method.requires_grad_(True), {**self.settings, "lr": lr})
@@ -120,15 +122,15 @@ class Finetuner:
         seed: int,
     ) -> None:
         keys = [[(supports.photos[pair[branch]], supports.class_id) for pair in chosen] for branch in (1, 0)]
-        unflipped = [False] * len(chosen)
+        whole = [WHOLE] * len(chosen)
 
         def losses(share: Share | None) -> Step:
             rows = slice(None) if share is None else share.rows
             with autocast(self.predictor.device, self.predictor.settings["precision"]):
                 pairs = self._pairs(supports, chosen[rows], share)
                 if self.method.stores_cache:  # chance is drawn for the whole batch
-                    pairs.query_cache = cache.read(keys[0], unflipped, step, "query", pairs.query)[rows]
-                    pairs.support_cache = cache.read(keys[1], unflipped, step, "support", pairs.support)[rows]
+                    pairs.query_cache = cache.read("query", keys[0], whole, step, pairs.query)[rows]
+                    pairs.support_cache = cache.read("support", keys[1], whole, step, pairs.support)[rows]
                 return self.method.losses(pairs, auxiliary=False)
 
         optimise.zero_grad(set_to_none=True)
@@ -139,8 +141,8 @@ class Finetuner:
             )
         optimise.step()
         if self.method.stores_cache:
-            cache.write(keys[0], unflipped, result.query_probability)
-            cache.write(keys[1], unflipped, result.support_probability)
+            cache.write("query", keys[0], whole, result.query_probability)
+            cache.write("support", keys[1], whole, result.support_probability)
 
     def _shares(self, supports: Supports, chosen: list[tuple[int, int]]) -> list[Share | None]:
         """The parts in which pairs (support, query) go through the network."""
@@ -192,7 +194,7 @@ class Finetuner:
         first, every = [], []
         for scale in predictor.settings["scales"]:
             logits = self._logits(episode, photos, scale)
-            probabilities = [predictor.at_own_size(each, episode.query).softmax(0) for each in logits]
+            probabilities = [predictor.at_own_size(each, episode.query, scale).softmax(0) for each in logits]
             first.append(probabilities[0])
             every += probabilities
         return torch.stack(first).mean(0), torch.stack(every).mean(0) if fuse else None

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn import functional as F
 
 from crnet import methods
 from crnet.config.defaults import scaled
@@ -20,6 +19,7 @@ from crnet.encoders.features import FeatureStore
 from crnet.encoders.frozen import FrozenEncoder, as_images, autocast, compute_dtype
 from crnet.errors import CrnetError
 from crnet.methods import Method, Pairs
+from crnet.model.grid import at_own_size
 from crnet.runtime.limits import EPISODES_TOGETHER, NONE, PAIRS_TOGETHER, PHOTOS_TOGETHER, Limits
 from crnet.runtime.out_of_memory import ran_out
 
@@ -90,14 +90,15 @@ class Predictor:
         """Softmax (2, H, W), averaged over supports and scales at the photo's own size (paper 6, Tables 3, 4)."""
         for start in range(0, len(episodes), self.together):
             chunk = episodes[start : start + self.together]
-            logits: list[list[Tensor]] = [[] for _ in chunk]
+            logits: list[list[tuple[Tensor, float]]] = [[] for _ in chunk]
             for scale in self.settings["scales"]:
                 self.embedded.fill([key for episode in chunk for key in self.keys(episode, scale)])
                 for shot in range(self.settings["shots"]):
                     for queries, query in zip(logits, self._logits(chunk, scale, shot), strict=True):
-                        queries.append(query)
+                        queries.append((query, scale))
             for episode, queries in zip(chunk, logits, strict=True):
-                yield episode, torch.stack([self.at_own_size(q, episode.query).softmax(0) for q in queries]).mean(0)
+                large = [self.at_own_size(query, episode.query, scale) for query, scale in queries]
+                yield episode, torch.stack([each.softmax(0) for each in large]).mean(0)
 
     def _logits(self, chunk: list[Episode], scale: float, shot: int) -> Iterator[Tensor]:
         """Query logits (2, h, w) of each episode, predicted in batches."""
@@ -132,9 +133,10 @@ class Predictor:
         """uint8 (size, size) of {0, 1, 255 void}."""
         return transforms.squash_mask(self.index.class_mask(photo, class_id), size)
 
-    def at_own_size(self, logits: Tensor, photo: str) -> Tensor:
-        """Logits (2, h, w) -> (2, H, W), straight to the photo's own size, without padding in between."""
-        return F.interpolate(logits[None], size=self.index.size(photo), mode="bilinear", align_corners=False)[0]
+    def at_own_size(self, logits: Tensor, photo: str, scale: float) -> Tensor:
+        """Logits (2, h, w) of a scale -> (2, H, W), straight to the photo's own size, without padding in between."""
+        side = scaled(self.settings["size"], scale)
+        return at_own_size(logits[None], (side, side), self.index.size(photo))[0]
 
     @torch.no_grad()
     def encode(self, keys: list[Key]) -> Tensor:

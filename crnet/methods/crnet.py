@@ -11,6 +11,7 @@ from crnet.errors import CrnetError
 from crnet.methods import SHARE, Method, Pairs, Share, Step
 from crnet.model.condition import Condition, foreground_average_pooling
 from crnet.model.cross_reference import CooccurrenceHead, CrossReference
+from crnet.model.grid import enlarged
 from crnet.model.layers import ChannelDropout, Rows, conv, initialise
 from crnet.model.refinement import MaskRefinement
 
@@ -35,8 +36,8 @@ SETTINGS = {
     "equalise_maps": False,  # each encoder map divided by its root mean square, so that no level drowns another [ours]
     "normalisation": "none",  # in the heads [CANet]; "group": group norm, which needs fewer steps to train [ours]
     "initialisation": "normal",  # of convolutions, N(0, 0.01) [CANet]; FC layers keep PyTorch's own start, as there
-    # In training: the prediction of the photo's last visit [CANet], by either branch where supports are not cropped, as
-    # in finetuning and under augment: none; CANet keeps the query's alone. "unrolled": detached passes in a step.
+    # In training: what the same branch predicted when it last saw the photo [CANet: the query's alone], moved to where
+    # the photo is seen now if it is cropped or mirrored [ours]. "unrolled": detached passes in a step.
     "cache": "stored",
     "cache_reset": 0.7,  # probability that a stored prediction is replaced by zeros [CANet]
     "unroll": 2,  # passes of a training step where the cache is "unrolled" [ours]
@@ -201,7 +202,7 @@ def _mean_cross_entropy(passes: Sequence[Tensor], masks: Tensor, pixels: Tensor 
     losses = []
     for logits in passes:
         difference = (logits[:, 1].float() - logits[:, 0].float())[:, None]
-        difference = F.interpolate(difference, size=masks.shape[-2:], mode="bilinear", align_corners=False)
+        difference = enlarged(difference, masks.shape[-2:])
         losses.append(F.binary_cross_entropy_with_logits(difference, target, weight, reduction="sum"))
     return torch.stack(losses).mean() / (weight.sum() if pixels is None else pixels).clamp(min=1)
 

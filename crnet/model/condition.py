@@ -4,17 +4,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crnet.data.grid import CORNERS, STRIDE
+from crnet.model.grid import alignment
 from crnet.model.layers import ResidualConv, conv, norm
 
 EPSILON = 5e-4  # in the denominator, CaNet@fdce946: an empty mask gives a zero vector, not a division by zero
 
 
 def foreground_share(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """Mask (N, H, W) of {0, 1, 255 void} -> share of foreground in each cell of the map, (N, 1, h, w) in [0, 1].
+    """Mask (N, H, W) of {0, 1, 255 void} -> share of foreground around each cell of the map, (N, 1, h, w) in [0, 1].
 
-    Areas are averaged: bilinear sampling of a fine mask, as CANet does, can miss a small object altogether.
+    Areas are averaged: bilinear sampling of a fine mask, as CANet does, can miss a small object altogether. They are
+    centred on the cells, 9 x 9 px around a pixel (corners) or 8 x 8 px (tiles).
+
+    Raises:
+        CrnetError: So many cells do not fit so many pixels.
     """
-    return F.adaptive_avg_pool2d((mask == 1).float()[:, None], size)
+    foreground = (mask == 1).float()[:, None]
+    if alignment(size, mask.shape[-2:]) == CORNERS:
+        return F.avg_pool2d(foreground, 9, STRIDE, padding=4, count_include_pad=False)
+    return F.avg_pool2d(foreground, STRIDE)
 
 
 def foreground_average_pooling(features: Tensor, mask: Tensor) -> Tensor:

@@ -11,14 +11,22 @@ from crnet.model.layers import ChannelDropout, Rows, conv, norm
 
 
 class DownsampleBlock(nn.Module):
-    """Halves the map, returns it at its original size: (N, W, h, w) -> (N, W, h, w) with a wider view."""
+    """Halves the map, returns it at its original size: (N, W, h, w) -> (N, W, h, w) with a wider view.
+
+    The convolution is centred on cells 0, 2, 4, ...: an even side gets one more cell at its end, so that the last of
+    these is the map's last and enlarging brings each back to where it was.
+    """
 
     def __init__(self, width: int):
         super().__init__()
         self.down = nn.Conv2d(width, width, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.interpolate(F.relu(self.down(x)), size=x.shape[-2:], mode="bilinear", align_corners=False)
+        height, width = x.shape[-2:]
+        padded = F.pad(x, (0, 1 - width % 2, 0, 1 - height % 2))
+        halved = F.relu(self.down(padded))
+        enlarged = F.interpolate(halved, size=padded.shape[-2:], mode="bilinear", align_corners=True)
+        return enlarged[..., :height, :width]
 
 
 class GlobalConvolution(nn.Module):

@@ -256,10 +256,10 @@ def _states(plan: Plan, layout: Layout, data: Mapping[str, DataSet]) -> Need:
 
     def state_bytes(training: dict) -> int:
         settings, cached = training["train"], 0
-        if networks(training).stores_cache:  # two channels in half precision at 1/8
+        if networks(training).stores_cache:  # of each branch two channels in half precision at 1/8
             photos = data[resolve.dataset_name(training["dataset"])]
             pairs = photos.training_pairs_of(training) or photos.pairs_of("train") or 0
-            cached = pairs * 2 * map_side(settings["size"]) ** 2 * 2
+            cached = 2 * pairs * 2 * map_side(settings["size"]) ** 2 * 2
         return weight_bytes(training) * (1 + memory.moments(settings)) + cached
 
     jobs = min(jobs_at_once(plan), len(plan.trainings))

@@ -11,17 +11,18 @@ import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
-from torch.nn import functional as F
 
 from crnet import methods
 from crnet.config import sources
 from crnet.cost import memory
 from crnet.data.index import Index
+from crnet.data.transforms import Placement
 from crnet.encoders.features import FeatureStore
 from crnet.encoders.frozen import FrozenEncoder, autocast, compute_dtype
 from crnet.errors import CrnetError
 from crnet.methods import Pairs, Share, Step
 from crnet.metrics.iou import VOID, fg_counts, miou
+from crnet.model.grid import enlarged
 from crnet.runtime import provenance
 from crnet.runtime.checkpoint import is_finite, load_state, remove_state, save_state
 from crnet.runtime.files import atomic_write, canonical, sha256_file, write_csv, write_json
@@ -120,7 +121,7 @@ class Training:
         self.epoch_steps = math.ceil(self.epoch_episodes / self.settings["batch"])
         self.steps = self.epoch_steps * self.settings["epochs"]
         self.optimiser = optimiser(self.method, self.settings)
-        self.cache = ProbabilityCache(spec["model"].get("cache_reset", 0.0), fold, seed)
+        self.cache = ProbabilityCache(spec["model"].get("cache_reset", 0.0), fold, seed, self.settings["size"])
         self.progress = _Progress()
         self._notice = Notice()
 
@@ -196,8 +197,9 @@ class Training:
             raise self._failed(f"the loss is {result.loss.item()} at step {progress.step} (lr {rate:.3g})")
         self.optimiser.step()
         if self.method.stores_cache:
-            self.cache.write(_keys(batch, "query"), batch.query_flipped, result.query_probability)
-            self.cache.write(_keys(batch, "support"), batch.support_flipped, result.support_probability)
+            for branch, placements in _placements(batch).items():
+                probability = getattr(result, f"{branch}_probability")
+                self.cache.write(branch, _keys(batch, branch), placements, probability)
         sums, count = progress.sums, len(batch.episodes)
         for name, value in {"loss": result.loss, **result.parts}.items():
             sums[name] = sums.get(name, 0.0) + value.item() * count
@@ -226,11 +228,11 @@ class Training:
             share=share,
         )
         if cached and self.method.stores_cache:
-            step = self.progress.step  # chance is drawn for the whole batch
-            flipped, keys = batch.query_flipped, _keys(batch, "query")
-            pairs.query_cache = self.cache.read(keys, flipped, step, "query", query)[rows]
-            flipped, keys = batch.support_flipped, _keys(batch, "support")
-            pairs.support_cache = self.cache.read(keys, flipped, step, "support", support)[rows]
+            caches = [  # chance is drawn for the whole batch
+                self.cache.read(branch, _keys(batch, branch), placements, self.progress.step, query)[rows]
+                for branch, placements in _placements(batch).items()
+            ]
+            pairs.query_cache, pairs.support_cache = caches
         return pairs
 
     def _log_epoch(self, epoch: int) -> None:
@@ -373,7 +375,11 @@ def _keys(batch: Batch, branch: str) -> list[tuple[str, int]]:
     return [(getattr(episode, branch), episode.class_id) for episode in batch.episodes]
 
 
+def _placements(batch: Batch) -> dict[str, list[Placement]]:
+    return {"query": batch.query_placements, "support": batch.support_placements}
+
+
 def _counts(logits: Tensor, mask: Tensor) -> tuple[int, int]:
     """Foreground intersection and union of logits (2, h, w) at the size of the mask (S, S)."""
-    upsampled = F.interpolate(logits[None].float(), size=mask.shape, mode="bilinear")[0]
-    return fg_counts((upsampled[1] > upsampled[0]).cpu().numpy(), mask.numpy())
+    large = enlarged(logits[None].float(), mask.shape)[0]
+    return fg_counts((large[1] > large[0]).cpu().numpy(), mask.numpy())

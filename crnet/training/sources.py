@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from crnet.data import transforms
 from crnet.data.index import Index
+from crnet.data.transforms import WHOLE, Placement
 from crnet.encoders.features import FeatureStore
 from crnet.encoders.frozen import FrozenEncoder, as_images
 from crnet.errors import CrnetError
@@ -24,8 +25,7 @@ class Batch:
     Attributes:
         query, support, masked: Maps [(N, C_i, h, w)] that the method takes; ``masked`` is None if it needs none.
         query_mask, support_mask: uint8 (N, S, S) of {0, 1, 255 void}.
-        query_flipped, support_flipped: Per episode, whether the map is mirrored; None if it is cropped or scaled, so
-            that predictions of two visits do not lie on each other.
+        query_placements, support_placements: Per episode, where in its photo lies what the map shows.
     """
 
     episodes: list[TrainingEpisode]
@@ -34,8 +34,8 @@ class Batch:
     masked: list[Tensor] | None
     query_mask: Tensor
     support_mask: Tensor
-    query_flipped: list[bool] | None
-    support_flipped: list[bool] | None
+    query_placements: list[Placement]
+    support_placements: list[Placement]
 
 
 class CachedSource:
@@ -58,8 +58,8 @@ class CachedSource:
             store.maps(supports, maps) if self.method.needs_masked else None,
             self._masks([(e.query, e.class_id, e.query_view) for e in episodes]),
             self._masks(supports),
-            [transforms.is_flipped(store.kind, e.query_view) for e in episodes],
-            [transforms.is_flipped(store.kind, e.support_view) for e in episodes],
+            [transforms.in_view(store.kind, e.query_view, WHOLE) for e in episodes],
+            [transforms.in_view(store.kind, e.support_view, WHOLE) for e in episodes],
         )
 
     def _masks(self, keys: list[tuple[str, int, int]]) -> Tensor:
@@ -93,10 +93,10 @@ class LiveSource:
             for row in rows:
                 if isinstance(row, CrnetError):
                     raise row
-            yield self._batch(episodes[first : first + size], rows, how)
+            yield self._batch(episodes[first : first + size], rows)
 
-    def _batch(self, episodes: list[TrainingEpisode], rows: list, how: str) -> Batch:
-        queries, query_masks, supports, support_masks = zip(*rows, strict=True)
+    def _batch(self, episodes: list[TrainingEpisode], rows: list) -> Batch:
+        queries, query_masks, query_placements, supports, support_masks, support_placements = zip(*rows, strict=True)
         query_mask, support_mask = (torch.from_numpy(np.stack(m)) for m in (query_masks, support_masks))
         n, keep_all = len(rows), torch.ones_like(query_mask, dtype=torch.bool)
         images, keep = [*queries, *supports], [keep_all, keep_all]
@@ -104,7 +104,6 @@ class LiveSource:
             images, keep = [*images, *supports], [*keep, support_mask == 1]
         maps = self.encoder(as_images(images), torch.cat(keep))
         chosen = [maps[i] for i in self.method.maps]
-        kind = self.settings["views"]
         return Batch(
             episodes,
             [m[:n] for m in chosen],
@@ -112,13 +111,13 @@ class LiveSource:
             [m[2 * n :] for m in chosen] if self.method.needs_masked else None,
             query_mask,
             support_mask,
-            None if how == "both" else [transforms.is_flipped(kind, e.query_view) for e in episodes],
-            None if how != "none" else [transforms.is_flipped(kind, e.support_view) for e in episodes],
+            list(query_placements),
+            list(support_placements),
         )
 
 
 class _EpisodePhotos(Dataset):
-    """Episode number -> (query (S, S, 3), its mask (S, S), support, its mask); a pure function of the episode."""
+    """Episode number -> query (S, S, 3), its mask (S, S) and placement, support likewise; a function of the episode."""
 
     def __init__(self, index, episodes, settings, augment, void_classes):
         self.index, self.episodes, self.augment, self.void_classes = index, episodes, augment, void_classes
@@ -127,7 +126,7 @@ class _EpisodePhotos(Dataset):
     def __len__(self) -> int:
         return len(self.episodes)
 
-    def __getitem__(self, number: int) -> tuple[np.ndarray, ...] | CrnetError:
+    def __getitem__(self, number: int) -> tuple[np.ndarray | Placement, ...] | CrnetError:
         """What is wrong with a photo is returned: raised in a worker, it would arrive as a page of traceback."""
         episode = self.episodes[number]
         generator = np.random.default_rng(episode.seed)
@@ -139,11 +138,10 @@ class _EpisodePhotos(Dataset):
         return *query, *support
 
     def _photo(self, photo, view, episode, generator, augment):
-        image = transforms.apply_view(self.views, view, transforms.squash(self.index.read_image(photo), self.size))
-        mask = transforms.squash_mask(
-            self.index.class_mask(photo, episode.class_id, self.void_classes, self.void), self.size
-        )
-        mask = transforms.apply_view_to_mask(self.views, view, mask)
+        image, placement = self.index.read_image(photo), WHOLE
+        mask = self.index.class_mask(photo, episode.class_id, self.void_classes, self.void)
         if augment:
-            image, mask = transforms.scale_crop_flip(image, mask, 1, generator)
-        return image, mask
+            placement = transforms.draw_placement(mask, self.size, 1, generator)
+        image = transforms.apply_view(self.views, view, transforms.squash(image, self.size, placement))
+        mask = transforms.apply_view_to_mask(self.views, view, transforms.squash_mask(mask, self.size, placement))
+        return image, mask, transforms.in_view(self.views, view, placement)

@@ -2,7 +2,9 @@
 
 ``forward(query, support, support_mask)`` takes photos uint8 (1, 3, S, S), squashed to the square that the network sees,
 and the support's mask uint8 (1, S, S) of 0, 1 and 255 void; it gives logits float32 (1, 2, h, w), of background and
-foreground, to be enlarged bilinearly to the photo's own size. S is ``evaluate.size``.
+foreground, of cells that lie at pixels 8i of the square where S is 8(h - 1) + 1, at 8i + 3.5 where S is 8h: to be
+enlarged to the square bilinearly (``align_corners`` in the first case) and from there to the photo's own size, or as
+``crnet/model/grid.py`` does in one step. S is ``evaluate.size``.
 """
 
 from pathlib import Path
