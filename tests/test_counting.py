@@ -17,7 +17,7 @@ from crnet.cost.networks import encoder, networks
 from crnet.errors import CrnetError
 from crnet.methods import Method, Pairs, Step
 
-OUTSIDE = {"name": "outside:build", "rev": 1}
+OUTSIDE = {"name": "outside:build", "rev": 1, "alignment": "tiles"}
 RESNET50 = {"name": "resnet50", "layers": ["layer3", "layer4"]}
 
 
@@ -116,7 +116,7 @@ SWITCHES = [
 def test_heads_have_the_work_that_torch_does(switches):
     """Against a step, and a prediction, on real numbers."""
     spec = training(spec={"name": "small", "layers": ["layer3", "layer4"]}, width=8, gate_width=4, **switches)
-    predicted, size, n = networks(spec), 51, 2
+    predicted, size, n = networks(spec), 49, 2
     method = methods.build("crnet", (64, 96), spec["model"])
     maps = [torch.rand(n, (64, 96)[i], 7, 7) for i in method.maps]
     mask = torch.randint(0, 2, (n, size, size), dtype=torch.uint8)

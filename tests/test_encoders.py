@@ -115,10 +115,13 @@ def bare(): return nn.Identity()
 def test_an_encoder_from_outside_is_held_to_the_contract(tmp_path, monkeypatch):
     (tmp_path / "outside_encoder.py").write_text(FACTORIES)
     monkeypatch.syspath_prepend(tmp_path)
-    assert FrozenEncoder({"name": "outside_encoder:good"}, None, CPU, "float32").channels == (4,)
+    tiles = {"name": "outside_encoder:good", "alignment": "tiles"}
+    assert FrozenEncoder(tiles, None, CPU, "float32").channels == (4,)
+    with pytest.raises(CrnetError, match=r"\(1, 3, 65, 65\) input .* alignment: corners; say in the study's encoders"):
+        encoders.build({"name": "outside_encoder:good"}, None)
     for name, reason in {"coarse": "stride 8", "bare": r"\.channels", "absent": "cannot be imported"}.items():
         with pytest.raises(CrnetError, match=reason):
-            encoders.build({"name": f"outside_encoder:{name}"}, None)
+            encoders.build({**tiles, "name": f"outside_encoder:{name}"}, None)
 
 
 def test_the_practice_encoder_fits(shared, monkeypatch):

@@ -8,7 +8,6 @@ import torch
 from faults import drawn, untrained
 
 from crnet.config import resolve
-from crnet.config.defaults import scaled
 from crnet.data import episodes, transforms
 from crnet.data.index import Index
 from crnet.encoders.features import write_store
@@ -65,7 +64,7 @@ def test_counts_are_those_of_a_plain_loop(tiny, table, weights):
     for prediction in predictor.fused(chosen):
         episode = prediction.episode
         total = 0
-        for size in (48, 80):
+        for size in (49, 81):
             query = predictor.method.embed(maps(episode.query, size))
             for support in episode.supports[:2]:
                 mask = transforms.squash_mask(index.class_mask(support, episode.class_id), size)
@@ -74,7 +73,9 @@ def test_counts_are_those_of_a_plain_loop(tiny, table, weights):
                 pairs = Pairs(query, predictor.method.embed(whole), predictor.method.embed(masked), mask[None])
                 logits = predictor.method.predict(pairs, 3)
                 size_of_query = index.size(episode.query)
-                total = total + torch.nn.functional.interpolate(logits, size_of_query, mode="bilinear").softmax(1)
+                # To every pixel of the input; the photo's are taken from there as squashing put them.
+                large = torch.nn.functional.interpolate(logits, (size, size), mode="bilinear", align_corners=True)
+                total = total + torch.nn.functional.interpolate(large, size_of_query, mode="bilinear").softmax(1)
         plain = (total[0, 1] > total[0, 0]).numpy()
         assert prediction.query.shape == size_of_query
         assert (plain != prediction.query).mean() < 1e-3
@@ -85,7 +86,7 @@ def test_supports_are_fused_as_probabilities(tiny, table, weights, monkeypatch, 
     """One support is sure and two lean the other way: the mean of logits is +-1, of probabilities 0.45 or 0.55."""
     predictor = Predictor(tiny.evaluation(tiny.training(), shots=3), tiny.data, tiny.encoder, weights, "cpu")
     logits = torch.tensor(differences)[:, None, None, None] * torch.tensor([-0.5, 0.5])[:, None, None]
-    monkeypatch.setattr(predictor, "_logits", lambda chunk, scale, shot: iter([logits[shot].expand(2, 8, 8)]))
+    monkeypatch.setattr(predictor, "_logits", lambda chunk, scale, shot: iter([logits[shot].expand(2, 9, 9)]))
     monkeypatch.setattr(predictor.embedded, "fill", lambda keys: None)
     [prediction] = predictor.fused(list(episodes.read(table).episodes)[:1])
     assert (prediction.query == foreground).all()
@@ -147,7 +148,3 @@ def test_more_passes_and_more_scales_change_the_prediction(run, tmp_path):
 def test_episodes_of_another_fold_and_weights_of_another_variant_are_refused(tiny, run, tmp_path, change, message):
     with pytest.raises(CrnetError, match=message):
         run(tmp_path, tiny.training(**change))
-
-
-def test_scaled_sides_are_whole_cells():
-    assert [scaled(321, s) for s in (0.75, 1.0, 1.25)] == [240, 321, 400]

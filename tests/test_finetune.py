@@ -191,7 +191,7 @@ def test_the_best_trial_is_finite_and_the_cheapest_among_equals():
 
 def test_a_rate_that_diverges_is_counted_and_not_chosen(tiny, weights, tmp_path):
     spec = specification(tiny)
-    spec["finetune"] |= {"optimizer": "sgd", "lr": [1e-3, 10.0], "steps": [30]}
+    spec["finetune"] |= {"optimizer": "sgd", "momentum": 0.99, "lr": [1e-3, 10.0], "steps": [30]}
     choose(spec, tiny.data, tiny.encoder, weights, None, tmp_path, "cpu", 1)
     rows = read_csv(tmp_path / "trials.csv")
     assert any(int(row["diverged"]) for row in rows if float(row["lr"]) == 10.0)

@@ -127,6 +127,15 @@ def heads(file: Path) -> tuple[int, int]:
     return sum(each.values()), max(size for name, size in each.items() if "coco" in name)
 
 
+def test_sides_of_the_input_are_those_that_fit_each_encoder():
+    text = " ".join(described(PAPER).split())
+    for line in (
+        "resnet50 (layer3, layer4): trained at 321 px, tested at 241, 321, 401 px; its cells fit 8n + 1 px",
+        "vgg16 (conv4, conv5): trained at 320 px, tested at 240, 320, 400 px; its cells fit 8n px",
+    ):
+        assert f"input {line}" in text
+
+
 def test_disk_of_the_papers_study():
     found = sizes(PAPER)
     voc, sbd, coco = 1_999_639_040, 1_419_539_633, 13_510_573_713 + 6_645_013_297 + 252_872_794
@@ -139,21 +148,22 @@ def test_disk_of_the_papers_study():
         "encoders": 2 * 100e6,
         "features": 0,  # encoded while training
         "weights": weights,
-        # The largest is COCO's with refinement: weights, momentum, 2 x 41 x 41 x 2 bytes a pair; and the one before.
-        "states": 2 * (2 * largest + 240_070 * 6724),
+        # The largest is COCO's with refinement: weights, momentum, 2 x 41 x 41 x 2 bytes a pair and branch; and the one
+        # before.
+        "states": 2 * (2 * largest + 240_070 * 2 * 6724),
         "results": 100 * (996_000 + 60_000),
     }
     assert found == {name: (pytest.approx(size), pytest.approx(size)) for name, size in expected.items()}
     text = described(PAPER)
-    assert row(text, "total")[:2] == [f"{sum(expected.values()) / GIB:.2f} GiB"] * 2 == ["34.77 GiB"] * 2
+    assert row(text, "total")[:2] == [f"{sum(expected.values()) / GIB:.2f} GiB"] * 2 == ["37.78 GiB"] * 2
     assert "22.80 GiB  22.80 GiB  7 of 7 archives to download" in text
     assert "1.1 x 2 archives, 3 archives read in place" in text
 
 
 def test_features_of_photos_are_exact(photos_here):
     # Preparing these photos gave 1,281 training photos and pairs and 581 test ones, whose maps have 512 and 1024 halves
-    # a cell: 29 x 29 cells at 225 px, 21 and 35 a side at 0.75 and 1.25 times that.
-    cells = 1281 * 29**2 + 581 * (21**2 + 29**2 + 35**2)
+    # a cell: 29 x 29 cells at 225 px, 22 and 36 a side at 0.75 and 1.25 times that.
+    cells = 1281 * 29**2 + 581 * (22**2 + 29**2 + 36**2)
     assert sizes(PHOTOS, photos_here)["features"][0] == cells * (512 + 1024) * 2
 
 
@@ -189,12 +199,12 @@ def test_what_is_there_is_not_to_come(tmp_path):
     after = sizes(TINY)
     assert after["prepared"][1] == int(280 * (8000 + 0.55 * 64**2))  # shapes80's alone
     assert after["weights"][1] == pytest.approx(before["weights"][1] - weight_bytes(plan.trainings[training]))
-    # One photo and its two pairs, 8 x 8 cells of 64 + 96 channels in half precision, in place of an estimate; and a
-    # test photo and its pair, at 48, 64 and 80 px in float32.
+    # One photo and its two pairs, 9 x 9 cells of 64 + 96 channels in half precision, in place of an estimate; and a
+    # test photo and its pair, at 49, 65 and 81 px in float32.
     data = DataSet(spec, layout)
     assert (data.photos_of("train"), data.pairs_of("train")) == (1, 2)
     train, test = 40 + int(40 * 2.1) - 3, 60 + int(60 * 2.1) - 2
-    less = train * 8**2 * (64 + 96) * 2 + test * (6**2 + 8**2 + 10**2) * (64 + 96) * 4
+    less = train * 9**2 * (64 + 96) * 2 + test * (7**2 + 9**2 + 11**2) * (64 + 96) * 4
     assert before["features"][0] - after["features"][0] == less
     assert "shapes5i: prepared, the whole data set, digest 0123456789abcdef\n" in describe([TINY])
 
@@ -260,7 +270,7 @@ def test_warnings(monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=30 * GIB))
     text = describe([PAPER])
     assert "WARNING       this machine has no NVIDIA GPU, and the study needs one (device: cuda)" in text
-    assert re.search(r"WARNING too little disk for .*: 30\.00 GiB free, 34\.77 GiB needed", " ".join(text.split()))
+    assert re.search(r"WARNING too little disk for .*: 30\.00 GiB free, 37\.78 GiB needed", " ".join(text.split()))
     monkeypatch.setattr(planning, "has_nvidia_gpu", lambda: True)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=36 * GIB))
     monkeypatch.setattr("crnet.runtime.capacity.cores", lambda: 16)

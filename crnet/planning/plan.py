@@ -3,15 +3,19 @@
 Sizes that are not known before the data are there are estimates; each line says what it rests on.
 """
 
+import json
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from crnet.config import resolve, sources, study
+from crnet.config.defaults import scaled
+from crnet.config.labels import encoder_text
 from crnet.config.resolve import Cell, Plan
 from crnet.config.study import Layout
 from crnet.data.archives.archives import is_verified
+from crnet.data.grid import CORNERS, TILES
 from crnet.data.index import ABOUT, reading
 from crnet.errors import CrnetError
 from crnet.planning.disk import (
@@ -31,10 +35,11 @@ from crnet.planning.hours import KINDS, WORKERS, Hours, time_text
 from crnet.planning.rates import FOLDER, load, of_this_machine
 from crnet.planning.stages import Demand
 from crnet.runtime import capacity
-from crnet.runtime.files import read_json
+from crnet.runtime.files import canonical, read_json
 from crnet.runtime.gpu import has_nvidia_gpu
 
 WIDTH = 110  # of what is printed
+FITS = {CORNERS: "8n + 1 px", TILES: "8n px"}
 
 
 def describe(files: Sequence[Path], rates: Sequence[Path] = ()) -> str:
@@ -78,7 +83,8 @@ def _count(number: int) -> str:
 def _runs(plan: Plan) -> list[str]:
     """The runs of each table, what the tables share, and what the study leaves out."""
     lines = _line("study", f"{plan.study.study}: {plan.study.title}")
-    lines += [*_line("device", f"{plan.study.device}, {plural(plan.study.threads, 'thread')} a job"), ""]
+    lines += _line("device", f"{plan.study.device}, {plural(plan.study.threads, 'thread')} a job")
+    lines += [*_input_lines(plan), ""]
     rows = [("table", "rows run", "reported", "left out", "cells", "trainings", "tunings", "evaluations")]
     for name, table in plan.tables.items():
         cells = [cell for cell in plan.cells if cell.table == name]
@@ -97,6 +103,23 @@ def _runs(plan: Plan) -> list[str]:
         names = ", ".join(plan.study.controls)
         lines += _line("controls", f"in every table besides, with one seed and nothing to train: {names}")
     return lines + _left_out(plan)
+
+
+def _input_lines(plan: Plan) -> list[str]:
+    """A line an encoder: sides of its input in training and in tests, and why these."""
+    sides: dict[str, dict[str, set[int]]] = {}
+    for evaluation in plan.evaluations.values():
+        training, tested = evaluation["train"], evaluation["evaluate"]
+        found = sides.setdefault(canonical(training["encoder"]), {"trained": set(), "tested": set()})
+        found["trained"] |= {training["train"]["size"]} if "train" in training else set()
+        found["tested"] |= {scaled(tested["size"], scale) for scale in tested["scales"]}
+    lines = []
+    for encoder, found in sides.items():
+        spec = json.loads(encoder)
+        at = ", ".join(f"{how} at {', '.join(map(str, sorted(each)))} px" for how, each in found.items() if each)
+        fit = FITS[resolve.alignment_of(spec)]
+        lines += _line("input", f"{encoder_text(spec)}: {at}; its cells fit {fit}")
+    return lines
 
 
 def _distinct(plan: Plan, cells: Iterable[Cell]) -> tuple[int, int, int]:
