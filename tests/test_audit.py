@@ -303,6 +303,21 @@ class TestPlanted:
         edit(path, classes=[*read_json(path)["classes"], "striped-star"])
         copy.finds(("finetune/", "was chosen on striped-star, which fold 0 tests"))
 
+    def test_other_weights_of_classes(self, copy):
+        path = copy.evaluation() / "evaluation.json"
+        pairs = read_json(path)["class_pairs"]
+        edit(path, class_pairs=pairs | {next(iter(pairs)): 99})
+        where = f"evaluate/{path.parent.name}/evaluation.json, class_pairs"
+        copy.finds((where, ":99", "the data have"), ("tables/", "made again"))
+
+    def test_weights_that_an_earlier_version_did_not_record(self, copy):
+        for path in copy.results.glob("evaluate/*/evaluation.json"):
+            write_json(path, {key: value for key, value in read_json(path).items() if key != "class_pairs"})
+        text = copy.audit()[0]
+        reason = "weights of classes are the data's: evaluation.json holds no class_pairs: it was written by an earlier"
+        assert reason in " ".join(text.split())
+        assert counts_of(text, "counts: weights of classes are the data's")[:2] == ["-", "-"]
+
     def test_a_missing_evaluation(self, copy):
         folder = copy.evaluation()
         shutil.rmtree(folder)

@@ -15,7 +15,7 @@ from crnet.config import study
 from crnet.config.claims import CLAIMS, claims_job, load_claims
 from crnet.config.schema import load_table
 from crnet.errors import CrnetError
-from crnet.metrics.intervals import Interval, interval, read_fold
+from crnet.metrics.intervals import Interval, difference, interval, read_fold
 from crnet.report.claims import HEADER, ONE_SEED, judge_all, render_claims, verdict
 from crnet.report.claims_plot import plot_claims
 from crnet.runtime.files import canonical, read_csv, write_json
@@ -47,7 +47,7 @@ def make_job(folder: Path, claims: list[dict], seeds=(0,), noise: float = 0.02, 
         cells = []
         for fold in FOLDS if percent is not None else ():
             for seed in seeds:
-                path = folder / f"{key.replace('/', '-')}-{fold}-{seed}.csv"
+                path = folder / f"{key.replace('/', '-')}-{fold}-{seed}/counts.csv"
                 write(path, fold, percent, 10 * salt + seed, noise)
                 cells.append({"fold": fold, "seed": seed, "counts": str(path)})
         reported = percent is None
@@ -214,12 +214,31 @@ def test_page_says_first_what_the_data_are(tmp_path, generated, orientation_only
 
 def test_page_says_what_the_evaluations_say_of_their_data(tmp_path):
     job = make_job(tmp_path, [KINDS[0][0]])
-    write_json(tmp_path / "evaluation.json", {"subset": "728 photos of PASCAL", "split_note": "The split is ours."})
+    write_json(
+        tmp_path / "low-1-0-0/evaluation.json", {"subset": "728 photos of PASCAL", "split_note": "The split is ours."}
+    )
     page = lines_of(job, tmp_path)[1]
     assert "The data are 728 photos of PASCAL. The split is ours.\n" in page
     above = page.split("| Claim")[0]
     assert "Encoders: small (layer3) where the paper has ResNet-50." in above  # what ran under that name
     assert "small (layer3) where the paper has ResNet-50" in drawn(job, tmp_path)
+
+
+def test_fb_iou_is_the_one_by_pairs_and_not_run_where_its_weights_are_not_recorded(tmp_path):
+    job = make_job(tmp_path, [entry("fb", "high/1", "low/1", metric="fbiou_pairs"), entry("miou", "high/1", "low/1")])
+    first, second = (
+        [read_fold(cell["fold"], {0: cell["counts"]}) for cell in job["places"][key]["cells"]]
+        for key in ("high/1", "low/1")
+    )
+    line = lines_of(job, tmp_path)[0]["fb"]
+    assert float(line["estimate"]) == pytest.approx(
+        100 * difference(first, second, "fbiou_pairs", "background").value, abs=0.006
+    )
+    assert line["verdict"] == "supported"
+    write_json(Path(job["places"]["low/1"]["cells"][0]["counts"]).with_name("evaluation.json"), {})
+    lines, page = lines_of(job, tmp_path)
+    assert (lines["fb"]["verdict"], lines["fb"]["estimate"], lines["miou"]["verdict"]) == ("not run", "", "supported")
+    assert "not run: scored by an earlier version, which did not record the test pairs" in page
 
 
 def test_page_names_verdicts_that_hang_on_void_pixels(tmp_path):
@@ -278,7 +297,7 @@ def wrong(**changes) -> dict:
         (wrong(at_least=10, direction="not-more"), ["claims.0", "'at_least' needs the direction 'more'"]),
         (wrong(direction="less"), ["claims.0.direction", "'more'", "'not-more'"]),
         (wrong(papper=1.0), ["claims.0.papper", "unknown key", "paper"]),
-        (wrong(metric="iou"), ["claims.0.metric", "'miou'", "'fbiou'"]),
+        (wrong(metric="iou"), ["claims.0.metric", "'miou'", "'fbiou_pairs'"]),
         (wrong(paper=float("nan")), ["claims.0.paper", "nan"]),
         ({**wrong(), "margin": -1}, ["margin", "-1"]),
         ({"margin": 1, "claims": 2 * wrong()["claims"]}, ["'x' is used 2 times"]),

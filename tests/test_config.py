@@ -10,9 +10,11 @@ import yaml
 from crnet.config import resolve, study
 from crnet.config.settings import check, components
 from crnet.errors import CrnetError
+from crnet.report import runs
 from crnet.runtime.files import canonical
 
 ROOT = Path(__file__).resolve().parents[1]
+TABLE2 = {"condition": "condition", "cross-reference": "cross-reference-plain", "both": "both-plain"}  # -> gate's rows
 STUDIES = sorted((ROOT / "configs/studies").glob("*.yaml"))
 DEMO = yaml.safe_load((ROOT / "configs/studies/demo.yaml").read_text())
 
@@ -196,6 +198,47 @@ def test_a_switch_changes_its_own_runs_only():
     before, after = study.load(overrides=tables), study.load(overrides={**tables, "evaluate": {"refinements": 3}})
     assert set(before.trainings) == set(after.trainings)
     assert not set(before.evaluations) & set(after.evaluations)
+
+
+@pytest.mark.parametrize(
+    ("name", "default"),
+    [
+        ("paper-readings", {"path-dropout-half", "initial-normal"}),
+        ("photos-readings", {"path-dropout-none", "initial-kaiming"}),
+    ],
+)
+def test_every_reading_differs_from_the_full_model_in_one_switch(name, default):
+    """``default``: rows that the study's own settings make the full model again."""
+    plan = study.load([ROOT / f"configs/studies/{name}.yaml"])
+    cells = [c for c in plan.cells if c.table == "readings" and (c.fold, c.seed) == (1, plan.study.seeds[0])]
+    rows = {c.row: runs.flatten(plan.evaluations[c.evaluation]) for c in cells if c.row not in plan.study.controls}
+    full = rows.pop("full")
+    differs = {row: {key for key in spec if spec[key] != full[key]} for row, spec in rows.items()}
+    assert {row for row, keys in differs.items() if not keys} == default
+    assert all(len(keys) <= 1 for keys in differs.values())
+    model = {"gate", "gate_tied", "mask_input", "cache", "path_dropout", "initialisation"}
+    expected = {f"train.model.{key}" for key in model} | {"train.train.void", "train.train.novel_pixels"}
+    expected |= {"train.encoder.layers"} if name == "paper-readings" else set()
+    assert set().union(*differs.values()) == expected
+    absent = {row: why for (table, row, _), why in plan.not_run.items() if table == "readings"}
+    assert absent == ({"layers23": "the study has no encoder layers23"} if name == "photos-readings" else {})
+
+
+def test_gates_are_table_2_three_times_and_its_own_runs_under_the_plain_one():
+    tables = {"tables": ["table2", "gate"], "sheet": None}
+    plan = study.load([ROOT / "configs/studies/paper-readings.yaml"], tables)
+    models = {c.row: plan.evaluations[c.evaluation]["train"]["model"] for c in plan.cells if c.table == "gate"}
+    for gate in ("plain", "residual", "masked"):
+        models_of = [models[f"{modules}-{gate}"] for modules in ("cross-reference", "both")]
+        assert [(m["gate"], m["condition"], m["cross_reference"]) for m in models_of] == [
+            (gate, False, True),
+            (gate, True, True),
+        ]
+    of_table = {row: {c.evaluation for c in plan.cells if c.table == "table2" and c.row == row} for row in TABLE2}
+    of_gate = {
+        row: {c.evaluation for c in plan.cells if c.table == "gate" and c.row == own} for row, own in TABLE2.items()
+    }
+    assert of_table == of_gate and all(of_gate.values())
 
 
 def test_later_files_win_and_mappings_merge():

@@ -68,6 +68,8 @@ def test_own_predictions_are_counted_to_the_last_pixel_as_the_run_was(at):
         [cell] = [c for c in at.cells if (c.table, c.row, c.fold) == ("table3", name, fold)]
         mine = elsewhere.folder("out/own", row, "table3", 1, fold, 0) / "counts.csv"
         assert mine.read_bytes() == Path(f"out/own/evaluate/{cell.evaluation}/counts.csv").read_bytes()
+        own, theirs = read_json(mine.with_name("score.json")), f"out/own/evaluate/{cell.evaluation}/evaluation.json"
+        assert own["class_pairs"] == read_json(Path(theirs))["class_pairs"] != {}
 
 
 @pytest.mark.parametrize(("row", "file"), [("full-finetune", "counts"), ("full-finetune-fusion", "counts-fusion")])

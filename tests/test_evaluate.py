@@ -1,5 +1,6 @@
 """Evaluation: what it counts, that nothing in it is random, and that its shortcuts change nothing."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,8 @@ def test_controls_are_scored_without_weights(tiny, table, run, tmp_path):
         expected = episode_counts(np.ones_like(mask, bool), mask)
         assert tuple(int(v) for v in list(row.values())[4:12]) == expected
     assert about["weights_sha256"] == ""
+    found = Counter(str(pair.class_id) for pair in index.pairs("val", index.novel_classes(0)))
+    assert about["class_pairs"] == found and set(found) == set(map(str, index.novel_classes(0)))
     assert about["episodes_digest"] == read_json(table.with_suffix(".json"))["digest"]
 
 

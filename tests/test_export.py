@@ -54,6 +54,10 @@ def test_it_holds_no_pickle_and_says_what_it_is(run, model):
     assert about["spec"] == read_json(run / "evaluation.json")["spec"]
     value, low, high = about["scores"]["miou"]["background"]
     assert low <= value <= high and f"| mIoU | background | {value:.1f} | [{low:.1f}, {high:.1f}] |" in card
+    for name, metric in (("FB-IoU", "fbiou_pairs"), ("FB-IoU, classes equal", "fbiou")):
+        value, low, high = about["scores"][metric]["ignore"]
+        assert f"| {name} | ignore | {value:.1f} | [{low:.1f}, {high:.1f}] |" in card
+    assert "a class weighs as many pairs" in card and "FB-IoU, classes equal: pooled over the episodes" in card
     assert "MIT" in (model / "LICENCE.txt").read_text(encoding="utf-8")
 
 

@@ -1,6 +1,7 @@
 """Intervals on synthetic counts: by hand, right in simulation, paired on shared episodes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,9 +17,11 @@ from crnet.metrics.intervals import (
     of_class,
     query_photos,
     read_fold,
+    seed_deviation,
+    unknown,
 )
 from crnet.metrics.iou import QUERY_COLUMNS
-from crnet.runtime.files import write_csv
+from crnet.runtime.files import write_csv, write_json
 
 AREA = 1000
 
@@ -193,6 +196,80 @@ def test_read_fold(tmp_path) -> None:
     assert fold.counts.shape == (2, 6, len(QUERY_COLUMNS))
     assert (fold.seeds, fold.fold, fold.pairs) == ((0, 1), 2, 6)
     assert estimate([fold], "miou", "ignore") == pytest.approx(0.375)
+
+
+def weighted(part: FoldCounts, *pairs: int) -> FoldCounts:
+    return replace(part, class_pairs=dict(enumerate(pairs, 1)))
+
+
+def test_fb_iou_by_pairs_is_the_expectation_under_the_list_of_pairs() -> None:
+    """Classes of 3 and 1 pairs: as if the first had been asked for three times as often, whatever the episodes are."""
+    rng = np.random.default_rng(3)
+    values = rng.uniform(0.1, 0.9, (2, 10))
+    part = make_fold(values, classes=2)
+    often = np.concatenate([np.repeat(np.arange(0, 10, 2), 3), np.arange(1, 10, 2)])
+    labels = often % 2 + 1
+    listed = replace(part, classes=labels, queries=often, counts=part.counts[:, often])
+    one, other = weighted(part, 3, 1), listed
+    assert estimate([one], "fbiou_pairs", "ignore") == pytest.approx(estimate([other], "fbiou", "ignore"))
+    assert estimate([one], "fbiou_pairs", "ignore") != pytest.approx(estimate([part], "fbiou", "ignore"), abs=1e-3)
+    assert seed_deviation([one], "fbiou_pairs", "ignore") == pytest.approx(seed_deviation([other], "fbiou", "ignore"))
+
+
+def test_fb_iou_with_equal_weights_and_as_many_episodes_is_the_one_with_classes_equal() -> None:
+    part = make_fold(np.random.default_rng(3).uniform(0.1, 0.9, (2, 40)), classes=2)
+    equal = weighted(part, 7, 7)
+    assert estimate([equal], "fbiou_pairs", "ignore") == pytest.approx(estimate([equal], "fbiou", "ignore"))
+    # Without a photo its class weighs as before here, and a little less in "fbiou".
+    found, plain = (interval([equal], metric, "ignore") for metric in ("fbiou_pairs", "fbiou"))
+    assert width(found) == pytest.approx(width(plain), rel=0.05)
+
+
+def test_the_jackknife_of_fb_iou_by_pairs_by_hand() -> None:
+    """One photo of each class of 3 and 1 pairs left out at a time; its class weighs as much without it."""
+    values = np.array([[0.5, 0.45, 0.55, 0.6, 0.6, 0.5]])  # classes 1, 2, 1, 2, 1, 2
+    part = weighted(make_fold(values, classes=2), 3, 1)
+
+    def fb(without: int | None) -> float:
+        kept = [[i for i in range(first, 6, 2) if i != without] for first in (0, 1)]
+        hit = sum(share * 400 * values[0, each].mean() for share, each in zip((3, 1), kept, strict=True))
+        return (hit / 1600 + 2400 / (4000 - hit)) / 2
+
+    added = np.array([np.var([fb(i) for i in range(first, 6, 2)]) * 2 for first in (0, 1)])
+    degrees = added.sum() ** 2 / (added**2 / 2).sum()
+    found = interval([part], "fbiou_pairs", "ignore")
+    assert found.value == pytest.approx(fb(None))
+    assert width(found) == pytest.approx(2 * stats.t.ppf(0.975, degrees) * np.sqrt(added.sum()))
+
+
+def test_test_pairs_come_from_the_reports_beside_the_counts_and_are_never_guessed(tmp_path) -> None:
+    files = {seed: tmp_path / str(seed) / "counts.csv" for seed in (0, 1)}
+    for file in files.values():
+        write_counts(file, np.linspace(0.2, 0.8, 6))
+    for name, said in (("", {}), ("evaluation.json", {"run": "of an earlier version"})):
+        if name:
+            write_json(files[0].with_name(name), said)
+        part = read_fold(0, files)
+        assert part.class_pairs is None and "earlier version" in unknown([part], "fbiou_pairs")
+        assert unknown([part], "fbiou") is unknown([part], "miou") is None
+        assert np.isnan(estimate([part], "fbiou_pairs", "ignore"))
+    write_json(files[0].with_name("evaluation.json"), {"class_pairs": {"1": 3, "2": 1, "5": 9}})
+    assert read_fold(0, files).class_pairs is None  # one seed has them, the other not
+    write_json(files[1].with_name("score.json"), {"class_pairs": {"1": 3, "2": 1, "5": 9}})
+    part = read_fold(0, files)
+    assert part.class_pairs == {1: 3, 2: 1, 5: 9} and unknown([part], "fbiou_pairs") is None
+    assert estimate([part], "fbiou_pairs", "ignore") < estimate([part], "fbiou", "ignore")  # the first class is worse
+    wrong = (
+        ({"1": 3, "2": 2}, r"score\.json: class_pairs differs from that of another seed of fold 0; evaluate all again"),
+        ({"1": 3, "2": "many"}, r"class_pairs is not a number for each class .*'many'.*; evaluate again"),
+    )
+    for said, message in wrong:
+        write_json(files[1].with_name("score.json"), {"class_pairs": said})
+        with pytest.raises(CrnetError, match=message):
+            read_fold(0, files)
+    write_json(files[1].with_name("score.json"), {"class_pairs": {"1": 3}})
+    with pytest.raises(CrnetError, match="class_pairs has no pair of class 2, which is asked for; evaluate again"):
+        read_fold(0, {1: files[1]})
 
 
 def test_a_photo_that_is_asked_for_two_classes_is_one_photo_and_two_pairs() -> None:

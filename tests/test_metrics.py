@@ -67,13 +67,26 @@ def test_fb_iou_pools_classes_before_dividing() -> None:
     assert score(sums, "fbiou", "background") == pytest.approx((7 / 22 + 90 / 130) / 2)
 
 
+def test_fb_iou_by_pairs_weighs_classes_as_the_list_of_test_pairs_does() -> None:
+    """Classes of 3 and of 1 pair, in 2 and in 1 episodes, so that an episode weighs 3/2 and 1."""
+    void = np.array([[2, 20, 160, 180], [6, 12, 10, 40]])
+    sums, weights = np.concatenate([np.zeros_like(void), void], axis=1), np.array([3 / 2, 1.0])
+    expected = ((3 + 6) / (30 + 12) + (240 + 10) / (270 + 40)) / 2
+    assert score(sums, "fbiou_pairs", "background", weights) == pytest.approx(expected)
+    assert score(sums, "fbiou_pairs", "background", 100 * weights) == pytest.approx(expected)  # only ratios count
+    equal = score(sums, "fbiou", "background", weights)
+    assert equal == pytest.approx((8 / 32 + 170 / 220) / 2)
+    assert score(sums, "fbiou_pairs", "background", np.ones(2)) == pytest.approx(equal)
+    assert np.isnan(score(sums, "fbiou_pairs", "background"))  # weights are never guessed
+
+
 def test_score_picks_the_columns_of_its_convention() -> None:
     sums = np.array(episode_counts(PREDICTION, MASK), float)[None]  # one class
     assert score(sums, "miou", "ignore") == pytest.approx(2 / 4)
     assert score(sums, "miou", "background") == pytest.approx(2 / 6)
     assert score(sums, "fbiou", "ignore") == pytest.approx((2 / 4 + 5 / 7) / 2)
     assert score(sums, "fbiou", "background") == pytest.approx((2 / 6 + 6 / 10) / 2)
-    with pytest.raises(CrnetError, match="known are miou, fbiou"):
+    with pytest.raises(CrnetError, match="known are miou, fbiou_pairs, fbiou"):
         score(sums, "iou", "ignore")
     with pytest.raises(CrnetError, match="known are background, ignore"):
         score(sums, "miou", "void")

@@ -8,7 +8,7 @@ import pytest
 from crnet.errors import CrnetError
 from crnet.metrics.iou import QUERY_COLUMNS
 from crnet.report.runs import collect, variants
-from crnet.runtime.files import read_csv, write_csv, write_json
+from crnet.runtime.files import read_csv, read_json, write_csv, write_json
 
 LOG = ("epoch", "step", "loss", "query", "support", "lr", "images_per_second", "peak_memory_bytes")
 ORIGIN = {
@@ -45,7 +45,7 @@ def write_training(folder: Path, run: str, spec: dict, log: bool = True, **more)
 def write_evaluation(folder: Path, run: str, spec: dict, scales: tuple[float, ...] = (1.0,)) -> None:
     place = folder / "evaluate" / run
     spec = {"train": spec, "evaluate": {"shots": 1, "scales": list(scales)}, "episodes": {"count": 2}}
-    measured = {"episodes_per_second": 3.5, "left_out": {"potted plant 1.5": 1}}
+    measured = {"episodes_per_second": 3.5, "left_out": {"potted plant 1.5": 1}, "class_pairs": {"1": 3, "2": 1}}
     write_json(place / "evaluation.json", {"run": run, "spec": spec, **ORIGIN, **measured})
     first = [0, 0, 1, "a", *(10, 20, 60, 80), *(10, 40, 60, 100)]
     second = [0, 1, 2, "b", *(30, 30, 20, 20), *(30, 30, 40, 50)]
@@ -63,6 +63,7 @@ def test_rows_hold_settings_scores_and_origin(tmp_path: Path) -> None:
     write_training(tmp_path, "a", training_spec(), images_per_second=80.0)
     write_evaluation(tmp_path, "a-1shot", training_spec(), (0.75, 1.0))
     write_evaluation(tmp_path, "p-1shot", control_spec("prototype"))
+    about = read_json(tmp_path / "evaluate/a-1shot/evaluation.json")
     rows, _ = index(tmp_path)
     runs = {row["run"]: row for row in rows}
     train, evaluation, control = runs["a"], runs["a-1shot"], runs["p-1shot"]
@@ -82,6 +83,13 @@ def test_rows_hold_settings_scores_and_origin(tmp_path: Path) -> None:
     assert float(evaluation["fbiou_ignore"]) == pytest.approx(80.0)
     assert float(evaluation["miou_background"]) == pytest.approx(62.5)
     assert float(evaluation["fbiou_background"]) == pytest.approx(100 * (40 / 70 + 100 / 150) / 2, abs=1e-3)
+    # weighed 3 to 1: 60/90 and 200/260; with void 60/150 and 220/350
+    assert float(evaluation["fbiou_pairs_ignore"]) == pytest.approx(100 * (60 / 90 + 200 / 260) / 2, abs=1e-3)
+    assert float(evaluation["fbiou_pairs_background"]) == pytest.approx(100 * (60 / 150 + 220 / 350) / 2, abs=1e-3)
+    # Of an earlier version, which did not record the weights, all but these.
+    write_json(tmp_path / "evaluate/a-1shot/evaluation.json", about | {"class_pairs": {}})
+    old = next(row for row in index(tmp_path)[0] if row["run"] == "a-1shot")
+    assert (old["fbiou_pairs_ignore"], old["fbiou_ignore"]) == ("", evaluation["fbiou_ignore"])
 
 
 def test_order_of_reports_changes_no_byte(tmp_path: Path) -> None:

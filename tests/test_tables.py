@@ -19,13 +19,17 @@ FOLDS, SEEDS, EPISODES = (0, 1, 2, 3), (0, 1), 60
 
 
 def write_counts(path: Path, fold: int, iou: np.ndarray, void: int, query: str = "q") -> None:
-    """Episodes of five classes with these IoU in [0, 1]; void as background adds ``void`` pixels to every union."""
+    """Episodes of five classes with these IoU in [0, 1]; void as background adds ``void`` pixels to every union.
+
+    The report beside them has 10 test pairs of the fold's first class, 20 of the next, and so on.
+    """
     hits = np.rint(1000 * np.clip(iou, 0, 1)).astype(int)
     rows = [
         (0, i, 5 * fold + i % 5 + 1, f"{query}{i}", h, 1000, 8000, 9000 - h, h, 1000 + void, 8000, 9000 + void - h)
         for i, h in enumerate(hits)
     ]
     write_csv(path, ("episode_seed", "episode", "class", "query", *QUERY_COLUMNS), rows)
+    write_json(path.with_name("evaluation.json"), {"class_pairs": {5 * fold + i + 1: 10 * (i + 1) for i in range(5)}})
 
 
 def around(iou: float, fold: int, seed: int) -> np.ndarray:
@@ -42,13 +46,13 @@ def make_job(folder: Path) -> dict:
     job = {
         **{"study": "demo", "study_title": "Demo", "classes": {}, "caption": "Generated scenes.", "table": "table2"},
         **{"title": "Ablation of modules", "source": "CRNet (CVPR 2020), Table 2", "folds": list(FOLDS)},
-        **{"shots": [1], "metrics": ["miou", "fbiou"], "orientation_only": True, "rows": []},
+        **{"shots": [1], "metrics": ["miou", "fbiou_pairs"], "orientation_only": True, "rows": []},
     }
     for name, label, switches, control, iou, paper in rows:
         cells = []
         for fold in FOLDS:
             for seed in (0,) if control else SEEDS:
-                path = folder / f"{name}-{fold}-{seed}.csv"
+                path = folder / f"{name}-{fold}-{seed}/counts.csv"
                 write_counts(path, fold, around(iou + 0.01 * fold, fold, seed), 100)
                 cells.append({"shots": 1, "fold": fold, "seed": seed, "counts": str(path)})
         row = {"id": name, "label": label, "switches": switches, "control": control, "cells": cells}
@@ -110,7 +114,7 @@ def test_csv_holds_every_fold_and_mean(job: dict, tmp_path: Path) -> None:
             assert float(mean["difference"]) == pytest.approx(np.mean(folds) - 49.1, abs=0.006)
     control = lines["all-fg", "mean", "miou", "ignore"]
     assert (control["seeds"], control["seed_sd"], control["paper"]) == ("1", "", "")
-    assert lines["both", "mean", "fbiou", "ignore"]["difference"] == ""
+    assert lines["both", "mean", "fbiou_pairs", "ignore"]["difference"] == ""
 
 
 def test_markdown_for_readers(job: dict, tmp_path: Path) -> None:
@@ -210,11 +214,41 @@ def test_several_shots_are_the_columns(job: dict, tmp_path: Path) -> None:
 
 
 def test_two_metrics_at_one_shot_are_the_columns(job: dict, tmp_path: Path) -> None:
-    job["rows"][0]["paper"] = {"1-shot": {"miou": 36.3, "fbiou": 61.3}}
+    job["rows"][0]["paper"] = {"1-shot": {"miou": 36.3, "fbiou_pairs": 61.3}}
     _, text, _ = render(job, tmp_path)
     head = markdown_row(text.split("## Details")[0], "paper")
     assert head == ["", "Condition", "Cross-reference", "mIoU", "paper", "FB-IoU", "paper"]
     assert markdown_row(text, "Condition only")[-1] == "61.3"
+
+
+def test_both_fb_iou_stand_beside_each_other_and_the_papers_beside_the_headline(job: dict, tmp_path: Path) -> None:
+    job["rows"][0]["paper"] = {"1-shot": {"miou": 36.3, "fbiou_pairs": 61.3}}
+    job["metrics"] = ["miou", "fbiou_pairs", "fbiou"]
+    lines, text, _ = render(job, tmp_path)
+    head = markdown_row(text.split("## Details")[0], "paper")
+    assert head[3:] == ["mIoU", "paper", "FB-IoU", "paper", "FB-IoU, classes equal"]
+    assert "the test list has of it, as where queries follow" in text and "classes equal: pooled over the" in text
+    hits = {}
+    for line in read_csv(job["rows"][1]["cells"][0]["counts"]):
+        hits.setdefault(int(line["class"]), []).append(int(line["ignore_fg_intersection"]))
+    for metric, weights in (("fbiou_pairs", [1, 2, 3, 4, 5]), ("fbiou", [1] * 5)):
+        pooled = sum(w * np.mean(hits[c]) for c, w in enumerate(weights, 1)) / sum(weights)
+        one_seed = 50 * (pooled / 1000 + 8000 / (9000 - pooled))
+        job["rows"][1]["cells"] = [cell for cell in job["rows"][1]["cells"] if cell["seed"] == 0]
+        lines, _, _ = render(job, tmp_path)
+        assert float(lines["both", "0", metric, "ignore"]["value"]) == pytest.approx(one_seed, abs=0.006)
+
+
+def test_what_was_scored_before_weights_were_recorded_has_a_dash_and_a_note(job: dict, tmp_path: Path) -> None:
+    job["metrics"] = ["miou", "fbiou_pairs", "fbiou"]
+    for cell in job["rows"][1]["cells"]:
+        write_json(Path(cell["counts"]).with_name("evaluation.json"), {})
+    lines, text, _ = render(job, tmp_path)
+    gap = lines["both", "mean", "fbiou_pairs", "background"]
+    assert gap["value"] == gap["low"] == "" and gap["note"].startswith("scored by an earlier version")
+    assert lines["both", "mean", "fbiou", "background"]["value"] and lines["both", "mean", "miou", "ignore"]["value"]
+    assert markdown_row(text, "Both")[-2] == "—" and markdown_row(text, "Condition only")[-2] != "—"
+    assert text.count("Without a value: Both: 100 % & more_ 1-shot: scored by an earlier version") == 1
 
 
 @pytest.mark.parametrize(
@@ -239,7 +273,7 @@ def test_fewer_folds_than_the_data_set_has(job, tmp_path, folds, heading, senten
 
 def test_encoders_and_what_the_evaluations_say_of_their_data(job: dict, tmp_path: Path) -> None:
     said = {"split_note": "The 40/20/20 split is ours.", "subset": "a subset: 7 of 9 photos", "left_out": {"bus": 2}}
-    write_json(tmp_path / "evaluation.json", said)
+    write_json(tmp_path / "both-1-0/evaluation.json", said)
     _, text, tex = render(job | {"encoders": {"main": "small (layer3, layer4)"}}, tmp_path)
     for words in (
         "main: small (layer3, layer4)",

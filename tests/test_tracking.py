@@ -25,7 +25,7 @@ from crnet.runtime.files import read_csv, write_csv
 pytest.importorskip("mlflow", reason="needs MLflow, which training and evaluation do without")
 
 RUNS = ("run", "kind", "status", "failed", "train_run", "method", "variant", "dataset.name", "fold", "seed",
-        "shots", "miou_background", "fbiou_background", "miou_ignore", "evaluate.scales", "model.condition",
+        "shots", "miou_background", "fbiou_pairs_background", "miou_ignore", "evaluate.scales", "model.condition",
         "train.lr", "started", "seconds", "commit", "dirty", "dataset_digest")  # fmt: skip
 LINES = ("run", "method", "variant", "fold", "seed", "epoch", "step", "loss", "lr", "base_miou",
          "support_iou", "seconds")  # fmt: skip
@@ -107,7 +107,7 @@ def test_runs_read_as_the_files_say(store: str, tmp_path: Path) -> None:
     history = client(store).get_metric_history(train.info.run_id, "train/loss")
     assert [(point.step, point.value) for point in history] == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
     scores = {name: value for name, value in evaluation.data.metrics.items() if name.startswith("test/")}
-    assert scores == {"test/miou": 51.0, "test/fbiou": 60.0, "test/miou_void_ignored": 48.0}
+    assert scores == {"test/miou": 51.0, "test/fbiou_pairs": 60.0, "test/miou_void_ignored": 48.0}
     tags = {"train_run": "crnet-f1", "mlflow.source.git.commit": "c0ffee", "git.dirty": "false"}
     assert tags.items() <= evaluation.data.tags.items()
     assert evaluation.inputs.dataset_inputs[0].dataset.name == "shapes5i"

@@ -7,13 +7,14 @@ from crnet.audit.ledger import UNREADABLE, Check, Ledger, parting, shown
 from crnet.config import resolve
 from crnet.data.episodes import EpisodeTable
 from crnet.data.index import Index
-from crnet.metrics.iou import QUERY_COLUMNS
-from crnet.runtime.files import read_csv, sha256_file
+from crnet.metrics.iou import PAIRS, QUERY_COLUMNS
+from crnet.runtime.files import canonical, read_csv, sha256_file
 
-CHECKS = DIGEST, POSSIBLE, EPISODES = (
+CHECKS = DIGEST, POSSIBLE, EPISODES, WEIGHTS = (
     "counts: digest is the run's",
     "counts: possible, image sizes agree",
     "counts: rows are the episodes",
+    "counts: weights of classes are the data's",
 )
 
 DIGESTS = {"counts.csv": "counts_sha256", "counts-fusion.csv": "counts_fusion_sha256"}
@@ -29,6 +30,7 @@ def check_counts(folder: Folder, ledger: Ledger, tables: Mapping[str, EpisodeTab
         if about.get("failed"):
             ledger[POSSIBLE].unknown("runs that failed have no counts")
             continue
+        _weights(ledger[WEIGHTS], folder, about)
         readings = []
         for file in folder.counts_files(name):
             path = about["path"].with_name(file)
@@ -52,6 +54,21 @@ def check_counts(folder: Folder, ledger: Ledger, tables: Mapping[str, EpisodeTab
         if len(readings) == 2 and _of_supports(readings[0]) != _of_supports(readings[1]):
             text = "has other episodes or losses on the supports than counts.csv"
             ledger[POSSIBLE].differs(folder.relative(about["path"].with_name("counts-fusion.csv")), text)
+
+
+def _weights(check: Check, folder: Folder, about: Mapping) -> None:
+    """The test pairs by which FB-IoU weighs classes, held against the data if they are at hand."""
+    if PAIRS not in about:
+        check.unknown(f"evaluation.json holds no {PAIRS}: it was written by an earlier version")
+        return
+    with check.reading(where := folder.relative(about["path"]), "does not say what was tested"):
+        train = about["spec"]["train"]
+        index = folder.index(train["dataset"])
+        if index is None:
+            check.unknown(f"the data set {train['dataset']['name']} of the runs is not at hand")
+            return
+        made = {str(class_id): count for class_id, count in index.class_pairs(train["fold"]).items()}
+        check.same(f"{where}, {PAIRS}", canonical(about[PAIRS]), canonical(made), "the data have")
 
 
 def _possible(

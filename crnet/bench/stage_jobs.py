@@ -15,9 +15,10 @@ from crnet.bench.inputs import Inputs
 from crnet.bench.report import Row, Target
 from crnet.bench.timing import Measured, measure, timed
 from crnet.errors import CrnetError
-from crnet.metrics.iou import QUERY_COLUMNS
+from crnet.metrics.intervals import REPORTS
+from crnet.metrics.iou import PAIRS, QUERY_COLUMNS
 from crnet.planning.stages import START
-from crnet.runtime.files import canonical, write_csv
+from crnet.runtime.files import canonical, write_csv, write_json
 
 STUDY = Path("configs/studies/paper.yaml")
 PLANNED, PARSED, STARTED = 5.0, 3.0, 5.0  # seconds
@@ -114,8 +115,9 @@ def _table_job(folder: Path, rows: int) -> dict:
         cells = []
         for fold, seed in product(range(FOLDS), range(SEEDS)):
             hits = chance.integers(0, 1000, EPISODES).tolist()
-            path = folder / f"{number}-{fold}-{seed}.csv"
+            path = folder / f"{number}-{fold}-{seed}/counts.csv"
             write_csv(path, header, (_counts(fold, i, hit) for i, hit in enumerate(hits)))
+            write_json(path.with_name(REPORTS[0]), {PAIRS: {5 * fold + i + 1: 60 + 10 * i for i in range(5)}})
             cells.append({"shots": 1, "fold": fold, "seed": seed, "counts": str(path)})
         about = {"id": f"row{number}", "label": f"Row {number}", "switches": {}, "control": False, "paper": {}}
         row_jobs.append({**about, "cells": cells})
@@ -125,7 +127,7 @@ def _table_job(folder: Path, rows: int) -> dict:
         "study_title": "Bench",
         "classes": {},
         "shots": [1],
-        "metrics": ["miou", "fbiou"],
+        "metrics": ["miou", "fbiou_pairs"],
     }
     return {**about, **what, "orientation_only": True, "rows": row_jobs}
 

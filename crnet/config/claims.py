@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from crnet.config.elsewhere import MARK
 from crnet.config.labels import encoder_text, named_with, table_name
 from crnet.config.resolve import Plan
-from crnet.config.schema import Sentence, Shots, Slug, Strict, Table, distinct_ids, load_table, parse
+from crnet.config.schema import Metric, Sentence, Shots, Slug, Strict, Table, distinct_ids, load_table, parse
 from crnet.config.settings import component
 from crnet.config.study import Layout, check_command, table_job
 from crnet.config.yaml_files import load_yaml
@@ -43,7 +43,7 @@ class Claim(Strict):
     where: Annotated[str, Field(min_length=1, max_length=60)]
     first: Place
     second: Place
-    metric: Literal["miou", "fbiou"] = "miou"
+    metric: Metric = "miou"
     direction: Literal["more", "not-more"] = "more"
     at_least: Points | None = None
     paper: Points | None = None

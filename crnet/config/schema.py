@@ -26,6 +26,7 @@ Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Shots = Annotated[int, Field(ge=1, le=20)]
 ShotName = Annotated[str, Field(pattern=r"^\d{1,2}-shot$")]
 Settings = dict[str, Any]
+Metric = Literal["miou", "fbiou_pairs", "fbiou"]  # as crnet.metrics.iou.METRICS
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -85,7 +86,7 @@ class Row(Strict):
     shots: list[Shots] | None = None
     absent: dict[ShotName, Sentence] = {}
     set: Switches = Switches()
-    paper: dict[ShotName, dict[Literal["miou", "fbiou"], Percent]] = {}
+    paper: dict[ShotName, dict[Metric, Percent]] = {}
 
     @model_validator(mode="after")
     def _consistent(self) -> "Row":
@@ -102,7 +103,7 @@ class Table(Strict):
         source: Where in the paper it stands.
         benchmark: A name under the study's ``benchmarks``.
         shots: Supports an episode, a column each.
-        metrics: Columns of each.
+        metrics: Columns of each; ``fbiou_pairs`` weighs classes by their test pairs, ``fbiou`` equally.
         set: Switches of all rows.
         rows: In the order of the printed table.
         notes: Sentences below it.
@@ -112,7 +113,7 @@ class Table(Strict):
     source: Sentence
     benchmark: Slug = "pascal"
     shots: Annotated[list[Shots], Field(min_length=1)] = [1]
-    metrics: Annotated[list[Literal["miou", "fbiou"]], Field(min_length=1)] = ["miou", "fbiou"]
+    metrics: Annotated[list[Metric], Field(min_length=1)] = ["miou", "fbiou_pairs"]
     set: Switches = Switches()
     rows: Annotated[list[Row], Field(min_length=1), distinct_ids("row")]
     notes: list[Sentence] = []

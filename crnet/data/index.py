@@ -11,6 +11,7 @@ bit is noticed when it is read.
 import io
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -159,6 +160,11 @@ class Index:
     def test_pairs(self, fold: int) -> list[Pair]:
         """Pairs to draw the test episodes of ``fold`` from: photos of split val, the fold's own classes."""
         return self.pairs("val", self.novel_classes(fold))
+
+    def class_pairs(self, fold: int) -> dict[int, int]:
+        """Number of test pairs of each class id that ``fold`` tests, ids ascending."""
+        counts = Counter(pair.class_id for pair in self.test_pairs(fold))
+        return {class_id: counts[class_id] for class_id in sorted(self.novel_classes(fold))}
 
     def check_training_pairs(self, fold: int, pairs: Iterable[Pair]) -> None:
         """Guard against the leak that would void every result.

@@ -14,7 +14,7 @@ from crnet.encoders.frozen import compute_dtype
 from crnet.errors import CrnetError
 from crnet.evaluation.finetune import Finetuner
 from crnet.evaluation.predict import Prediction, Predictor
-from crnet.metrics.iou import QUERY_COLUMNS, episode_counts
+from crnet.metrics.iou import PAIRS, QUERY_COLUMNS, episode_counts
 from crnet.runtime import provenance
 from crnet.runtime.files import read_json, sha256_file, write_csv, write_json
 from crnet.runtime.limits import NONE, Limits
@@ -102,6 +102,7 @@ def evaluate(
         "dtype": str(compute_dtype(predictor.device, spec["evaluate"]["precision"])).removeprefix("torch."),
         **digests,
         **written,
+        PAIRS: index.class_pairs(table.fold),
         "left_out": table.left_out,
         "subset": index.subset or "",
         "split_note": index.split_note or "",

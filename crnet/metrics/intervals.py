@@ -1,6 +1,7 @@
 """Intervals: a jackknife over query photos and training seeds, with Student's t.
 
-The score of a row is the mean over folds of the mean over training seeds of a fold's mIoU (or FB-IoU). It is taken
+The score of a row is the mean over folds of the mean over training seeds of a fold's mIoU (or an FB-IoU, in which a
+class weighs the same whatever is left out of it). It is taken
 again without one query photo of a class, with all the episodes that ask for it, for each photo of each class and fold;
 and without one training seed, for each seed of each fold. A class (a fold's seeds) whose n scores x_i vary adds
 (n - 1) / n * sum (x_i - mean x)^2 to the squared standard error [Tukey 1958; Efron and Stein 1981, by strata]. The
@@ -25,20 +26,26 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
 
 from crnet.errors import CrnetError
-from crnet.metrics.iou import QUERY_COLUMNS, score
-from crnet.runtime.files import canonical, read_csv, sha256_text
+from crnet.metrics.iou import PAIRS, QUERY_COLUMNS, score
+from crnet.runtime.files import canonical, read_csv, read_mapping, sha256_text
 
 LEVEL = 0.95  # mass of an interval
 METHOD = (  # for captions
     f"the {100 * LEVEL:g} % interval of a jackknife, which leaves out one query photo of a class with all its "
     "episodes, or one training seed of a fold, at a time, and of Student's t with Satterthwaite's degrees of freedom; "
     "on simulated studies with 2 to 40 photos a class it held the truth 93 to 97 times in a hundred"
+)
+REPORTS = ("evaluation.json", "score.json")  # beside counts: of a run, of what another program predicted
+NO_PAIRS = (
+    f"scored by an earlier version, which did not record the test pairs of a class ({PAIRS}) by which FB-IoU weighs "
+    "classes; FB-IoU, classes equal, needs none"
 )
 _EPISODE_COLUMNS = ("episode_seed", "episode", "class", "query")
 
@@ -61,6 +68,7 @@ class FoldCounts:
     queries: np.ndarray  # (E,), what names each episode's query photo: text, or any number that is its own
     counts: np.ndarray  # int64 (S, E, 8), the columns ``iou.QUERY_COLUMNS``
     episodes: str  # digest of the episodes' identity and order; equal digests may be compared in pairs
+    class_pairs: Mapping[int, int] | None = None  # test pairs of each class id; None: not recorded
 
     @cached_property
     def pairs(self) -> int:
@@ -72,12 +80,31 @@ class FoldCounts:
         """(S, classes, 8): counts summed over the episodes of each class, classes ascending."""
         return np.stack([self.counts[:, members].sum(1) for members in strata(self.classes)], axis=1)
 
+    def class_episodes(self) -> np.ndarray:
+        """(classes,): number of episodes of each class, classes ascending."""
+        return np.unique(self.classes, return_counts=True)[1]
+
+    def weights(self, episodes: np.ndarray) -> np.ndarray | None:
+        """What one episode of a class weighs in ``fbiou_pairs``, of the shape of ``episodes`` (..., classes).
+
+        A class without episodes weighs nothing. None if the pairs of the classes are not recorded.
+        """
+        if self.class_pairs is None:
+            return None
+        pairs = np.array([self.class_pairs[class_id] for class_id in np.unique(self.classes).tolist()], float)
+        return np.divide(pairs, episodes, out=np.zeros(episodes.shape), where=episodes > 0)
+
+    def scores(self, metric: str, void: str) -> np.ndarray:
+        """(S,): the score of each training seed over all episodes, as ``iou.score`` gives it."""
+        return score(self.class_sums(), metric, void, self.weights(self.class_episodes()))
+
 
 def read_fold(fold: int, files: Mapping[int, str | os.PathLike]) -> FoldCounts:
-    """Read the ``counts.csv`` of every training seed, by seed, of one row on one fold.
+    """Read the ``counts.csv`` of every training seed, by seed, of one row on one fold, and the reports beside them.
 
     Raises:
-        CrnetError: no seed, an empty file or one without the columns, or seeds scored on different episodes.
+        CrnetError: no seed, an empty file or one without the columns, or seeds scored on different episodes; a report
+            that says something else of the test pairs than another, or nothing of a class that was asked for.
     """
     if not files:
         raise CrnetError(f"Fold {fold} has no counts to read: give at least one training seed.")
@@ -101,7 +128,26 @@ def read_fold(fold: int, files: Mapping[int, str | os.PathLike]) -> FoldCounts:
     classes = np.array([int(episode[2]) for episode in identity])
     queries = np.array([episode[3] for episode in identity])
     digest = sha256_text(canonical(identity))
-    return FoldCounts(fold, tuple(sorted(files)), classes, queries, np.array(counts), digest)
+    pairs = _class_pairs(fold, [Path(files[seed]) for seed in sorted(files)], classes)
+    return FoldCounts(fold, tuple(sorted(files)), classes, queries, np.array(counts), digest, pairs)
+
+
+def _class_pairs(fold: int, files: Sequence[Path], classes: np.ndarray) -> dict[int, int] | None:
+    """Test pairs by class id, as the reports beside the counts have them; None if any has none."""
+    found = [next(filter(Path.is_file, map(file.with_name, REPORTS)), None) for file in files]
+    given = [read_mapping(report).get(PAIRS) if report else None for report in found]
+    if not all(given):
+        return None
+    try:
+        pairs = [{int(class_id): int(count) for class_id, count in each.items()} for each in given]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CrnetError(f"{found[0]}: {PAIRS} is not a number for each class ({error}); evaluate again.") from error
+    for report, each in zip(found, pairs, strict=True):
+        if each != pairs[0]:
+            raise CrnetError(f"{report}: {PAIRS} differs from that of another seed of fold {fold}; evaluate all again.")
+    if lacking := [class_id for class_id in np.unique(classes).tolist() if pairs[0].get(class_id, 0) < 1]:
+        raise CrnetError(f"{found[0]}: {PAIRS} has no pair of class {lacking[0]}, which is asked for; evaluate again.")
+    return pairs[0]
 
 
 def query_photos(row: Iterable[FoldCounts]) -> int:
@@ -124,7 +170,7 @@ def strata(classes: np.ndarray) -> list[np.ndarray]:
 def estimate(row: Sequence[FoldCounts], metric: str, void: str) -> float:
     """Mean over folds of the mean over seeds, in [0, 1]."""
     _check_folds(row)
-    return float(np.mean([score(part.class_sums(), metric, void).mean() for part in row]))
+    return float(np.mean([part.scores(metric, void).mean() for part in row]))
 
 
 def seed_deviation(row: Sequence[FoldCounts], metric: str, void: str) -> float | None:
@@ -133,8 +179,13 @@ def seed_deviation(row: Sequence[FoldCounts], metric: str, void: str) -> float |
     seeds = {part.seeds for part in row}
     if len(seeds) != 1 or len(row[0].seeds) < 2:
         return None
-    by_seed = np.mean([score(part.class_sums(), metric, void) for part in row], axis=0)
+    by_seed = np.mean([part.scores(metric, void) for part in row], axis=0)
     return float(np.std(by_seed, ddof=1))
+
+
+def unknown(row: Iterable[FoldCounts], metric: str) -> str | None:
+    """Why a row has no score of a metric though it has counts; None if it has."""
+    return NO_PAIRS if metric == "fbiou_pairs" and any(part.class_pairs is None for part in row) else None
 
 
 def interval(row: Sequence[FoldCounts], metric: str, void: str) -> Interval:
@@ -164,15 +215,18 @@ def difference(row: Sequence[FoldCounts], other: Sequence[FoldCounts], metric: s
 
 def _left_out(part: FoldCounts, metric: str, void: str) -> Iterator[np.ndarray]:
     """A fold's scores without one photo: for each class (photos of the class,); and last without one seed, (S,)."""
-    sums = part.class_sums()
+    sums, episodes = part.class_sums(), part.class_episodes()
     for place, members in enumerate(strata(part.classes)):
         photos = np.unique(part.queries[members], return_inverse=True)[1]
         of_photo = np.zeros((photos.max() + 1, *sums[:, place].shape))
         np.add.at(of_photo, photos, part.counts[:, members].swapaxes(0, 1))
         without = np.repeat(sums[None], len(of_photo), axis=0)
         without[:, :, place] -= of_photo.astype(sums.dtype)
-        yield score(without, metric, void).mean(-1)
-    by_seed = score(sums, metric, void)
+        left = np.repeat(episodes[None], len(of_photo), axis=0)  # (photos, classes)
+        left[:, place] -= np.bincount(photos)
+        weights = part.weights(left)
+        yield score(without, metric, void, None if weights is None else weights[:, None]).mean(-1)
+    by_seed = part.scores(metric, void)
     yield (by_seed.sum() - by_seed) / (len(by_seed) - 1) if len(by_seed) > 1 else by_seed
 
 

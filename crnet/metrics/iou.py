@@ -1,4 +1,4 @@
-"""IoU from integer counts: mIoU as in Shaban et al. (BMVC 2017), FB-IoU as in Rakelly et al. (2018).
+"""IoU from integer counts: mIoU as in Shaban et al. (BMVC 2017), FB-IoU as in Rakelly et al. (2018), in two weightings.
 
 An episode is reduced to pixel counts once, at the original image size; every score is made from sums of
 counts, so that classes, seeds and samples can be combined later without looking at a mask again.
@@ -22,7 +22,8 @@ QUERY_COLUMNS = (
 
 # Where the four counts of a void convention stand within QUERY_COLUMNS.
 VOID_COLUMNS = {"background": slice(4, 8), "ignore": slice(0, 4)}
-METRICS = ("miou", "fbiou")
+METRICS = ("miou", "fbiou_pairs", "fbiou")
+PAIRS = "class_pairs"  # in a report: class id -> test pairs of a photo and this class, of every class of the fold
 
 
 def episode_counts(prediction: np.ndarray, mask: np.ndarray) -> tuple[int, ...]:
@@ -86,16 +87,23 @@ def miou(intersection: np.ndarray, union: np.ndarray) -> np.ndarray:
     return iou(np.where(known, ratio, 0.0).sum(-1), known.sum(-1))
 
 
-def score(sums: np.ndarray, metric: str, void: str) -> np.ndarray:
-    """``miou``, or ``fbiou``: the mean of foreground and background IoU, each pooled over all classes of a fold.
+def score(sums: np.ndarray, metric: str, void: str, weights: np.ndarray | None = None) -> np.ndarray:
+    """``miou``, or an FB-IoU: the mean of foreground and background IoU, each pooled over all classes of a fold.
+
+    ``fbiou`` pools the episodes as they are, which ask for all classes equally often. In ``fbiou_pairs`` a class
+    weighs as many episodes as it has pairs of a photo and a class in the list of test pairs: the expectation where
+    queries follow that list, as in OSLSM, whose setting the paper takes (5.2), and SG-One.
 
     Args:
         sums: (..., classes, 8), the ``QUERY_COLUMNS`` summed over each class's episodes of one fold.
         metric: one of ``METRICS``.
         void: one of ``VOID_COLUMNS``.
+        weights: (..., classes), for ``fbiou_pairs``: what one episode of a class weighs, its pairs by its episodes;
+            None if its pairs are not known.
 
     Returns:
-        (...) in [0, 1]; NaN if no class was asked for or predicted, for ``fbiou`` if either pooled union is 0.
+        (...) in [0, 1]; NaN if no class was asked for or predicted, for an FB-IoU if either pooled union is 0, and for
+        ``fbiou_pairs`` without weights, as they are never guessed.
 
     Raises:
         CrnetError: unknown metric or void convention.
@@ -107,5 +115,7 @@ def score(sums: np.ndarray, metric: str, void: str) -> np.ndarray:
     columns = np.moveaxis(sums[..., VOID_COLUMNS[void]], -1, 0)  # (4, ..., classes)
     if metric == "miou":
         return miou(*columns[:2])
+    if metric == "fbiou_pairs":
+        columns = columns * (np.nan if weights is None else weights)
     fg_intersection, fg_union, bg_intersection, bg_union = columns.sum(-1)
     return (iou(fg_intersection, fg_union) + iou(bg_intersection, bg_union)) / 2

@@ -28,7 +28,7 @@ from typing import Any
 
 from crnet.config.labels import table_name
 from crnet.errors import CrnetError
-from crnet.metrics.intervals import LEVEL, METHOD, FoldCounts, Interval, difference, query_photos
+from crnet.metrics.intervals import LEVEL, METHOD, FoldCounts, Interval, difference, query_photos, unknown
 from crnet.report.tables.captions import data_sentences, episode_sizes, evaluations, training_seeds
 from crnet.report.tables.cells import UNDEFINED, VOID_NAMES, VOIDS, place, read_folds
 from crnet.report.tables.render import plain
@@ -122,6 +122,8 @@ def _judge(job: Mapping[str, Any], claim: Mapping[str, Any], rows: Mapping[str, 
     if gaps:
         return Judged(claim, NOT_RUN, why="; ".join(dict.fromkeys(gaps)))
     first, second = (rows[side] for side in sides)
+    if why := unknown([*first, *second], claim["metric"]):
+        return Judged(claim, NOT_RUN, why=why)
     found: dict[str, Interval] = {}
     for void in VOIDS:
         try:
@@ -248,9 +250,9 @@ def caption(job: Mapping[str, Any], results: Sequence[Judged]) -> list[str]:
     level, margin = f"{100 * LEVEL:g} %", f"{job['margin']:g} point{'' if job['margin'] == 1 else 's'}"
     tested = [result for result in results if result.difference]
     estimator = (
-        f"Ours: the first cell minus the second, in points of mIoU unless the claim says FB-IoU, mean over folds; "
-        f"[low, high] is {METHOD}, in pairs: of both cells the same photo is left out and, where they are equal, the "
-        f"same seed. {_sizes(job, tested)}"
+        f"Ours: the first cell minus the second, in points of mIoU unless the claim says FB-IoU (classes weighed by "
+        f"test pairs), mean over folds; [low, high] is {METHOD}, in pairs: of both cells the same photo is left "
+        f"out and, where they are equal, the same seed. {_sizes(job, tested)}"
     )
     rule = (
         "Verdict: a claim that one is above the other is supported if the whole interval lies above 0 (or above the "

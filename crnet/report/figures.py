@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from crnet.config.labels import table_heading
 from crnet.errors import CrnetError
+from crnet.metrics.intervals import NO_PAIRS
 from crnet.report.tables.cells import METRIC_NAMES, NOT_AVAILABLE, REPORTED, VOID_NAMES, VOIDS, short_gap
 from crnet.report.tables.layout import all_folds, fold_columns, mean_name, row_label, shown_shots
 from crnet.runtime.files import atomic_write, read_csv
@@ -73,8 +74,8 @@ def plot_table(job: dict[str, Any], table_csv: Path, out_prefix: Path) -> None:
     """Every row of a table: mean with interval, folds, the controls as floors, the paper's value.
 
     Rows with several numbers of shots have a line for each, below one another, and each number of shots has its own
-    floor. Such a plot shows the first metric only: the others are in the table, and a plot of two screens is looked at
-    by nobody.
+    floor. Such a plot shows the first metric only, others the first two: the rest is in the table, and a plot of two
+    screens is looked at by nobody.
 
     ``table_csv`` is what ``render_table`` wrote of the same job, ``out_prefix`` a path without suffix.
 
@@ -85,7 +86,7 @@ def plot_table(job: dict[str, Any], table_csv: Path, out_prefix: Path) -> None:
     if {line["table"] for line in lines} != {job["table"]}:
         raise CrnetError(f"{table_csv} does not hold {job['table']}: render the table first.")
     shown = shown_shots(job)
-    metrics = job["metrics"] if len(shown) == 1 else job["metrics"][:1]
+    metrics = job["metrics"][: 2 if len(shown) == 1 else 1]
     marks = _marks(job, shown)
     last = marks[-1][0]
     title, height = table_heading(job["table"], job["title"]), 1.1 + len(metrics) * (0.75 + 0.38 * (last + 1))
@@ -194,6 +195,8 @@ def _explain(axes: Axes, y: float, mean: dict[str, str]) -> None:
         text, colour = ("reported", GREY) if mean["paper"] else ("not reported", GREY)
     elif note.startswith(NOT_AVAILABLE):
         text, colour = NOT_AVAILABLE, GREY
+    elif note == NO_PAIRS:
+        text, colour = "not known", GREY
     else:
         text, colour = short_gap(note), VERMILLION
     if not mean["paper"]:
@@ -223,10 +226,6 @@ def _table_legend(job: dict, lines: Sequence[dict[str, str]]) -> list[Line2D | P
     folds = [Line2D([], [], marker=fold_marker(fold), label=f"fold {fold}", **style) for fold in fold_columns(job)]
     empty = Line2D([], [], ls="", label=" ")
     return [handle for pair in zip_longest(meanings, folds, fillvalue=empty) for handle in pair]
-
-
-def foldfold_marker(fold: int) -> str:
-    return FOLD_MARKERS[fold % len(FOLD_MARKERS)]
 
 
 def fold_marker(fold: int) -> str:

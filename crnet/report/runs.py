@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from crnet.errors import CrnetError
-from crnet.metrics.intervals import estimate, read_fold
+from crnet.metrics import iou
+from crnet.metrics.intervals import estimate, read_fold, unknown
 from crnet.runtime.files import canonical, read_csv, read_json, write_csv
 
 Row = dict[str, Any]
@@ -22,7 +23,8 @@ IDENTITY = [
     *("run", "kind", "status", "failed", "train_run"),
     *("method", "variant", "dataset.name", "fold", "seed", "shots"),
 ]
-METRICS = ["miou_ignore", "fbiou_ignore", "miou_background", "fbiou_background"]  # percent; the suffix: void pixels
+# Percent; the suffix: void pixels.
+METRICS = [f"{metric}_{void}" for void in ("ignore", "background") for metric in iou.METRICS]
 PROVENANCE = [
     *("started", "seconds", "peak_memory_bytes", "images_per_second", "episodes_per_second", "parameters"),
     *("device", "threads", "platform", "cpu", "gpu", "commit", "dirty"),
@@ -129,9 +131,14 @@ def _flat(report: Any, kind: str) -> Row:
 
 
 def headline(counts_csv: Path) -> dict[str, float]:
-    """mIoU and FB-IoU in percent over all episodes, both void conventions, estimated as in the tables."""
+    """mIoU and both FB-IoU in percent over all episodes, both void conventions, estimated as in the tables.
+
+    Without the one whose weights are not recorded.
+    """
     fold = [read_fold(0, {0: counts_csv})]
-    return {name: round(100 * estimate(fold, *name.split("_")), 4) for name in METRICS}
+    named = {name: name.rsplit("_", 1) for name in METRICS}
+    known = {name: each for name, each in named.items() if not unknown(fold, each[0])}
+    return {name: round(100 * estimate(fold, *each), 4) for name, each in known.items()}
 
 
 def support_losses(counts_csv: Path) -> dict[str, float]:

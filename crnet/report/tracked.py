@@ -20,12 +20,15 @@ CHOSEN = "choice."  # so may what finetuning chose in each fold
 RUN_COLUMNS = ("run", "kind", "status", "variant", *IDENTITY_PARAMS, "seconds")  # what no run can be shown without
 RESTORE = "put it back from a copy, or delete it and let the workflow make it again"
 COSTS = {name: f"cost/{name}" for name in ("seconds", "peak_memory_bytes", "images_per_second", "episodes_per_second")}
-# All scores are percent. The tables' headline counts void as background; the other convention says so in its name.
+# All scores are percent. The tables' headline counts void as background; the other convention says so in its name. So
+# do both FB-IoU: classes weighed by their test pairs, which is the headline, or equally.
 FINAL = {
     "miou_background": "test/miou",
-    "fbiou_background": "test/fbiou",
+    "fbiou_pairs_background": "test/fbiou_pairs",
+    "fbiou_background": "test/fbiou_classes_equal",
     "miou_ignore": "test/miou_void_ignored",
-    "fbiou_ignore": "test/fbiou_void_ignored",
+    "fbiou_pairs_ignore": "test/fbiou_pairs_void_ignored",
+    "fbiou_ignore": "test/fbiou_classes_equal_void_ignored",
     **COSTS,
 }
 TRIALS = {"miou_ignore": "trials/miou", "miou_untouched": "trials/miou_untouched", **COSTS}  # on classes not tested

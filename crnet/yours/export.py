@@ -7,7 +7,8 @@ from typing import Any
 from crnet import __version__
 from crnet.config.resolve import Spec
 from crnet.errors import CrnetError
-from crnet.metrics.intervals import METHOD, interval, read_fold
+from crnet.metrics.intervals import METHOD, interval, read_fold, unknown
+from crnet.report.tables.cells import METRIC_MEANINGS, METRIC_NAMES, VOIDS
 from crnet.runtime.files import atomic_write, sha256_file, write_json
 from crnet.yours.hand_out import fresh_folder
 from crnet.yours.load import ENCODER, EXPORTED, WEIGHTS, Files, find
@@ -79,14 +80,15 @@ def export(
 
 
 def _scores(found: Files, run: Path) -> dict[str, Any]:
-    """Of the run's fold and seed, in percent, by metric and void convention."""
+    """Of the run's fold and seed, in percent, by metric and void convention; without those that are not known."""
     train = found.spec["train"]
     if sha256_file(run / "counts.csv") != found.report["counts_sha256"]:
         raise CrnetError(f"{run / 'counts.csv'}: was changed since the run was scored; put it back.")
     part = read_fold(train["fold"], {train["seed"]: run / "counts.csv"})
     return {
-        metric: {void: [round(100 * x, 2) for x in interval([part], metric, void)] for void in ("background", "ignore")}
-        for metric in ("miou", "fbiou")
+        metric: {void: [round(100 * x, 2) for x in interval([part], metric, void)] for void in VOIDS}
+        for metric in METRIC_NAMES
+        if not unknown([part], metric)
     }
 
 
@@ -94,9 +96,8 @@ def card(found: Files, scores: dict[str, Any], licence: str, brings: bool, progr
     """The model card, in Markdown."""
     spec, report = found.spec, found.report
     train, evaluate = spec["train"], spec["evaluate"]
-    names = {"miou": "mIoU", "fbiou": "FB-IoU"}
     lines = [
-        f"| {names[metric]} | {void} | {value:.1f} | [{low:.1f}, {high:.1f}] |"
+        f"| {METRIC_NAMES[metric]} | {void} | {value:.1f} | [{low:.1f}, {high:.1f}] |"
         for metric, by_void in scores.items()
         for void, (value, low, high) in by_void.items()
     ]
@@ -140,6 +141,8 @@ def card(found: Files, scores: dict[str, Any], licence: str, brings: bool, progr
         "| Metric | Void pixels | Value | Interval |",
         "|:---|:---|---:|:---|",
         *lines,
+        "",
+        " ".join(METRIC_MEANINGS[metric] for metric in scores if metric in METRIC_MEANINGS),
         "",
         "## What it is",
         "",

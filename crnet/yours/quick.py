@@ -9,7 +9,8 @@ from crnet.config import labels, study
 from crnet.config.resolve import Cell, Plan
 from crnet.config.study import Layout
 from crnet.errors import CrnetError
-from crnet.metrics.intervals import interval, read_fold
+from crnet.metrics.intervals import interval, read_fold, unknown
+from crnet.report.tables.cells import METRIC_NAMES, VOIDS
 
 
 def quick(plan: Plan, cell: Cell, files: Sequence[Path], cores: str = "all", root: Path = study.ROOT) -> str:
@@ -39,10 +40,12 @@ def describe(plan: Plan, cell: Cell, counts: Path) -> str:
     part = read_fold(cell.fold, {cell.seed: counts})
     place = f"{labels.table_name(cell.table)}, {cell.row}, fold {cell.fold}, seed {cell.seed}, {cell.shots}-shot"
     lines = [f"{plan.study.study}: {place}, {len(part.classes)} episodes ({counts})"]
-    for metric, name in (("miou", "mIoU"), ("fbiou", "FB-IoU")):
+    names = METRIC_NAMES | {"fbiou_pairs": "FB-IoU, classes by pairs"}
+    width = max(map(len, names.values()))
+    for metric, name in names.items():
         values = []
-        for void, how in (("background", "void as background"), ("ignore", "void ignored")):
+        for void, how in zip(VOIDS, ("void as background", "void ignored"), strict=True):
             value, low, high = (100 * x for x in interval([part], metric, void))
             values.append(f"{value:.1f} [{low:.1f}, {high:.1f}] with {how}")
-        lines.append(f"{name:<7} {', '.join(values)}")
+        lines.append(f"{name:<{width}} {unknown([part], metric) or ', '.join(values)}")
     return "\n".join([*lines, "One fold and one training seed: the intervals cover the choice of photos only."])

@@ -19,7 +19,7 @@ from crnet.config.study import Layout
 from crnet.data.findings import Finding
 from crnet.data.pixels import opened
 from crnet.errors import CrnetError
-from crnet.metrics.iou import QUERY_COLUMNS, episode_counts
+from crnet.metrics.iou import PAIRS, QUERY_COLUMNS, episode_counts
 from crnet.runtime.files import sha256_file, write_csv, write_json
 from crnet.yours.places import Place
 
@@ -89,7 +89,7 @@ def score(
     if findings:
         raise Refused(predictions, findings)
     digest = folder_digest(predictions, known)
-    for (place, index, _), target, rows in zip(read, targets, counted, strict=True):
+    for (place, index, table), target, rows in zip(read, targets, counted, strict=True):
         write_csv(target / elsewhere.COUNTS, (*EPISODE_COLUMNS, *QUERY_COLUMNS), rows)
         write_json(target / elsewhere.ABOUT, {
             "label": label,
@@ -101,6 +101,7 @@ def score(
             "episodes": place.episodes_name,
             "episodes_digest": sha256_file(place.episodes_file),
             "dataset_digest": index.digest,
+            PAIRS: index.class_pairs(table.fold),
             "predictions_digest": digest,
             "counts_sha256": sha256_file(target / elsewhere.COUNTS),
         })  # fmt: skip

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from crnet.metrics.intervals import METHOD
-from crnet.report.tables.cells import NOT_AVAILABLE, REPORTED, VOIDS, Cell
+from crnet.report.tables.cells import METRIC_MEANINGS, NOT_AVAILABLE, REPORTED, VOIDS, Cell
 from crnet.report.tables.layout import all_folds, row_label, shown_shots, total
 from crnet.runtime.files import read_mapping
 
@@ -32,7 +32,7 @@ def reading(job: dict[str, Any]) -> list[str]:
         "them; a fold's value is the mean over its training seeds. mIoU: IoU accumulated over the episodes of a class, "
         "then averaged over classes."
     )
-    pooled = "FB-IoU: mean of the foreground and the background IoU, each pooled over all episodes of a fold."
+    pooled = " ".join(METRIC_MEANINGS[metric] for metric in job["metrics"] if metric in METRIC_MEANINGS)
     interval = f"[low, high] is {METHOD}."
     void = (
         "Void pixels: the paper does not say how it treats them. Counted as background, as the code of its "
@@ -41,7 +41,7 @@ def reading(job: dict[str, Any]) -> list[str]:
     paper = "The paper's values are as printed, without an interval; on PASCAL they are means over all four folds."
     if job["orientation_only"]:
         paper += " They are for orientation only, because the data here differ from the paper's."
-    paragraphs = [job["caption"], score, pooled if "fbiou" in job["metrics"] else "", interval, void, paper]
+    paragraphs = [job["caption"], score, pooled, interval, void, paper]
     if any(row["control"] for row in job["rows"]):
         paragraphs.append(
             "Controls are never trained and have no seeds: floors that a method must clear. The prototype takes all "

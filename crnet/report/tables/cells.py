@@ -13,10 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from crnet.errors import CrnetError
-from crnet.metrics.intervals import FoldCounts, interval, query_photos, read_fold, seed_deviation
+from crnet.metrics.intervals import FoldCounts, interval, query_photos, read_fold, seed_deviation, unknown
 from crnet.metrics.iou import VOID_COLUMNS
 
-METRIC_NAMES = {"miou": "mIoU", "fbiou": "FB-IoU"}
+METRIC_NAMES = {"miou": "mIoU", "fbiou_pairs": "FB-IoU", "fbiou": "FB-IoU, classes equal"}
+METRIC_MEANINGS = {
+    "fbiou_pairs": "FB-IoU: mean of the foreground and the background IoU, each pooled over the classes of a fold; a "
+    "class weighs as many pairs of a photo and a class as the test list has of it, as where queries follow that list, "
+    "which is the setting that the paper takes.",
+    "fbiou": "FB-IoU, classes equal: pooled over the episodes, which ask for all classes equally often.",
+}
 VOID_NAMES = {"background": "void counted as background", "ignore": "void ignored"}
 VOIDS = tuple(VOID_COLUMNS)  # the convention that is probably the paper's, the headline, comes first
 REPORTED = "reported, not run here"
@@ -141,6 +147,8 @@ def _row_cells(job: dict, row: dict, shots: int, parts: dict[int, FoldCounts], n
 
 def _measured(folds: Sequence[FoldCounts], metric: str, void: str) -> dict[str, Any]:
     """What a cell holds of some folds: the value with its interval and sizes, or why there is none."""
+    if why := unknown(folds, metric):
+        return {"note": why}
     value, low, high = (100 * x for x in interval(folds, metric, void))
     if math.isnan(value):
         return {"note": UNDEFINED}

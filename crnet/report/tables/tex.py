@@ -34,7 +34,8 @@ def render_tex(job: dict[str, Any], cells: Sequence[Cell]) -> str:
     lines = ["% needs \\usepackage{booktabs,amssymb,graphicx}", *_environment(*_compact(job, cells), caption, label)]
     for shots, metric in dict.fromkeys(block[1:3] for block in layout.blocks(job)):
         caption = escape_tex(f"{title}: {shots}-shot {METRIC_NAMES[metric]} by fold.")
-        lines += ["", *_environment(*_details(job, cells, shots, metric), caption, f"{label}-{shots}-shot-{metric}")]
+        name = f"{label}-{shots}-shot-{metric.replace('_', '-')}"
+        lines += ["", *_environment(*_details(job, cells, shots, metric), caption, name)]
     notes = "\n\n".join(map(escape_tex, [*own_notes(job, cells), *reading(job)]))
     return "\n".join([*lines, "", f"\\paragraph{{Notes to Table~\\ref{{{label}}}.}}", notes]) + "\n"
 
