@@ -14,7 +14,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 from crnet import warm
 from crnet.runtime import surroundings, work_lock
-from crnet.config import claims as paper_claims, labels, resolve, study as studies
+from crnet.config import claims as paper_claims, labels, resolve, study as studies, tuning
 from crnet.errors import CrnetError
 from crnet.report.headline import headline
 from crnet.runtime.files import canonical

@@ -185,7 +185,7 @@ def train(data: Path, encoder: Path | None, features: Path | None, out: Path, st
 @stores_option
 @click.option("--episodes", type=PATH, required=True)
 @click.option("--weights", type=PATH, help="model.safetensors of the training; controls have none.")
-@click.option("--choice", type=PATH, help="choice.json of `crnet job tune`, if the specification finetunes.")
+@click.option("--choice", type=PATH, help="choice.json of `crnet job choice`, if the specification finetunes.")
 @rows_option
 @out_option
 def evaluate(**options: Any) -> None:
@@ -201,11 +201,22 @@ def evaluate(**options: Any) -> None:
 @click.option("--weights", type=PATH, required=True, help="model.safetensors of the training.")
 @rows_option
 @out_option
-def tune(**options: Any) -> None:
-    """Choose steps and learning rate of finetuning on classes that are not tested."""
-    from crnet.evaluation.trials import choose
+def trials(**options: Any) -> None:
+    """Try every rate and number of steps of finetuning on one model."""
+    from crnet.evaluation.trials import run
 
-    choose(**options)
+    run(**options)
+
+
+@job.command()
+@spec_option
+@click.option("--trials", type=PATH, multiple=True, required=True, help="Folder of the trials of one model.")
+@out_option
+def choice(spec: dict, trials: tuple[Path, ...], out: Path) -> None:
+    """Choose steps and learning rate of finetuning for one fold, from trials on classes that it does not test."""
+    from crnet.evaluation.choice import choose
+
+    choose(spec, trials, out)
 
 
 @job.command()
@@ -224,7 +235,8 @@ def sheet(job: dict, out: Path, limits: Limits, device: str, threads: int) -> No
 
 @job.command()
 @click.option("--train", "trainings", type=PATH, multiple=True, help="Folder of a training.")
-@click.option("--tuning", "tunings", type=PATH, multiple=True, help="Folder of finetuning's trials.")
+@click.option("--trials", type=PATH, multiple=True, help="Folder of finetuning's trials.")
+@click.option("--choice", "choices", type=PATH, multiple=True, help="Folder of a choice among trials.")
 @click.option("--evaluation", "evaluations", type=PATH, multiple=True, help="Folder of an evaluation.")
 @click.option("--runs", type=PATH, required=True)
 @click.option("--training-log", type=PATH, required=True)
@@ -236,7 +248,8 @@ def collect(runs: Path, training_log: Path, **folders: tuple[Path, ...]) -> None
         return [folder / name for folder in folders[kind]]
 
     trained = files("trainings", "train.json"), files("trainings", "log.csv")
-    run(*trained, files("tunings", "choice.json"), files("evaluations", "evaluation.json"), runs, training_log)
+    chosen = files("trials", "trials.json"), files("choices", "choice.json")
+    run(*trained, *chosen, files("evaluations", "evaluation.json"), runs, training_log)
 
 
 @job.command()

@@ -28,7 +28,7 @@ POLL_SECONDS = 0.03
 PLAIN_SHARE = 0.15  # of an undisturbed run: a plain random moment is at most so long after the kill before
 GRACE_SECONDS = 60.0  # from SIGTERM to the end; a job has 10 s, here on a machine that does much else
 LONGEST_RUN_SECONDS = 600.0
-KINDS = ("download", "extract", "convert", "pre-train", "features", "train", "tune", "evaluate", "finetune", "tables")
+KINDS = ("download", "extract", "convert", "pre-train", "features", "train", "trials", "evaluate", "finetune", "tables")
 RENDERING = ("collect", "table", "claims", "k-shot", "losses", "page", "sheet")
 NAMES = {"encoder": "pre-train", **dict.fromkeys(RENDERING, "tables")}  # of commands whose kind is called otherwise
 # What is a time or a size in memory, or the digest of a file that holds one.

@@ -13,9 +13,9 @@ def committed(results: Path) -> dict[Job, tuple[dict, dict]]:
     """Job -> its specification as it was run, and its row of runs.csv."""
     rows = {row["run"]: row for row in read_csv(results / "runs.csv") if row["peak_memory_bytes"]}
     specs: dict[Job, dict] = {}
-    for file in [*results.glob("evaluate/*/evaluation.json"), *results.glob("finetune/*/choice.json")]:
+    for file in [*results.glob("evaluate/*/evaluation.json"), *results.glob("finetune/*/trials.json")]:
         spec = read_json(file)["spec"]
-        rule = "tune" if file.name == "choice.json" else "finetune" if "finetune" in spec else "evaluate"
+        rule = "trials" if file.name == "trials.json" else "finetune" if "finetune" in spec else "evaluate"
         specs[rule, file.parent.name] = spec
         if "train" in spec["train"]:
             specs["train", resolve.training_name(spec["train"])] = spec["train"]

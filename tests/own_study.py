@@ -7,7 +7,7 @@ import yaml
 from safetensors.torch import save_file
 
 from crnet import methods
-from crnet.config import resolve, study
+from crnet.config import study, tuning
 from crnet.config.resolve import Plan
 from crnet.config.study import Layout
 from crnet.data import episodes
@@ -42,6 +42,7 @@ STUDY = {
     "evaluate": {"size": 64, "precision": "float32", "refinements": 2},
     "finetune": {"lr": [1.0e-3], "steps": [2], "batch": 2, "trial_episodes": 2, "trial_shots": 2},
 }
+CHOSEN = {"lr": 1e-3, "steps": 2, "edge_lr": "", "edge_steps": "", "tried_on": "base"}
 
 
 def build(folder: Path) -> Plan:
@@ -75,6 +76,6 @@ def run(plan: Plan, table: str, row: str, shots: int, fold: int) -> Path:
     weights = Path(layout.weights(spec)) if layout.weights(spec) else None
     choice = Path("choice.json") if layout.choice(spec) else None  # of no trials that were run
     if choice:
-        write_json(choice, {"spec": resolve.tuning_spec(spec), "lr": 1e-3, "steps": 2, "classes": []})
+        write_json(choice, {"spec": tuning.choice_spec(spec), **CHOSEN, "classes": []})
     evaluate(spec, data, Path(layout.episodes(spec)), encoder, weights, choice, None, out, "cpu", 1)
     return out

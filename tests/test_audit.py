@@ -18,7 +18,7 @@ from crnet.audit.at_hand import encoder_digest
 from crnet.audit.counts import row_problem
 from crnet.audit.ledger import Ledger, first_difference, shown
 from crnet.cli import cli
-from crnet.config import sources, study
+from crnet.config import sources, study, tuning
 from crnet.data import episodes
 from crnet.data.index import Index
 from crnet.data.prepare import prepare
@@ -29,10 +29,11 @@ from crnet.runtime.files import read_csv, read_json, sha256_file, write_csv, wri
 
 STUDY = yaml.safe_load((Path(__file__).parent / "tiny.yaml").read_text())
 SEED = 5
+FOLDS = {"pascal": [0], "k-shot": [0, 1]}
 
 
 class Study:
-    """The tiny study without COCO in a folder: one fold, 1-shot and 5-shot, fused and finetuned, and a control."""
+    """The tiny study without COCO in a folder: 1-shot on one fold, 5-shot on two, finetuned too, and a control."""
 
     def __init__(self, folder: Path):
         self.folder, self.file = folder, folder / "study.yaml"
@@ -41,7 +42,7 @@ class Study:
             **STUDY,
             "tables": ["table2", "table4"],
             "shots": [1, 5],
-            "benchmarks": {name: STUDY["benchmarks"][name] | {"folds": [0]} for name in ("pascal", "k-shot")},
+            "benchmarks": {name: STUDY["benchmarks"][name] | {"folds": folds} for name, folds in FOLDS.items()},
             "sheet": None,
             "train": STUDY["train"] | {"epochs": 1, "base_episodes": 0},
             "folders": {"results": str(folder / "results"), "work": str(self.work)},
@@ -59,6 +60,7 @@ class Study:
         from crnet.encoders.frozen import FrozenEncoder
         from crnet.evaluation import evaluate as scoring
         from crnet.evaluation import trials
+        from crnet.evaluation.choice import choose
         from crnet.training.loop import Paths, train
 
         plan, at, none = self.plan, self.at, self.folder / "none"
@@ -77,9 +79,12 @@ class Study:
         for name, spec in plan.trainings.items():
             out, state = Path(at.training(name)), self.folder / "state.pt"
             train(spec, Paths(*inputs(spec), Path(at.features(spec)), out, state), "cpu", 1)
-        for name, spec in plan.tunings.items():
-            out = Path(at.tuning(name))
-            trials.choose(spec, *inputs(spec["train"]), Path(at.weights(spec)), None, out, "cpu", 1)
+        for name, spec in plan.trials.items():
+            out = Path(at.finetuning(name))
+            trials.run(spec, *inputs(spec["train"]), Path(at.weights(spec)), None, out, "cpu", 1)
+        for name, spec in plan.choices.items():
+            tried = [Path(at.finetuning(tuning.trials_name(each))) for each in tuning.trials_specs(spec)]
+            choose(spec, tried, Path(at.finetuning(name)))
         for name, spec in plan.evaluations.items():
             data, encoder = inputs(spec["train"])
             table, asked = Path(at.episodes(spec)), {k: v for k, v in spec["episodes"].items() if k != "rev"}
@@ -291,15 +296,23 @@ class TestPlanted:
         copy.finds((f"{name}/choice.json, steps: holds",), ("evaluate/", "choice_sha256", "choice.json is"))
 
     def test_a_choice_that_is_not_the_best(self, copy):
+        """Counts that give another choice, with every digest of them as it should be."""
         path = next(copy.results.glob("finetune/*/trials.csv"))
-        tried = enumerate(read_csv(path), 2)
-        line = next(line for line, row in tried if row["chosen"] == "0" and row["steps"] != "0")
-        edit_row(path, line, miou="88.0000")
-        edit(path.with_name("choice.json"), trials_sha256=sha256_file(path))
-        copy.finds(("finetune/", "was chosen with mIoU", f"line {line} has 88.0000"))
+        choice = next(
+            file for file in copy.results.glob("finetune/*/choice.json")
+            if path.parent.name in read_json(file)["trials_sha256"]
+        )  # fmt: skip
+        other = 2 if read_json(choice)["steps"] == 1 else 1
+        for line, row in enumerate(read_csv(path), 2):
+            if int(row["steps"]) == other:
+                edit_row(path, line, intersection=row["union"])
+        edit(path.with_name("trials.json"), trials_sha256=sha256_file(path))
+        edit(choice, trials_sha256={path.parent.name: sha256_file(path)})
+        name = f"finetune/{choice.parent.name}/choice.json"
+        copy.finds((f"{name}, steps: holds", f"the trials' counts give {other}"), (f"{name}, miou: holds", "100.0"))
 
     def test_a_choice_made_on_a_test_class(self, copy):
-        path = next(copy.results.glob("finetune/*/choice.json"))
+        path = next(path for path in copy.results.glob("finetune/*/choice.json") if "-f0-" in path.parent.name)
         edit(path, classes=[*read_json(path)["classes"], "striped-star"])
         copy.finds(("finetune/", "was chosen on striped-star, which fold 0 tests"))
 
@@ -317,6 +330,23 @@ class TestPlanted:
         reason = "weights of classes are the data's: evaluation.json holds no class_pairs: it was written by an earlier"
         assert reason in " ".join(text.split())
         assert counts_of(text, "counts: weights of classes are the data's")[:2] == ["-", "-"]
+
+    def test_trials_that_took_the_class_of_another_fold(self, copy):
+        """Class 1 is fold 0's: what was chosen for it by these trials of fold 1 saw what it tests."""
+        path = next(path for path in copy.results.glob("finetune/*/trials.csv") if "-f1-" in path.parent.name)
+        name = f"finetune/{path.parent.name}"
+        for line, row in enumerate(read_csv(path), 2):
+            if row["episode"] == "0":
+                edit_row(path, line, **{"class": "1"})
+        edit(path.with_name("trials.json"), trials_sha256=sha256_file(path))
+        copy.finds((f"{name}/trials.csv", "has ", ", which fold 1 does not test"), (f"{name}/trials.json, classes",))
+
+    def test_a_trial_that_is_missing(self, copy):
+        path = next(copy.results.glob("finetune/*/trials.csv"))
+        rows = read_csv(path)
+        write_csv(path, list(rows[0]), [list(row.values()) for row in rows if row["steps"] != "2"])
+        edit(path.with_name("trials.json"), trials_sha256=sha256_file(path))
+        copy.finds((f"finetune/{path.parent.name}/trials.csv: is not 3 trials on 2 episodes",))
 
     def test_a_missing_evaluation(self, copy):
         folder = copy.evaluation()
@@ -400,7 +430,7 @@ GARBAGE = (lambda old: b"", lambda old: bytes(range(256)), lambda old: old[: len
 IN_RESULTS = (
     *("runs.csv", "training.csv", "claims.csv", "claims.md", "README.md", "tables/table2.csv", "episodes/*.csv"),
     *("episodes/*.json", "evaluate/*/counts.csv", "evaluate/*/evaluation.json", "evaluate/*/counts-fusion.csv"),
-    *("finetune/*/choice.json", "finetune/*/trials.csv"),
+    *("finetune/*/choice.json", "finetune/*/trials.csv", "finetune/*/trials.json"),
 )
 IN_WORK = (
     *("train/*/train.json", "train/*/log.csv", "train/*/model.safetensors", "encoders/*.safetensors"),
@@ -481,7 +511,7 @@ def test_lines_of_differences():
 def test_another_source_is_warned_of_by_audit_plan_and_page_and_no_difference(copy, monkeypatch):
     """As after an edit of a method's file that raised no ``rev``; runs that recorded nothing are passed over."""
     before = (copy.results / "README.md").read_bytes()
-    reports = [*copy.results.glob("evaluate/crnet-*/evaluation.json"), *copy.results.glob("finetune/*/choice.json")]
+    reports = [*copy.results.glob("evaluate/crnet-*/evaluation.json"), *copy.results.glob("finetune/*/*.json")]
     reports += copy.work.glob("train/*/train.json")
     assert "WARNING" not in copy.audit()[0] + describe([copy.file])
     monkeypatch.setattr(sources, "digest", lambda kind, name: "0" * 64 if name == "crnet" else "")

@@ -75,9 +75,9 @@ def test_killed_at_random_moments_the_study_ends_with_the_same_bytes(undisturbed
 @pytest.mark.parametrize(
     ("made", "missing", "behind"),
     [
-        ("work/data/*/dataset.json", ["work/train", "out/chaos"], {"data", "train", "tune", "evaluate"}),
-        ("work/features/*/features.json", ["work/train", "out/chaos"], {"features", "train", "tune", "evaluate"}),
-        ("out/chaos/finetune/*/choice.json", ["out/chaos/evaluate", "out/chaos/tables"], {"tune"}),
+        ("work/data/*/dataset.json", ["work/train", "out/chaos"], {"data", "train", "trials", "evaluate"}),
+        ("work/features/*/features.json", ["work/train", "out/chaos"], {"features", "train", "trials", "evaluate"}),
+        ("out/chaos/finetune/*/choice.json", ["out/chaos/evaluate", "out/chaos/tables"], {"choice"}),
     ],
 )
 def test_killed_before_snakemake_recorded_it_a_file_hides_nothing_behind_it(

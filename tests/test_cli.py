@@ -40,7 +40,7 @@ def test_files_of_a_study_are_taken_as_snakemake_takes_them(words, monkeypatch):
     [
         (["train", "--state=s"], "{}", "'train'"),
         (["evaluate", "--episodes=e"], '{"train": {}}', "'method'"),
-        (["tune", "--weights=w"], '{"evaluate": {}}', "'train'"),
+        (["trials", "--weights=w"], '{"evaluate": {}}', "'train'"),
         (["features"], "{}", "'encoder'"),
     ],
 )

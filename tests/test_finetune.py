@@ -1,6 +1,5 @@
 """Finetuning on supports: what it does, that it leaves no trace, and how its settings are chosen."""
 
-import math
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from faults import drawn, untrained
 from safetensors.torch import load_file
 
+from crnet.config import tuning
 from crnet.config.defaults import FINETUNE, FINETUNE_LIMITS
 from crnet.config.settings import check
 from crnet.data import episodes
@@ -18,12 +18,11 @@ from crnet.data.index import Index
 from crnet.errors import CrnetError
 from crnet.evaluation import evaluate as evaluation
 from crnet.evaluation import finetune, trials
+from crnet.evaluation.choice import choose
 from crnet.evaluation.evaluate import evaluate
-from crnet.evaluation.finetune import Diverged, Finetuner, ordered_pairs
+from crnet.evaluation.finetune import Finetuner, ordered_pairs
 from crnet.evaluation.predict import Predictor
-from crnet.evaluation.trials import Trial, best_trial, choose
-from crnet.metrics.iou import fg_counts, miou
-from crnet.runtime.files import read_csv, read_json
+from crnet.runtime.files import read_csv, read_json, write_json
 from crnet.runtime.limits import NONE, Limits
 
 SHOTS = 3
@@ -43,14 +42,22 @@ def table(tiny, tmp_path_factory) -> Path:
 
 def specification(tiny, **changes) -> dict:
     spec = tiny.evaluation(tiny.training(), shots=SHOTS, strategy="finetune", **changes)
-    return spec | {"finetune": check(SETTINGS | TRIALS, FINETUNE, FINETUNE_LIMITS, "test")}
+    settings = check(SETTINGS | TRIALS, FINETUNE, FINETUNE_LIMITS, "test")
+    return spec | {"finetune": tuning.with_folds(settings, 0, [0, 1, 2])}
+
+
+def try_out(tiny, weights, spec: dict, folder: Path, state: Path | None = None) -> Path:
+    """Run trials; returns their folder."""
+    out = folder / tuning.trials_name(spec)
+    trials.run(spec, tiny.data, tiny.encoder, weights, state, out, "cpu", 1)
+    return out
 
 
 @pytest.fixture(scope="module")
 def choice(tiny, weights, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("choice")
-    choose(specification(tiny), tiny.data, tiny.encoder, weights, None, out, "cpu", 1)
-    return out / "choice.json"
+    folder, spec = tmp_path_factory.mktemp("choice"), tuning.choice_spec(specification(tiny))
+    choose(spec, [try_out(tiny, weights, each, folder) for each in tuning.trials_specs(spec)], folder)
+    return folder / "choice.json"
 
 
 @pytest.fixture
@@ -159,43 +166,94 @@ def test_support_losses_are_logged(tiny, table, weights, choice, tmp_path):
     for row in rows:
         assert float(row["support_loss_before"]) > 0 and float(row["support_loss_after"]) > 0
     about = read_json(tmp_path / "evaluation.json")
-    assert about["choice"] == {key: read_json(choice)[key] for key in ("lr", "steps")}
+    assert about["choice"] == {key: read_json(choice)[key] for key in tuning.CHOSEN}
 
 
-def test_trials_take_classes_that_are_not_tested_and_photos_that_did_not_train(tiny, choice):
-    index, about = Index.load(tiny.data), read_json(choice)
-    tested = {index.class_name(c) for c in index.novel_classes(0)}
-    assert about["classes"] and not tested & set(about["classes"])
+def test_trials_for_the_fold_itself_take_classes_that_it_does_not_test_and_photos_that_did_not_train(tiny):
+    index = Index.load(tiny.data)
     table = episodes.draw_trials(index, 0, 50, 2)
     photos = {photo for e in table.episodes for photo in (e.query, *e.supports)}
     assert {index.photos[photo].split for photo in photos} == {"val"}
     assert not {e.class_id for e in table.episodes} & set(index.novel_classes(0))
 
 
-def test_every_trial_is_stored_and_the_best_is_chosen(choice):
-    rows, about = read_csv(choice.with_name("trials.csv")), read_json(choice)
-    assert [(float(r["lr"]), int(r["steps"])) for r in rows] == [(0, 0), (1e-3, 2), (1e-3, 5), (4e-3, 2), (4e-3, 5)]
-    best = max(rows[1:], key=lambda row: float(row["miou"]))
-    chosen = [row for row in rows if row["chosen"] == "1"]
-    assert len(chosen) == 1 and float(chosen[0]["miou"]) == float(best["miou"]) == about["miou"]
+def test_trials_for_other_folds_take_the_folds_test_classes_and_are_no_test_episodes(tiny):
+    index = Index.load(tiny.data)
+    table = episodes.draw_trials(index, 1, 50, 2, episodes.NOVEL)
+    assert {e.class_id for e in table.episodes} <= set(index.novel_classes(1))
+    tested = episodes.draw(index, 1, 50, [0], 2, "leave out")
+    assert [e.query for e in table.episodes] != [e.query for e in tested.episodes], "the seed has another name"
+    with pytest.raises(CrnetError, match="unknown classes of trials 'all'"):
+        episodes.draw_trials(index, 1, 50, 2, "all")
 
 
-def test_the_best_trial_is_finite_and_the_cheapest_among_equals():
-    def trial(lr, steps, miou):
-        return Trial(lr, steps, miou, 1.0, 1.0)
+def test_every_trial_of_the_other_folds_is_stored_and_the_best_is_chosen(tiny, choice):
+    about, index = read_json(choice), Index.load(tiny.data)
+    tried = [(0, 0), (1e-3, 2), (1e-3, 5), (4e-3, 2), (4e-3, 5)]
+    assert [(trial["lr"], trial["steps"]) for trial in about["trials"]] == tried
+    best = max(about["trials"], key=lambda trial: trial["miou"])
+    assert about["miou"] == best["miou"] and about["miou_untouched"] == about["trials"][0]["miou"]
+    assert about["folds"] == [1, 2]
+    for name in about["trials_sha256"]:
+        folder = choice.with_name(name)
+        rows, report = read_csv(folder / "trials.csv"), read_json(folder / "trials.json")
+        assert len(rows) == 5 * TRIALS["trial_episodes"]
+        assert {int(row["class"]) for row in rows} <= set(index.novel_classes(report["spec"]["train"]["fold"]))
+        assert {index.class_name(int(row["class"])) for row in rows} == set(report["classes"]) <= set(about["classes"])
 
-    assert best_trial([trial(1, 5, 0.5), trial(1, 2, 0.5), trial(9, 9, math.nan)]).steps == 2
-    with pytest.raises(Diverged, match="every trial diverged; lower finetune"):
-        best_trial([trial(1, 5, math.nan)])
+
+def test_interrupted_trials_go_on_with_the_same_bytes(tiny, weights, tmp_path, monkeypatch):
+    spec = tuning.trials_specs(tuning.choice_spec(specification(tiny)))[0]
+    whole = try_out(tiny, weights, spec, tmp_path / "whole")
+    attempt, made = trials._attempt, []
+
+    def stop_at_the_sixth(*arguments):
+        if len(made) == 5:
+            raise KeyboardInterrupt
+        made.append(None)
+        return attempt(*arguments)
+
+    state = tmp_path / "state.json"
+    monkeypatch.setattr(trials, "_attempt", stop_at_the_sixth)
+    with pytest.raises(KeyboardInterrupt):
+        try_out(tiny, weights, spec, tmp_path / "parts", state)
+    assert len(read_json(state)["rows"]) == 5
+    again = []
+    monkeypatch.setattr(trials, "_attempt", lambda *arguments: again.append(None) or attempt(*arguments))
+    parts = try_out(tiny, weights, spec, tmp_path / "parts", state)
+    assert len(again) == 3 * TRIALS["trial_episodes"] - 5
+    assert (parts / "trials.csv").read_bytes() == (whole / "trials.csv").read_bytes()
+    assert not state.exists()
+
+
+def test_no_step_gives_the_bits_of_the_network_as_it_was_trained(tiny, table, weights, choice, tmp_path):
+    """With the first support those of one shot, fused those of fusion: where the table has both they are equal."""
+    untouched = tmp_path / "choice.json"
+    write_json(untouched, read_json(choice) | {"lr": 0.0, "steps": 0})
+    run(tiny, table, weights, untouched, tmp_path / "finetuned")
+    for name, shots in (("counts", 1), ("counts-fusion", SHOTS)):
+        spec = tiny.evaluation(tiny.training(), shots=shots)
+        evaluate(spec, tiny.data, table, tiny.encoder, weights, None, None, tmp_path / name, "cpu", 1)
+        fused = read_csv(tmp_path / name / "counts.csv")
+        finetuned = read_csv(tmp_path / "finetuned" / f"{name}.csv")
+        assert [{key: row[key] for key in fused[0]} for row in finetuned] == fused
+        assert all(row["support_loss_before"] == row["support_loss_after"] for row in finetuned)
+
+
+def test_no_step_leaves_the_network_as_it_is(tuner, table):
+    episode = episodes.read(table).episodes[0]
+    assert list(tuner.adapt(episode, tuner.supports(episode), 0.0, [0])) == [0]
+    assert all(torch.equal(value, tuner.trained[name]) for name, value in tuner.method.state_dict().items())
 
 
 def test_a_rate_that_diverges_is_counted_and_not_chosen(tiny, weights, tmp_path):
     spec = specification(tiny)
-    spec["finetune"] |= {"optimizer": "sgd", "momentum": 0.99, "lr": [1e-3, 10.0], "steps": [30]}
-    choose(spec, tiny.data, tiny.encoder, weights, None, tmp_path, "cpu", 1)
-    rows = read_csv(tmp_path / "trials.csv")
-    assert any(int(row["diverged"]) for row in rows if float(row["lr"]) == 10.0)
-    assert read_json(tmp_path / "choice.json")["lr"] == 1e-3
+    spec["finetune"] |= {"optimizer": "sgd", "momentum": 0.99, "lr": [1e-3, 10.0], "steps": [30], "folds": [1]}
+    choice = tuning.choice_spec(spec)
+    choose(choice, [try_out(tiny, weights, each, tmp_path) for each in tuning.trials_specs(choice)], tmp_path)
+    about = read_json(tmp_path / "choice.json")
+    assert [trial["diverged"] > 0 for trial in about["trials"]] == [False, False, True]
+    assert about["trials"][2]["miou"] is None and about["lr"] != 10.0
 
 
 def test_a_choice_of_another_specification_is_refused(tiny, table, weights, choice, tmp_path):
@@ -208,17 +266,3 @@ def test_a_choice_of_another_specification_is_refused(tiny, table, weights, choi
 def test_too_few_photos_for_the_trials_is_one_sentence(tiny):
     with pytest.raises(CrnetError, match="too few test photos for 40-shot trial episodes"):
         episodes.draw_trials(Index.load(tiny.data), 0, 5, 40)
-
-
-def test_choosing_reports_the_untouched_network_first(tiny, weights, tuner, table):
-    """Row 0 of the trials is what finetuning has to beat: no step at all."""
-    chosen = tuple(episodes.read(table).episodes)
-    rows = [trials._attempt(tuner.predictor, tuner, episode, 0.0, [0]) for episode in chosen]
-    untouched = trials._trials(rows, chosen, {0.0: [0]})[0]
-    spec = tiny.evaluation(tiny.training(), shots=1, strategy="finetune")
-    one_shot, sums = Predictor(spec, tiny.data, tiny.encoder, weights, "cpu"), {}
-    for prediction in one_shot.fused(list(chosen)):
-        class_id = prediction.episode.class_id
-        counts = fg_counts(prediction.query, one_shot.index.class_mask(prediction.episode.query, class_id))
-        sums[class_id] = np.add(sums.get(class_id, (0, 0)), counts)
-    assert untouched.miou == pytest.approx(miou(*np.transpose(list(sums.values()))), abs=1e-3)

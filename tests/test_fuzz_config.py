@@ -167,7 +167,7 @@ CLAIMS = yaml.safe_load((ROOT / "configs/claims.yaml").read_text())
 def jobs(plan) -> None:
     """Everything that Snakemake passes to jobs can be made, is plain JSON, and comes back as it was."""
     layout = study.Layout(plan)
-    for spec in [*plan.evaluations.values(), *plan.trainings.values(), *plan.tunings.values()]:
+    for spec in [*plan.evaluations.values(), *plan.trainings.values(), *plan.trials.values(), *plan.choices.values()]:
         assert json.loads(canonical(spec)) == spec
     for value in [*(study.table_job(plan, layout, name) for name in plan.tables), study.page_job(plan)]:
         text = canonical(value)

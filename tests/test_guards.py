@@ -11,6 +11,7 @@ from faults import drawn, frozen, one_sentence, paths, untrained
 from pycocotools import mask as run_lengths
 
 from crnet import methods
+from crnet.config import tuning
 from crnet.config.defaults import FINETUNE, FINETUNE_LIMITS
 from crnet.config.settings import check
 from crnet.data import episodes, index, packed
@@ -18,8 +19,8 @@ from crnet.data.index import Index
 from crnet.encoders.features import FeatureStore, write_store
 from crnet.encoders.frozen import FrozenEncoder
 from crnet.errors import CrnetError
+from crnet.evaluation import trials
 from crnet.evaluation.evaluate import evaluate
-from crnet.evaluation.trials import choose
 from crnet.runtime import saved_rows
 from crnet.runtime.files import read_csv, read_json, sha256_file, write_csv, write_json
 from crnet.training.episodes import EpisodeSource, TrainingEpisode
@@ -269,23 +270,25 @@ class TestChoices:
         refused("tests striped-star and holds it out for choosing settings", Index.load, prepared)
 
     @pytest.fixture
-    def tuning(self, tiny, tmp_path) -> tuple[dict, Path]:
+    def finetuned(self, tiny, tmp_path) -> tuple[dict, Path]:
         settings = {"lr": [1e-3], "steps": [1], "trial_episodes": 2, "trial_shots": 2, "batch": 2}
         spec = tiny.evaluation(tiny.training(), shots=2, strategy="finetune")
-        return spec | {"finetune": check(settings, FINETUNE, FINETUNE_LIMITS, "test")}, untrained(tiny, tmp_path)
+        how = check(settings, FINETUNE, FINETUNE_LIMITS, "test")
+        return spec | {"finetune": tuning.with_folds(how, 0, [0])}, untrained(tiny, tmp_path)
 
-    def test_trials_on_a_test_class_are_refused(self, tiny, tuning, tmp_path, monkeypatch):
-        spec, weights = tuning
+    def test_trials_on_a_test_class_are_refused(self, tiny, finetuned, tmp_path, monkeypatch):
+        spec, weights = finetuned
         monkeypatch.setattr(Index, "selection_classes", lambda self, fold: (*self.base_classes(fold), 3))
         words = "would serve to choose settings of fold 0, which tests it"
         refused(words, episodes.draw_trials, Index.load(tiny.data), 0, 5, 2)
         out = tmp_path / "choice"
-        arguments = {"spec": spec, "data": tiny.data, "encoder": tiny.encoder, "weights": weights}
-        refused(words, choose, **arguments, state=None, out=out, device="cpu", threads=1)
+        (tried,) = tuning.trials_specs(tuning.choice_spec(spec))
+        arguments = {"spec": tried, "data": tiny.data, "encoder": tiny.encoder, "weights": weights}
+        refused(words, trials.run, **arguments, state=None, out=out, device="cpu", threads=1)
         assert not out.exists()
 
-    def test_a_choice_made_on_a_test_class_is_not_used(self, tiny, tuning, tmp_path):
-        spec, weights = tuning
+    def test_a_choice_made_on_a_test_class_is_not_used(self, tiny, finetuned, tmp_path):
+        spec, weights = finetuned
         table, choice = drawn(tiny, tmp_path, 2, 2), tmp_path / "choice.json"
         write_json(choice, {"spec": spec, "lr": 1e-3, "steps": 1, "classes": ["dotted-heart", "zigzag-disc"]})
         out = tmp_path / "out"

@@ -41,9 +41,9 @@ def test_every_run_has_one_label_and_it_is_a_rows() -> None:
     labels = run_labels(plan)
     names = [name for runs in labels.values() for name in runs]
     controls = {resolve.training_name(spec["train"]) for spec in plan.evaluations.values()} - set(plan.trainings)
-    assert sorted(names) == sorted({*plan.trainings, *plan.tunings, *plan.evaluations, *controls})
+    assert sorted(names) == sorted({*plan.trainings, *plan.trials, *plan.choices, *plan.evaluations, *controls})
     name = label_of(list(labels.items()))
-    tuned = next(run for run in plan.tunings)
+    tuned = next(run for run in plan.choices)
     assert name({"run": tuned, "variant": "crnet without refinement"}).startswith("Table 4: Finetune (")
     assert {label.partition(":")[0] for label in labels} <= {
         *(f"Table {n}" for n in range(2, 8)),

@@ -96,5 +96,5 @@ def test_ancestors_and_order():
         seen.add(job)
     finetuned = next(job for job in graph if job[0] == "finetune")
     assert {rule for rule, _ in ancestors(graph, [finetuned])} == {
-        "data", "encoder", "episodes", "feasible", "features", "train", "tune", "finetune",
+        "data", "encoder", "episodes", "feasible", "features", "train", "trials", "choice", "finetune",
     }  # fmt: skip

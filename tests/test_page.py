@@ -21,7 +21,8 @@ RUNS = (  # run, kind, method, variant, shots, status, seconds, peak, device, th
     ("a", "train", "crnet", "crnet", "", "finished", "1800", str(2**30), "cpu", "2"),
     ("b", "train", "crnet", "crnet", "", "failed", "900", "", "cpu", "2"),
     ("c", "train", "crnet", "wide", "", "finished", "7200", str(3 * 2**30), "cuda", "8"),
-    ("t", "tune", "crnet", "crnet", "5", "finished", "36", "1", "cpu", "1"),
+    ("t", "trials", "crnet", "crnet", "5", "finished", "36", "1", "cpu", "1"),
+    ("o", "choice", "crnet", "crnet", "5", "finished", "", "", "cpu", "1"),
     ("e", "evaluate", "crnet", "crnet", "5", "finished", "12.345678", "1", "cpu", "1"),
     ("e+fusion", "evaluate", "crnet", "crnet", "5", "finished", "", "", "cpu", "1"),
 )
@@ -298,7 +299,9 @@ def test_anchors_are_githubs() -> None:
 
 
 def test_finetuning_shows_chosen_settings_and_losses_once_a_job():
-    tuned = {"kind": "tune", "run": "trials", "train_run": "model", "variant": "crnet", "miou_untouched": "50.04"}
+    tuned = {"kind": "choice", "run": "choice", "train_run": "model", "variant": "crnet", "miou_untouched": "50.04"}
+    tuned |= {"choice.lr": "0.0003", "choice.steps": "20", "choice.edge_lr": "", "choice.edge_steps": "most"}
+    tuned |= {"choice.tried_on": "novel"}
     scored = {
         "kind": "evaluate",
         "run": "finetuned",
@@ -310,10 +313,11 @@ def test_finetuning_shows_chosen_settings_and_losses_once_a_job():
     }
     scored |= {"choice.lr": "0.0003", "choice.steps": "20", "support_loss_before": "0.8", "support_loss_after": "0.2"}
     lines = [tuned | {"miou_ignore": "52.26"}, scored, scored | {"run": "finetuned+fusion"}]
-    lead, table, _ = render_finetuning(lines, [("Table 4: Finetune (full)", ["trials", "finetuned"])])
-    assert "25 %" in lead and "In 0 of 1 choices even the best trial" in lead
-    worse = tuned | {"miou_ignore": "49.9"}
-    assert "In 1 of 1 choices even the best trial" in render_finetuning([worse, *lines[1:]], [])[0]
+    lead, how, table, _ = render_finetuning(lines, [("Table 4: Finetune (full)", ["choice", "finetuned"])])
+    assert "25 %" in lead and "the other folds' models" in how and "(the most steps once)" in how
+    none = tuned | {"choice.steps": "0", "choice.edge_steps": ""}
+    _, how, *_ = render_finetuning([none, *lines[1:]], [])
+    assert "no step at all was best" in how and "end of what was tried" not in how
     _, _, row = table.splitlines()
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells == ["Table 4: Finetune (full)", "2", "0", "5", "0.0003", "20", "50.0 → 52.3", "0.800 → 0.200"]

@@ -15,6 +15,7 @@ import torch
 from faults import drawn, encode, features_spec, paths, training, untrained
 
 from crnet.cli import cli
+from crnet.config import tuning
 from crnet.config.defaults import FINETUNE, FINETUNE_LIMITS
 from crnet.config.settings import check
 from crnet.encoders.features import write_store
@@ -117,8 +118,9 @@ def evaluation(tiny, made) -> Job:
 def trials(tiny, made) -> Job:
     settings = {"optimizer": "adamw", "lr": [1e-3, 4e-3], "steps": [1, 2], "trial_episodes": 20, "trial_shots": 2}
     spec = tiny.evaluation(tiny.training(), shots=2, strategy="finetune")
-    spec["finetune"] = check({**settings, "batch": 2}, FINETUNE, FINETUNE_LIMITS, "test")
-    return _scoring("tune", spec, tiny, made, file="trials.csv")
+    how = check({**settings, "batch": 2}, FINETUNE, FINETUNE_LIMITS, "test")
+    spec = tuning.own_trials(tuning.choice_spec(spec | {"finetune": tuning.with_folds(how, 0, [0, 1])}))
+    return _scoring("trials", spec, tiny, made, file="trials.csv")
 
 
 def _scoring(name, spec, tiny, made, *options, file) -> Job:

@@ -53,7 +53,7 @@ def test_the_files_are_those_that_the_rules_make(tiny_study):
     assert {str(file.parent.parent) for job, file in made._files.items() if job[0] == "evaluate"} == {
         "out/tiny/evaluate"
     }
-    assert {file.name for file in made._files.values()} >= {"train.json", "choice.json", "evaluation.json"}
+    assert {file.name for file in made._files.values()} >= {"train.json", "trials.json", "evaluation.json"}
 
 
 def test_the_last_epoch_of_the_training_that_wrote_last(tiny_study):

@@ -53,7 +53,8 @@ def write_evaluation(folder: Path, run: str, spec: dict, scales: tuple[float, ..
 
 
 def index(folder: Path, reverse: bool = False) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    patterns = ("train/*/train.json", "train/*/log.csv", "finetune/*/choice.json", "evaluate/*/evaluation.json")
+    finetune = ("finetune/*/trials.json", "finetune/*/choice.json")
+    patterns = ("train/*/train.json", "train/*/log.csv", *finetune, "evaluate/*/evaluation.json")
     found = [sorted(folder.glob(pattern), reverse=reverse) for pattern in patterns]
     collect(*found, folder / "runs.csv", folder / "training.csv")
     return read_csv(folder / "runs.csv"), read_csv(folder / "training.csv")
@@ -182,8 +183,10 @@ def test_trials_are_runs_and_a_finetuned_evaluation_is_two_rows(tmp_path: Path) 
     spec = training_spec()
     write_training(tmp_path, "a", spec)
     tuning = {"train": spec, "evaluate": {"shots": 5}, "finetune": {"lr": [0.1, 0.2]}}
-    chosen = {"lr": 0.2, "steps": 10, "miou": 51.5, "miou_untouched": 50.0}
-    write_json(tmp_path / "finetune/t/choice.json", {"run": "t", "spec": tuning, **ORIGIN, **chosen})
+    write_json(tmp_path / "finetune/t/trials.json", {"run": "t", "spec": tuning, **ORIGIN, "classes": ["cat"]})
+    chosen = {"lr": 0.2, "steps": 10, "edge_lr": "highest", "edge_steps": "", "tried_on": "novel"}
+    found = {"miou": 51.5, "miou_untouched": 50.0, "trials": [{"lr": 0.2}], "trials_sha256": {"t": "1"}}
+    write_json(tmp_path / "finetune/c/choice.json", {"run": "c", "spec": tuning, **ORIGIN, **chosen, **found})
     folder = tmp_path / "evaluate/a-5shot"
     choice = {"choice": {"lr": 0.2, "steps": 10}}
     finetuned = tuning | {"episodes": {"count": 1}, "evaluate": {"shots": 5, "strategy": "finetune"}}
@@ -193,9 +196,11 @@ def test_trials_are_runs_and_a_finetuned_evaluation_is_two_rows(tmp_path: Path) 
         row = [0, 0, 1, "a", *(hit, 20, 60, 80), *(hit, 40, 60, 100), 0.8, 0.2]
         write_counts(folder / f"{name}.csv", row, more=losses)
     rows = {row["run"]: row for row in index(tmp_path)[0]}
-    assert [row["kind"] for row in rows.values()] == ["train", "tune", "evaluate", "evaluate"]
-    assert (rows["t"]["choice.lr"], rows["t"]["choice.steps"], rows["t"]["miou_ignore"]) == ("0.2", "10", "51.5")
-    assert {rows[name]["train_run"] for name in ("t", "a-5shot", "a-5shot+fusion")} == {"a"}
+    assert [row["kind"] for row in rows.values()] == ["train", "trials", "choice", "evaluate", "evaluate"]
+    assert (rows["c"]["choice.lr"], rows["c"]["choice.steps"], rows["c"]["miou_ignore"]) == ("0.2", "10", "51.5")
+    assert (rows["c"]["choice.edge_lr"], rows["c"]["choice.tried_on"]) == ("highest", "novel")
+    assert not {"trials", "trials_sha256"} & set(rows["c"]), "they are in its file"
+    assert {rows[name]["train_run"] for name in ("t", "c", "a-5shot", "a-5shot+fusion")} == {"a"}
     first, fused = rows["a-5shot"], rows["a-5shot+fusion"]
     assert (first["miou_ignore"], fused["miou_ignore"]) == ("50.0", "100.0")
     assert (first["support_loss_before"], first["support_loss_after"]) == ("0.8", "0.2")

@@ -230,7 +230,7 @@ def test_runs_have_the_names_of_rows_and_every_row_has_the_mean_of_its_table(pub
     assert {place: round(run.data.metrics["test/miou"], 2) for place, run in table4.items()} == {
         place: pytest.approx(means[place], abs=0.011) for place in table4
     }
-    wanted = {"evaluate": "test/miou", "train": "base/miou", "tune": "trials/miou"}
+    wanted = {"evaluate": "test/miou", "train": "base/miou", "trials": "cost/seconds", "choice": "trials/miou"}
     for run in parents:
         kind = run.data.tags["crnet.key"].split("-")[0]
         assert run.data.metrics[wanted[kind]] > 1, run.info.run_name

@@ -52,7 +52,7 @@ def test_everything_is_there(finished):
     names |= {f"figures/{picture}.{kind}" for picture in (*tables, *pictures) for kind in ("png", "svg")}
     assert not [name for name in names if not (results / name).is_file()]
     runs = Counter(row["kind"] for row in read_csv(results / "runs.csv"))
-    assert runs == {"train": 10, "tune": 2, "evaluate": 28 + 2}  # two readings a finetuned one
+    assert runs == {"train": 10, "trials": 2, "choice": 2, "evaluate": 28 + 2}  # two readings a finetuned one
     assert (finished / "mlflow.db").exists()
 
 

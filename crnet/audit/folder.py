@@ -19,7 +19,7 @@ class Folder:
 
     Attributes:
         layouts: One for each work folder; all have the audited results.
-        evaluations, tunings, trainings: Name -> report, of those that could be read; ``plan`` may not name them all.
+        evaluations, trials, choices, trainings: Name -> report, of those that could be read; ``plan`` may not name all.
         broken: File -> why it could not be read.
         failed: Training -> why it failed, as ``failed.json`` in a work folder or else ``runs.csv`` says.
         failures: Training -> its ``failed.json``.
@@ -45,7 +45,8 @@ class Folder:
         self.trusted: set[str] = set()
         self._indices: dict[str, Index] = {}
         self.evaluations = self._reports(self.results.glob("evaluate/*/evaluation.json"))
-        self.tunings = self._reports(self.results.glob("finetune/*/choice.json"))
+        self.trials = self._reports(self.results.glob("finetune/*/trials.json"))
+        self.choices = self._reports(self.results.glob("finetune/*/choice.json"))
         trainings = (Path(at.training(name)) / "train.json" for name in self.plan.trainings for at in self.layouts)
         self.trainings = self._reports(path for path in trainings if path.is_file())
         self.failed: dict[str, str] = {}
@@ -55,6 +56,11 @@ class Folder:
     @property
     def layout(self) -> Layout:
         return self.layouts[0]
+
+    @property
+    def reports(self) -> dict[str, dict]:
+        """Of all runs, whatever their kind."""
+        return {**self.trainings, **self.trials, **self.choices, **self.evaluations}
 
     def _find_failed(self) -> None:
         for row in self.rows("runs.csv"):

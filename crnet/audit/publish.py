@@ -84,7 +84,8 @@ def publish(
 def publishable(folder: Folder) -> Iterator[Path]:
     """What of a study's folder may be committed: what the plan names, without pictures that show others' photos."""
     plan, at = folder.plan, folder.layout
-    runs = {folder.relative(path) for path in [*map(at.evaluation, plan.evaluations), *map(at.tuning, plan.tunings)]}
+    folders = [*map(at.evaluation, plan.evaluations), *map(at.finetuning, [*plan.trials, *plan.choices])]
+    runs = set(map(folder.relative, folders))
     drawn = {folder.relative(Path(at.episodes(spec)).with_suffix("")) for spec in plan.evaluations.values()}
     generated = not any(at.archive_names("dataset", spec) for spec in plan.datasets.values())
     for path in sorted(path.relative_to(folder.results) for path in folder.results.rglob("*")):

@@ -159,13 +159,13 @@ def _index(folder: Folder, ledger: Ledger) -> None:
         log_check.unknown("runs.csv holds no runs" if there else "runs.csv is missing")
         return
     listed = {str(row["run"]).removesuffix("+fusion") for row in stored}
-    plan, there = folder.plan, {*folder.trainings, *folder.tunings, *folder.evaluations}
-    for name in [*plan.trainings, *plan.tunings, *plan.evaluations]:
+    plan, there = folder.plan, folder.reports
+    for name in [*plan.trainings, *plan.trials, *plan.choices, *plan.evaluations]:
         if name in there and name not in listed:
             check.differs("runs.csv", f"lacks the run {name}")
-    trained, tuned, evaluated = (
+    trained, *others = (
         [about["path"] for name, about in reports.items() if name in listed]
-        for reports in (folder.trainings, folder.tunings, folder.evaluations)
+        for reports in (folder.trainings, folder.trials, folder.choices, folder.evaluations)
     )
     logs = [log for log in (path.with_name("log.csv") for path in trained) if log.is_file()]
     trained += [path for name, path in folder.failures.items() if name in listed]
@@ -173,13 +173,13 @@ def _index(folder: Folder, ledger: Ledger) -> None:
     with TemporaryDirectory() as temporary:
         runs, log = Path(temporary) / "runs.csv", Path(temporary) / "training.csv"
         with check.reading("runs.csv", "cannot be made again"):
-            index.collect(trained, [], tuned, evaluated, runs, log)
+            index.collect(trained, [], *others, runs, log)
             _compare_runs(check, stored, {row["run"]: row for row in read_csv(runs)})
         if absent:
             log_check.unknown(f"log.csv of {absent} trainings is not at hand in a work folder")
             return
         with log_check.reading("training.csv", "cannot be made again from each training's log.csv"):
-            index.collect(trained, logs, tuned, evaluated, runs, log)
+            index.collect(trained, logs, *others, runs, log)
             _bytes(folder, log_check, Path(temporary), "training.csv")
 
 

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 from crnet.audit.folder import Folder, commits
 from crnet.audit.ledger import UNREADABLE, Check, Ledger
-from crnet.config import resolve, sources
+from crnet.config import resolve, sources, tuning
 from crnet.runtime.files import canonical
 
 CHECKS = PRESENT, STRAY, SPECIFICATION = (
@@ -26,7 +26,7 @@ def check_plan(folder: Folder, ledger: Ledger) -> None:
 def _sources(folder: Folder, ledger: Ledger) -> None:
     """No difference, as results need not be of the present version; but who reads them has to know."""
     runs = []
-    for report in (*folder.trainings.values(), *folder.tunings.values(), *folder.evaluations.values()):
+    for report in folder.reports.values():
         with suppress(*UNREADABLE):  # said by the check of settings
             runs.append(sources.used(report))
     ledger.notes += [f"WARNING: {text}." for text in sources.changed(runs, sources.present(runs))]
@@ -45,11 +45,12 @@ def _present(folder: Folder, ledger: Ledger) -> None:
             check.unknown(f"the training failed: {folder.failed[training]}")
         elif (file := folder.where(name)) not in folder.broken:
             check.differs(file, f"is missing; the study has it for {cells[name]}")
-    for name in plan.tunings:
-        if name in folder.tunings:
-            check.ok()
-        elif (file := f"finetune/{name}/choice.json") not in folder.broken:
-            check.differs(file, "is missing; the study finetunes with it")
+    for planned, there, kind in ((plan.trials, folder.trials, "trials"), (plan.choices, folder.choices, "choice")):
+        for name in planned:
+            if name in there:
+                check.ok()
+            elif (file := f"finetune/{name}/{kind}.json") not in folder.broken:
+                check.differs(file, "is missing; the study finetunes with it")
     if folder.evaluations and not set(plan.evaluations) & set(folder.evaluations):
         planned, there = len(plan.evaluations), len(folder.evaluations)
         ledger.notes += [
@@ -62,14 +63,14 @@ def _present(folder: Folder, ledger: Ledger) -> None:
 def _stray(folder: Folder, check: Check) -> None:
     """A folder that the plan does not name may lie there, as long as nothing that is published comes from it."""
     results, plan, at = folder.results, folder.plan, folder.layout
-    named = {*map(at.evaluation, plan.evaluations), *map(at.tuning, plan.tunings)}
+    named = {*map(at.evaluation, plan.evaluations), *map(at.finetuning, [*plan.trials, *plan.choices])}
     named |= {at.episodes(evaluation) for evaluation in plan.evaluations.values()}
     found = [path for kind in ("evaluate", "finetune") for path in (results / kind).glob("*") if path.is_dir()]
     found += (results / "episodes").glob("*.csv")
     if strays := sorted(folder.relative(path) for path in found if str(path) not in named):
         more = f" and {len(strays) - 2} more" if len(strays) > 2 else ""
         check.unknown(f"not in the plan, and no table is made from it: {', '.join(strays[:2])}{more}", len(strays))
-    planned = {*plan.trainings, *plan.tunings, *plan.evaluations}
+    planned = {*plan.trainings, *plan.trials, *plan.choices, *plan.evaluations}
     for line, row in enumerate(folder.rows("runs.csv"), 2):
         run = str(row.get("run"))
         there = run.removesuffix("+fusion") in planned
@@ -82,7 +83,8 @@ def _stray(folder: Folder, check: Check) -> None:
 def _specifications(folder: Folder, check: Check) -> None:
     kinds = (
         (folder.evaluations, folder.plan.evaluations, resolve.evaluation_name),
-        (folder.tunings, folder.plan.tunings, resolve.tuning_name),
+        (folder.choices, folder.plan.choices, tuning.choice_name),
+        (folder.trials, folder.plan.trials, tuning.trials_name),
         (folder.trainings, folder.plan.trainings, resolve.training_name),
     )
     for reports, planned, name_of in kinds:

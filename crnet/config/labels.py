@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from crnet.config import resolve
+from crnet.config import resolve, tuning
 from crnet.config.resolve import Plan
 from crnet.config.schema import Row
 from crnet.config.settings import component
@@ -42,7 +42,7 @@ def named_with(label: str, switches: Mapping[str, bool | str]) -> str:
 
 
 def run_labels(plan: Plan) -> dict[str, list[str]]:
-    """What readers call runs -> their names: by the first row of a table that a training, trials or evaluation fill."""
+    """What readers call runs -> their names: by the first row of a table that a run, of whatever kind, is behind."""
     labels: dict[str, list[str]] = {}
     seen: set[str] = set()
     for cell in plan.cells:
@@ -55,7 +55,8 @@ def run_labels(plan: Plan) -> dict[str, list[str]]:
             label = f"{table_name(cell.table)}: {named_with(row.label, ticks)}"
         evaluation = plan.evaluations[cell.evaluation]
         names = [resolve.training_name(evaluation["train"]), cell.evaluation]
-        names += [resolve.tuning_name(spec)] if (spec := resolve.tuning_spec(evaluation)) else []
+        if choice := tuning.choice_spec(evaluation):
+            names += [tuning.choice_name(choice), tuning.trials_name(tuning.own_trials(choice))]
         for name in names:
             if name not in seen:
                 seen.add(name)

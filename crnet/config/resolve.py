@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crnet.config import tuning
 from crnet.config.defaults import (
     EPISODES,
     EPISODES_LIMITS,
@@ -18,13 +19,12 @@ from crnet.config.defaults import (
     TRAIN_LIMITS,
     scaled,
 )
+from crnet.config.names import Spec, name_of, slug
 from crnet.config.schema import Row, Study, Switches, Table, load_table
 from crnet.config.settings import FACTORY, check, component, components
 from crnet.data.grid import CORNERS, TILES, fitted
 from crnet.errors import CrnetError
-from crnet.runtime.files import canonical, sha256_text
 
-Spec = dict[str, Any]
 DEFAULT_METHOD = "crnet"
 # Of an encoder from outside the package.
 FACTORY_SETTINGS = {"rev": 1, "alignment": CORNERS}
@@ -49,7 +49,8 @@ class Plan:
     """Everything a study runs, by name; names end in a hash of what they name, so unequal things never collide.
 
     Attributes:
-        datasets, encoders, features, episodes, trainings, tunings, evaluations: name -> specification.
+        datasets, encoders, features, episodes, trainings, evaluations: name -> specification.
+        trials, choices: Likewise, of how finetuning is chosen; see ``crnet.config.tuning``.
         cells: Which evaluation fills which cell of which table.
         not_run: (table, row, shots) -> why the study leaves it out.
     """
@@ -61,7 +62,8 @@ class Plan:
     features: dict[str, Spec] = field(default_factory=dict)
     episodes: dict[str, Spec] = field(default_factory=dict)
     trainings: dict[str, Spec] = field(default_factory=dict)
-    tunings: dict[str, Spec] = field(default_factory=dict)
+    trials: dict[str, Spec] = field(default_factory=dict)
+    choices: dict[str, Spec] = field(default_factory=dict)
     evaluations: dict[str, Spec] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
     not_run: dict[tuple[str, str, int], str] = field(default_factory=dict)
@@ -72,23 +74,14 @@ class Plan:
         return self.study.train.get("features", TRAIN["features"]) == "cached"
 
 
-def name_of(slug: str, spec: Spec) -> str:
-    return f"{for_paths(slug)}-{sha256_text(canonical(spec))[:8]}"
-
-
-def for_paths(name: str) -> str:
-    """A name as it stands in paths: ``package.module:function`` has characters that do not belong there."""
-    return re.sub(r"[^\w-]+", "-", name, flags=re.ASCII)
-
-
 def dataset_name(spec: Spec) -> str:
     return name_of(spec["name"], spec)
 
 
 def encoder_name(spec: Spec) -> str:
     """``layers`` only selects among an encoder's maps: two selections share one set of weights."""
-    slug = re.sub(r"\W+", "-", spec["name"], flags=re.ASCII)
-    return name_of(slug, {key: value for key, value in spec.items() if key != "layers"})
+    called = re.sub(r"\W+", "-", spec["name"], flags=re.ASCII)
+    return name_of(called, {key: value for key, value in spec.items() if key != "layers"})
 
 
 def features_spec(training: Spec) -> Spec | None:
@@ -122,30 +115,13 @@ def episodes_name(spec: Spec) -> str:
     return name_of(f"{spec['dataset']['name']}-f{spec['fold']}", spec)
 
 
-def _slug(training: Spec) -> str:
-    return f"{training['method']}-{training['dataset']['name']}-f{training['fold']}-s{training['seed']}"
-
-
 def training_name(spec: Spec) -> str:
-    return name_of(_slug(spec), spec)
+    return name_of(slug(spec), spec)
 
 
 def evaluation_name(spec: Spec) -> str:
     finetuned = "-finetuned" if "finetune" in spec else ""
-    return name_of(f"{_slug(spec['train'])}-{spec['evaluate']['shots']}shot{finetuned}", spec)
-
-
-def tuning_spec(evaluation: Spec) -> Spec | None:
-    """Trials that choose how an evaluation finetunes: at one scale, so that a training's evaluations share them."""
-    if "finetune" not in evaluation:
-        return None
-    kept = {key: evaluation["evaluate"][key] for key in ("rev", "size", "refinements", "precision")}
-    evaluate = {**EVALUATE, **kept, "strategy": "finetune", "shots": evaluation["finetune"]["trial_shots"]}
-    return {"train": evaluation["train"], "evaluate": evaluate, "finetune": evaluation["finetune"]}
-
-
-def tuning_name(spec: Spec) -> str:
-    return name_of(f"{_slug(spec['train'])}-trials", spec)
+    return name_of(f"{slug(spec['train'])}-{spec['evaluate']['shots']}shot{finetuned}", spec)
 
 
 def trains(method: str, where: str = "method") -> bool:
@@ -273,7 +249,8 @@ def _evaluation(
     # One job finetunes and writes both readings: they differ in the last step only.
     fused = evaluate["strategy"] == "finetune-fusion"
     evaluation["evaluate"] = {**evaluate, "strategy": "finetune"}
-    return evaluation | {"finetune": check(study.finetune, FINETUNE, FINETUNE_LIMITS, "finetune")}, fused
+    settings = check(study.finetune, FINETUNE, FINETUNE_LIMITS, "finetune")
+    return evaluation | {"finetune": tuning.with_folds(settings, fold, benchmark.folds)}, fused
 
 
 def _add(plan: Plan, evaluation: Spec, cell: Cell) -> None:
@@ -288,10 +265,14 @@ def _add(plan: Plan, evaluation: Spec, cell: Cell) -> None:
         plan.trainings[training_name(training)] = training
         if features := features_spec(training):
             plan.features[features_name(features)] = features
-    if tuning := tuning_spec(evaluation):
-        plan.tunings[tuning_name(tuning)] = tuning
+    predicting = [evaluation]
+    if choice := tuning.choice_spec(evaluation):
+        plan.choices[tuning.choice_name(choice)] = choice
+        tried = tuning.trials_specs(choice)
+        plan.trials |= {tuning.trials_name(spec): spec for spec in tried}
+        predicting += tried
     if plan.caches_test_photos:
-        for predicted in filter(None, (evaluation, tuning)):
+        for predicted in predicting:
             plan.features |= {features_name(spec): spec for spec in test_features_specs(predicted)}
 
 

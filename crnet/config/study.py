@@ -7,8 +7,9 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from crnet.config import elsewhere, resolve, sources
+from crnet.config import elsewhere, resolve, sources, tuning
 from crnet.config.labels import control_label, encoder_text, run_labels, switches
+from crnet.config.names import for_paths
 from crnet.config.resolve import Cell, Plan
 from crnet.config.schema import Study, parse
 from crnet.config.settings import component
@@ -201,7 +202,7 @@ class Layout:
         return "-" + sha256_text(canonical(other))[:8] if other else ""
 
     def extracted(self, spec: dict) -> str:
-        return f"{self.extracted_root}/{resolve.for_paths(spec['name'])}{self._checksums(spec)}"
+        return f"{self.extracted_root}/{for_paths(spec['name'])}{self._checksums(spec)}"
 
     def data(self, spec: dict) -> str:
         return f"{self.work}/data/{resolve.dataset_name(spec)}{self._checksums(spec)}"
@@ -218,7 +219,7 @@ class Layout:
         return f"{self.work}/features/{resolve.features_name(spec)}{self._checksums(spec['dataset'])}"
 
     def test_features(self, predicted: dict) -> list[str]:
-        """Folders of the test photos' features for an evaluation or a tuning, one a scale; none if not cached."""
+        """Folders of the test photos' features for an evaluation or for trials, one a scale; none if not cached."""
         specs = resolve.test_features_specs(predicted) if self.plan.caches_test_photos else []
         return [self.features_folder(spec) for spec in specs]
 
@@ -243,13 +244,14 @@ class Layout:
         """The counts that fill a cell: predicted with the first support, or averaged over the supports."""
         return f"{self.evaluation(cell.evaluation)}/{'counts-fusion' if cell.fused else 'counts'}.csv"
 
-    def tuning(self, name: str) -> str:
+    def finetuning(self, name: str) -> str:
+        """Folder of trials, or of a choice."""
         return f"{self.results}/finetune/{name}"
 
     def choice(self, evaluation: dict) -> str | None:
         """The settings chosen for a finetuned evaluation; None for the others."""
-        spec = resolve.tuning_spec(evaluation)
-        return f"{self.tuning(resolve.tuning_name(spec))}/choice.json" if spec else None
+        spec = tuning.choice_spec(evaluation)
+        return f"{self.finetuning(tuning.choice_name(spec))}/choice.json" if spec else None
 
 
 def table_job(plan: Plan, layout: Layout, name: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from crnet.runtime.files import read_csv, read_json, sha256_file, write_csv, wri
 from crnet.runtime.seeding import derive
 
 TOO_FEW = ("error", "leave out")
+NOVEL, SELECTION = "novel", "selection"  # classes of trials: those that the fold tests, or ``Index.selection_classes``
 ABOUT = ("fold", "dataset_digest", "count", "seeds", "shots", "left_out")  # what the JSON beside a table says of it
 
 
@@ -40,7 +41,7 @@ class EpisodeTable:
 
 
 def draw(
-    index: Index, fold: int, count: int, seeds: Sequence[int], shots: int, too_few: str = "error", trials: bool = False
+    index: Index, fold: int, count: int, seeds: Sequence[int], shots: int, too_few: str = "error", trials: str = ""
 ) -> EpisodeTable:
     """Draw ``count`` episodes per seed: first the class (section 3 of the paper), then query and supports.
 
@@ -52,7 +53,7 @@ def draw(
         seeds: episode seeds; each is a stream of its own.
         shots: the largest number of shots that the study asks for.
         too_few: what to do with a class of fewer than ``shots + 1`` test photos: "error" or "leave out".
-        trials: of the classes on which settings are chosen, not of those that are tested; see ``draw_trials``.
+        trials: draw no test episodes but those of trials, of ``NOVEL`` or ``SELECTION`` classes; see ``draw_trials``.
 
     Raises:
         CrnetError: classes with too few photos, or none left.
@@ -62,7 +63,7 @@ def draw(
     if count < 1 or shots < 1 or len(set(seeds)) != len(seeds) or not seeds:
         raise CrnetError(f"episodes need count and shots >= 1 and distinct seeds, not {count}, {shots}, {list(seeds)}.")
     purpose = "trial episodes" if trials else "episodes"
-    classes = index.selection_classes(fold) if trials else index.novel_classes(fold)
+    classes = index.selection_classes(fold) if trials == SELECTION else index.novel_classes(fold)
     pools: dict[int, list[str]] = {class_id: [] for class_id in classes}
     for pair in index.pairs("val", classes):
         pools[pair.class_id].append(pair.image)
@@ -87,19 +88,26 @@ def draw(
     return EpisodeTable(fold, index.digest, count, tuple(seeds), shots, left_out, tuple(episodes))
 
 
-def draw_trials(index: Index, fold: int, count: int, shots: int) -> EpisodeTable:
-    """Episodes on which settings are chosen: test photos of classes that the fold does not test.
+def draw_trials(index: Index, fold: int, count: int, shots: int, classes: str = SELECTION) -> EpisodeTable:
+    """Episodes of trials, of which settings are chosen; their seed is another than that of test episodes.
 
-    Classes of ``Index.selection_classes``; those with too few photos are left out and named. Photos are of split val,
-    so that a network is not judged on photos that it was trained on.
+    Classes with too few photos are left out and named. Photos are of split val, so that a network is not judged on
+    photos that it was trained on.
+
+    Args:
+        classes: ``SELECTION``, on which settings for the fold itself may be chosen, or ``NOVEL``, the fold's own test
+            classes, on which they may be chosen for other folds only.
 
     Raises:
-        CrnetError: no class has ``shots + 1`` photos; a class is one that the fold tests.
+        CrnetError: no class has ``shots + 1`` photos; a class of ``SELECTION`` is one that the fold tests.
     """
-    if tested := set(index.selection_classes(fold)) & set(index.novel_classes(fold)):
+    if classes not in (NOVEL, SELECTION):
+        raise CrnetError(f"unknown classes of trials {classes!r}: choose from {NOVEL}, {SELECTION}.")
+    tested = set(index.selection_classes(fold)) & set(index.novel_classes(fold))
+    if classes == SELECTION and tested:
         use = f"would serve to choose settings of fold {fold}, which tests it"
         raise CrnetError(f"{index.name}: {index.class_name(min(tested))} {use}.")
-    return draw(index, fold, count, [0], shots, "leave out", trials=True)
+    return draw(index, fold, count, [0], shots, "leave out", trials=classes)
 
 
 def write(path: Path, table: EpisodeTable) -> str:

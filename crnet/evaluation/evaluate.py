@@ -7,6 +7,7 @@ from typing import Any
 from tqdm import tqdm
 
 from crnet.config import sources
+from crnet.config.tuning import CHOSEN
 from crnet.cost import memory
 from crnet.data.episodes import read as read_episodes
 from crnet.data.index import Index
@@ -42,9 +43,10 @@ def evaluate(
     """Score all test episodes and write ``counts.csv`` and ``evaluation.json`` into ``out``.
 
     A finetuned network is scored twice: ``counts.csv`` with the first support, ``counts-fusion.csv`` over all of them.
+    Where no step at all was chosen, both are those of the network as it was trained.
 
     Args:
-        choice: ``choice.json`` of the trials, if the specification finetunes.
+        choice: ``choice.json`` of ``crnet.evaluation.choice``, if the specification finetunes.
         state: Where a killed run leaves the rows it has, and goes on from.
         features, limits: See :class:`crnet.evaluation.predict.Predictor`.
 
@@ -73,8 +75,8 @@ def evaluate(
         "episodes_digest": sha256_file(episodes),
         "choice_sha256": sha256_file(choice) if chosen else "",
     }
-    # Finetuned episodes are made one by one, others in chunks, whose bits are the chunk's.
-    together = 1 if chosen else predictor.together
+    # Finetuned episodes are made one by one, untouched ones in chunks, whose bits are the chunk's.
+    together = 1 if chosen and chosen["steps"] else predictor.together
     done = SavedRows(state, [spec, digests], "episodes", together, before_save=predictor.encoder.verify)
     if chosen:
         _check_choice(choice, chosen, index, table.fold)
@@ -94,7 +96,7 @@ def evaluate(
         "run": out.name,
         "spec": spec,
         **origin,
-        "choice": {key: chosen[key] for key in ("lr", "steps")} if chosen else {},
+        "choice": {key: chosen[key] for key in CHOSEN} if chosen else {},
         "seconds": round(done.seconds, 2),
         "cpu_seconds": round(done.cpu_seconds, 2),
         "peak_memory_bytes": provenance.peak_memory_bytes(device),
@@ -136,11 +138,11 @@ def _write_counts(out: Path, rows: list[dict[str, Any]], finetuned: bool) -> dic
 
 def _read_choice(choice: Path | None, spec: dict) -> dict:
     if choice is None or not choice.is_file():
-        raise CrnetError(f"{choice}: the trials that choose how to finetune are absent; run crnet job tune first.")
+        raise CrnetError(f"{choice}: the choice of how to finetune is absent; run crnet job choice first.")
     chosen = read_json(choice)
     for key in ("train", "finetune"):
         if chosen["spec"][key] != spec[key]:
-            raise CrnetError(f"{choice}: was chosen for another specification ({key}); run crnet job tune again.")
+            raise CrnetError(f"{choice}: was chosen for another specification ({key}); run crnet job choice again.")
     return chosen
 
 
@@ -148,4 +150,4 @@ def _check_choice(path: Path, chosen: dict, index: Index, fold: int) -> None:
     """Guard: no setting is chosen on classes that are tested."""
     tested = {index.class_name(class_id) for class_id in index.novel_classes(fold)}
     if both := tested & set(chosen["classes"]):
-        raise CrnetError(f"{path}: was chosen on {min(both)}, which fold {fold} tests; run crnet job tune again.")
+        raise CrnetError(f"{path}: was chosen on {min(both)}, which fold {fold} tests; run crnet job choice again.")

@@ -63,7 +63,13 @@ class Finetuner:
         self.trained = {name: value.detach().clone() for name, value in self.method.state_dict().items()}
 
     def predictions(self, episodes: Iterable[Episode], lr: float, steps: int) -> Iterator[Prediction]:
-        """Each episode's query, after finetuning on its supports."""
+        """Each episode's query, after finetuning on its supports.
+
+        With no step at all the bits are those of ``Predictor.readings``: of an evaluation that does not finetune.
+        """
+        if not steps:
+            yield from self._untouched(list(episodes))
+            return
         for episode in episodes:
             supports = self.supports(episode)
             before = self.loss(supports)
@@ -71,6 +77,12 @@ class Finetuner:
                 after = self.loss(supports)
                 query, fused = self.predict(episode)
             yield Prediction(episode, query, fused=fused, support_loss=(before, after))
+
+    def _untouched(self, episodes: list[Episode]) -> Iterator[Prediction]:
+        self.predictor.maps.room = 0  # of supports, for their loss; the room is that of the embedded photos
+        for episode, first, every in self.predictor.readings(episodes):
+            loss = self.loss(self.supports(episode))
+            yield Prediction(episode, foreground(first), fused=foreground(every), support_loss=(loss, loss))
 
     def restore(self) -> None:
         """The trained weights and buffers, bit by bit."""
@@ -91,12 +103,14 @@ class Finetuner:
         return Supports(photos, class_id, maps, masked, torch.from_numpy(masks).to(predictor.device))
 
     def adapt(self, episode: Episode, supports: Supports, lr: float, checkpoints: Iterable[int]) -> Iterator[int]:
-        """Finetune from the trained weights; yields at each of the numbers of steps, then restores.
+        """Finetune from the trained weights; yields at each of the numbers of steps, of which 0 is one, then restores.
 
         Raises:
             Diverged: The loss is not finite.
         """
         checkpoints = set(checkpoints)
+        if 0 in checkpoints:
+            yield 0
         seed = self.seed_of(episode)
         reset, size = self.train["model"].get("cache_reset", 0.0), self.predictor.settings["size"]
         cache = ProbabilityCache(reset, self.train["fold"], seed, size)

@@ -85,9 +85,14 @@ class Predictor:
         for episode, probability in self.probabilities(episodes):
             yield Prediction(episode, foreground(probability))
 
-    @torch.no_grad()
     def probabilities(self, episodes: list[Episode]) -> Iterator[tuple[Episode, Tensor]]:
         """Softmax (2, H, W), averaged over supports and scales at the photo's own size (paper 6, Tables 3, 4)."""
+        for episode, _, every in self.readings(episodes):
+            yield episode, every
+
+    @torch.no_grad()
+    def readings(self, episodes: list[Episode]) -> Iterator[tuple[Episode, Tensor, Tensor]]:
+        """Likewise from the first support alone, averaged over scales, and from all supports."""
         for start in range(0, len(episodes), self.together):
             chunk = episodes[start : start + self.together]
             logits: list[list[tuple[Tensor, float]]] = [[] for _ in chunk]
@@ -97,8 +102,9 @@ class Predictor:
                     for queries, query in zip(logits, self._logits(chunk, scale, shot), strict=True):
                         queries.append((query, scale))
             for episode, queries in zip(chunk, logits, strict=True):
-                large = [self.at_own_size(query, episode.query, scale) for query, scale in queries]
-                yield episode, torch.stack([each.softmax(0) for each in large]).mean(0)
+                large = [self.at_own_size(query, episode.query, scale).softmax(0) for query, scale in queries]
+                each = torch.stack(large)
+                yield episode, each[:: self.settings["shots"]].mean(0), each.mean(0)
 
     def _logits(self, chunk: list[Episode], scale: float, shot: int) -> Iterator[Tensor]:
         """Query logits (2, h, w) of each episode, predicted in batches."""

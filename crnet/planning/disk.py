@@ -151,8 +151,8 @@ class DataSet:
         """Test photos of each class that the fold tests."""
         return self._pools(self.splits.folds[fold])
 
-    def trial_pools(self, fold: int) -> list[int] | None:
-        """Test photos of each class on which finetuning's settings are chosen."""
+    def selection_pools(self, fold: int) -> list[int] | None:
+        """Test photos of each class on which a fold's own model is tried, where there are no other folds."""
         base = sorted({*range(1, len(self.splits.classes) + 1)} - self._unseen(fold))
         return self._pools(self.splits.held_out[fold] or base)
 
@@ -273,6 +273,10 @@ def _results(plan: Plan, layout: Layout) -> Need:
         Path(layout.evaluation(name)) / "counts.csv": episodes_of(spec) * (2 if "finetune" in spec else 1)
         for name, spec in plan.evaluations.items()
     }
+    for name, spec in plan.trials.items():
+        settings = spec["finetune"]
+        each = 1 + len(set(settings["lr"])) * len(set(settings["steps"]))  # of an episode, no step at all among them
+        rows[Path(layout.finetuning(name)) / "trials.csv"] = settings["trial_episodes"] * each
     basis = f"{plural(sum(rows.values()), 'row')} of counts, {COUNT_BYTES} bytes each"
     return _need("results", layout.results, {file: COUNT_BYTES * count for file, count in rows.items()}, basis)
 

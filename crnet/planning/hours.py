@@ -9,7 +9,7 @@ from crnet.planning.rates import Rates
 from crnet.planning.stages import Demand, Stage
 
 WORKERS = (1, 4, 8, 64)
-KINDS = {"features": "features", "train": "training", "tune": "tuning", "finetune": "finetuning", "evaluate": "test"}
+KINDS = {"features": "features", "train": "training", "trials": "trials", "finetune": "finetuning", "evaluate": "test"}
 
 
 class Hours:

@@ -8,13 +8,13 @@ import heapq
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import PurePath
 
-from crnet.config import resolve
+from crnet.config import resolve, tuning
 from crnet.config.resolve import Plan
 from crnet.config.study import Layout
 
 Job = tuple[str, str]  # rule, and the name of what it makes
 Graph = dict[Job, list[Job]]  # job -> jobs whose files it reads, which stand before it
-ON_GPU = ("features", "train", "tune", "evaluate", "finetune")
+ON_GPU = ("features", "train", "trials", "evaluate", "finetune")
 
 
 def graph_of(plan: Plan, layout: Layout) -> Graph:
@@ -48,14 +48,16 @@ def graph_of(plan: Plan, layout: Layout) -> Graph:
         stored = layout.features(spec)
         features = [("features", PurePath(stored).name)] if stored else []
         graph["train", name] = [*data_files(spec), feasible, *features]
-    for name, spec in plan.tunings.items():
-        graph["tune", name] = [*data_files(spec["train"]), *stores(spec), *_training(spec["train"])]
+    for name, spec in plan.trials.items():
+        graph["trials", name] = [*data_files(spec["train"]), *stores(spec), *_training(spec["train"])]
+    for name, spec in plan.choices.items():
+        graph["choice", name] = [("trials", tuning.trials_name(each)) for each in tuning.trials_specs(spec)]
     for name, spec in plan.evaluations.items():
         before = [*data_files(spec["train"]), *stores(spec), *_training(spec["train"])]
         before.append(("episodes", PurePath(layout.episodes(spec)).stem))
-        if tuning := resolve.tuning_spec(spec):
-            before.append(("tune", resolve.tuning_name(tuning)))
-        graph["finetune" if tuning else "evaluate", name] = before
+        if choice := tuning.choice_spec(spec):
+            before.append(("choice", tuning.choice_name(choice)))
+        graph["finetune" if choice else "evaluate", name] = before
     return graph
 
 

@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from crnet.config import resolve, sources, study
+from crnet.config import resolve, sources, study, tuning
 from crnet.config.defaults import scaled
 from crnet.config.labels import encoder_text
+from crnet.config.names import Spec
 from crnet.config.resolve import Cell, Plan
 from crnet.config.study import Layout
 from crnet.data.archives.archives import is_verified
@@ -85,14 +86,14 @@ def _runs(plan: Plan) -> list[str]:
     lines = _line("study", f"{plan.study.study}: {plan.study.title}")
     lines += _line("device", f"{plan.study.device}, {plural(plan.study.threads, 'thread')} a job")
     lines += [*_input_lines(plan), ""]
-    rows = [("table", "rows run", "reported", "left out", "cells", "trainings", "tunings", "evaluations")]
+    rows = [("table", "rows run", "reported", "left out", "cells", "trainings", "trials", "evaluations")]
     for name, table in plan.tables.items():
         cells = [cell for cell in plan.cells if cell.table == name]
         run = {row.id for row in table.rows} & {cell.row for cell in cells}
         reported = sum(row.reported for row in table.rows)
         counts = (len(run), reported, len(table.rows) - len(run) - reported, len(cells), *_distinct(plan, cells))
         rows.append((name, *map(_count, counts)))
-    alone, shared = _alone(plan), (len(plan.trainings), len(plan.tunings), len(plan.evaluations))
+    alone, shared = _alone(plan), (len(plan.trainings), len(plan.trials), len(plan.evaluations))
     blank = ("", "", "", "")
     rows.append(("if no cell shared", "", "", "", _count(len(plan.cells)), *map(_count, alone)))
     rows.append(("study, all shared", *blank, *map(_count, shared)))
@@ -123,15 +124,20 @@ def _input_lines(plan: Plan) -> list[str]:
 
 
 def _distinct(plan: Plan, cells: Iterable[Cell]) -> tuple[int, int, int]:
-    """Trainings, tunings and evaluations that fill ``cells``."""
+    """Trainings, trials of a model and evaluations that fill ``cells``."""
     evaluations = {cell.evaluation: plan.evaluations[cell.evaluation] for cell in cells}
     trainings = {resolve.training_name(e["train"]) for e in evaluations.values() if "train" in e["train"]}
-    tunings = {resolve.tuning_name(spec) for e in evaluations.values() if (spec := resolve.tuning_spec(e))}
-    return len(trainings), len(tunings), len(evaluations)
+    tried = {tuning.trials_name(spec) for e in evaluations.values() for spec in _trials_of(e)}
+    return len(trainings), len(tried), len(evaluations)
+
+
+def _trials_of(evaluation: Spec) -> list[Spec]:
+    choice = tuning.choice_spec(evaluation)
+    return tuning.trials_specs(choice) if choice else []
 
 
 def _alone(plan: Plan) -> tuple[int, int, int]:
-    """Trainings, tunings and evaluations if each cell had its own."""
+    """Trainings, trials and evaluations if each cell had its own."""
     specs = [plan.evaluations[cell.evaluation] for cell in plan.cells]
     return sum("train" in spec["train"] for spec in specs), sum("finetune" in spec for spec in specs), len(specs)
 
@@ -172,12 +178,12 @@ def _work(plan: Plan, data: Sequence[DataSet]) -> list[str]:
         fused = len({cell.evaluation for cell in plan.cells if cell.fused})
         episodes = [episodes_of(e) for e in finetuned.values()]
         steps = sum(n * max(e["finetune"]["steps"]) for n, e in zip(episodes, finetuned.values(), strict=True))
-        trials = sum(_trial_steps(spec["finetune"]) for spec in plan.tunings.values())
-        each = next(iter(plan.tunings.values()))["finetune"]
+        trials = sum(_trial_steps(spec["finetune"]) for spec in plan.trials.values())
+        each = next(iter(plan.trials.values()))["finetune"]
         rates, stops = plural(len(set(each["lr"])), "rate"), plural(len(set(each["steps"])), "number")
         tried = f"{rates} x {stops} of steps on {plural(each['trial_episodes'], 'episode')}"
-        text = f"{plural(len(plan.tunings), 'run')} of {tried}: {trials:,} steps of finetuning"
-        lines += _line("tuning", text)
+        text = f"{plural(len(plan.trials), 'run')} of {tried}: {trials:,} steps of finetuning"
+        lines += _line("trials", text)
         text = f"{plural(len(finetuned), 'evaluation')}, {fused} of them also fused: {sum(episodes):,} episodes, "
         lines += _line("finetuning", f"{text}at most {steps:,} steps")
     predicted = sum(map(episodes_of, plan.evaluations.values()))
@@ -240,7 +246,7 @@ def _percent(part: float, whole: float) -> str:
 
 
 def _trial_steps(settings: dict) -> int:
-    """Of one tuning: each rate goes to the most steps, the fewer are stations on the way."""
+    """Of the trials of one model: each rate goes to the most steps, the fewer are stations on the way."""
     return len(settings["lr"]) * settings["trial_episodes"] * max(settings["steps"])
 
 
@@ -269,7 +275,7 @@ def _data_lines(plan: Plan, layout: Layout, data: Sequence[DataSet]) -> list[str
 def _source_lines(plan: Plan, layout: Layout) -> list[str]:
     """What is there already and was made by another source than the one that is here: it is not run again by itself."""
     reports = [Path(layout.training(name)) / "train.json" for name in plan.trainings]
-    reports += [Path(layout.tuning(name)) / "choice.json" for name in plan.tunings]
+    reports += [Path(layout.finetuning(name)) / "trials.json" for name in plan.trials]
     reports += [Path(layout.evaluation(name)) / "evaluation.json" for name in plan.evaluations]
     runs = []
     for path in filter(Path.is_file, reports):

@@ -16,7 +16,7 @@ from crnet.planning.stages import Demand
 
 STAGES = {
     **{"download": "downloads", "data": "data", "encoder": "encoders", "episodes": "episodes", "features": "features"},
-    **{"train": "trainings", "tune": "trials", "evaluate": "evaluations", "finetune": "finetuned evaluations"},
+    **{"train": "trainings", "trials": "trials", "evaluate": "evaluations", "finetune": "finetuned evaluations"},
 }
 START_WORK = 2e11  # multiply-adds of a core while a job starts, where no step times are known
 FIRST_WORD, POLL = 20.0, 2.0  # seconds until a run is spoken of, and between two looks at its files
@@ -39,7 +39,7 @@ class Progress:
     def _file(self, rule: str, name: str) -> Path:
         """The last file that a job writes."""
         at = self.layout
-        folders = {"tune": at.tuning(name), "evaluate": at.evaluation(name), "finetune": at.evaluation(name)}
+        folders = {"evaluate": at.evaluation(name), "finetune": at.evaluation(name)}
         files = {
             "download": at.verified(name),
             "data": f"{at.work}/data/{name}/dataset.json",
@@ -47,7 +47,7 @@ class Progress:
             "episodes": f"{at.results}/episodes/{name}.json",
             "features": f"{at.work}/features/{name}/features.json",
             "train": f"{at.training(name)}/train.json",
-            "tune": f"{folders['tune']}/choice.json",
+            "trials": f"{at.finetuning(name)}/trials.json",
         }
         return Path(files.get(rule) or f"{folders[rule]}/evaluation.json")
 

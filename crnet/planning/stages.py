@@ -17,6 +17,7 @@ from crnet.cost import memory
 from crnet.cost.memory import Need
 from crnet.cost.networks import encoder, networks
 from crnet.data import transforms
+from crnet.data.episodes import NOVEL
 from crnet.planning.disk import DataSet, episodes_of, store_bytes
 from crnet.planning.makespan import Job
 from crnet.runtime.limits import PAIRS_TOGETHER, Limits
@@ -66,8 +67,8 @@ def training(spec: dict, data: DataSet, limits: Limits) -> Stage | None:
     return Stage(ON_PHOTOS if live else ON_FEATURES, steps + share * base, step)
 
 
-def tuning(spec: dict, data: DataSet, limits: Limits, stored: bool) -> Stage:
-    """All trials: each rate goes to the most steps, the fewer are stations on the way; and no step at all.
+def trials(spec: dict, data: DataSet, limits: Limits, stored: bool) -> Stage:
+    """All trials of one model: each rate goes to the most steps, the fewer are stations on the way; and no step at all.
 
     Args:
         stored: Test photos are not encoded, their features are read.
@@ -102,7 +103,8 @@ class _Episodes:
     def __init__(self, spec: dict, data: DataSet, limits: Limits, stored: bool):
         self.spec, self.settings, self.limits, self.stored = spec, spec["evaluate"], limits, stored
         fold, tested = spec["train"]["fold"], "episodes" in spec
-        self.pools = data.test_pools(fold) if tested else data.trial_pools(fold)
+        novel = tested or spec["trial_classes"] == NOVEL
+        self.pools = data.test_pools(fold) if novel else data.selection_pools(fold)
         self.count = episodes_of(spec) if tested else spec["finetune"]["trial_episodes"]
         self.shots, self.network = self.settings["shots"], networks(spec["train"])
         self.sizes = [scaled(self.settings["size"], scale) for scale in self.settings["scales"]]
@@ -170,7 +172,7 @@ def named(pools: Sequence[int] | None, episodes: int, each: int) -> float:
 
 
 class Demand:
-    """Of the jobs that use a network: features, train, tune, evaluate and finetune.
+    """Of the jobs that use a network: features, train, trials, evaluate and finetune.
 
     Attributes:
         specs: Job -> its specification.
@@ -183,7 +185,7 @@ class Demand:
         for spec in plan.features.values():
             self.specs["features", PurePath(layout.features_folder(spec)).name] = spec
         self.specs |= {("train", name): spec for name, spec in plan.trainings.items()}
-        self.specs |= {("tune", name): spec for name, spec in plan.tunings.items()}
+        self.specs |= {("trials", name): spec for name, spec in plan.trials.items()}
         for name, spec in plan.evaluations.items():
             self.specs["finetune" if "finetune" in spec else "evaluate", name] = spec
 
@@ -199,7 +201,7 @@ class Demand:
         elif job[0] == "train":
             work = training(spec, data, self.limits)
         else:
-            count = tuning if job[0] == "tune" else evaluation
+            count = trials if job[0] == "trials" else evaluation
             work = count(spec, data, self.limits, self.plan.caches_test_photos)
         return work and [Stage(START, 1), work]
 

@@ -128,7 +128,8 @@ def _index(plan: Plan, layout: Layout, results: Path) -> list[str]:
         collect(
             _there(reports),
             [path for path in _there(f / "log.csv" for f in folders) if path.with_name("train.json").is_file()],
-            _there(Path(layout.tuning(name)) / "choice.json" for name in plan.tunings),
+            _there(Path(layout.finetuning(name)) / "trials.json" for name in plan.trials),
+            _there(Path(layout.finetuning(name)) / "choice.json" for name in plan.choices),
             _there(folder / "evaluation.json" for folder in whole),
             *made,
         )

@@ -1,8 +1,8 @@
 """The index of a study: one row a run with everything that defines it, and all training logs in one table.
 
-Both files are made from what the jobs left (``train.json``, ``log.csv``, ``choice.json``, ``evaluation.json`` with
-``counts.csv``) and can be made again at any time; tables do not depend on them. A finetuned evaluation is two rows,
-as its network is scored with the first support and over all of them.
+Both files are made from what the jobs left (``train.json``, ``log.csv``, ``trials.json``, ``choice.json``,
+``evaluation.json`` with ``counts.csv``) and can be made again at any time; tables do not depend on them. A finetuned
+evaluation is two rows, as its network is scored with the first support and over all of them.
 """
 
 from collections import Counter
@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from crnet.config.tuning import CHOSEN
 from crnet.errors import CrnetError
 from crnet.metrics import iou
 from crnet.metrics.intervals import estimate, read_fold, unknown
@@ -34,7 +35,7 @@ PROVENANCE = [
 LOG_FIRST = ["epoch", "step", "loss"]
 LOG_LAST = ["lr", "images_per_second", "peak_memory_bytes", "base_miou", "support_iou", "seconds"]
 SETTINGS = ("dataset.", "encoder.", "episodes.", "evaluate.", "finetune.", "choice.", "model.", "train.")
-KINDS = ("train", "tune", "evaluate")
+KINDS = ("train", "trials", "choice", "evaluate")
 FUSED = "counts-fusion.csv"
 SECOND_READING = "+fusion"  # ends the name of a row that shares its job with the row before
 
@@ -46,6 +47,7 @@ NOT_A_VARIANT = {"evaluate.shots", "model.rev", "encoder.rev", "train.rev", "eva
 def collect(
     train_jsons: Sequence[Path],
     log_csvs: Sequence[Path],
+    trials_jsons: Sequence[Path],
     choice_jsons: Sequence[Path],
     evaluation_jsons: Sequence[Path],
     runs_csv: Path,
@@ -64,15 +66,16 @@ def collect(
     """
     trained = {path.parent: _row(path, "train") for path in train_jsons}
     names = {canonical(row.pop("spec")): row["run"] for row in trained.values()}
-    tuned = [_row(path, "tune") for path in choice_jsons]
+    tried = [_row(path, "trials") for path in trials_jsons]
+    chosen = [_row(path, "choice") for path in choice_jsons]
     evaluated = [row for path in evaluation_jsons for row in _readings(path)]
-    for row in [*tuned, *evaluated]:
+    for row in [*tried, *chosen, *evaluated]:
         row["train_run"] = names.get(canonical(row.pop("spec")["train"]))
-    rows = [*trained.values(), *tuned, *evaluated]
+    rows = [*trained.values(), *tried, *chosen, *evaluated]
     for run, count in Counter(row["run"] for row in rows).items():
         if count > 1:
             raise CrnetError(f"run {run!r} is reported twice; delete the folder that does not belong to this study.")
-    for kind in (list(trained.values()), tuned, evaluated):
+    for kind in (list(trained.values()), tried, chosen, evaluated):
         for row, label in zip(kind, variants(kind), strict=True):
             row["variant"] = label
     write_csv(runs_csv, *_table(sorted(rows, key=_order)))
@@ -122,9 +125,10 @@ def _flat(report: Any, kind: str) -> Row:
     settings = flatten({**spec, **training, "train": training.get("train", {})})
     if kind != "train":
         identity["shots"] = spec["evaluate"]["shots"]
-    if kind == "tune":
+    if kind == "choice":
         identity["miou_ignore"] = report.pop("miou")
-        report["choice"] = {key: report.pop(key) for key in ("lr", "steps")}
+        report["choice"] = {key: report.pop(key) for key in CHOSEN}
+        del report["trials"], report["trials_sha256"]
     more = flatten({key: report.pop(key, {}) for key in ("choice", "versions")})
     status = {"status": "failed" if failed else "finished", "failed": failed}
     return {**report, **settings, **more, **identity, **status, "spec": spec}

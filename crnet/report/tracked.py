@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean
 
-from crnet.config import resolve
+from crnet.config import resolve, tuning
 from crnet.config.resolve import Cell, Plan
 from crnet.errors import CrnetError
 from crnet.report.runs import SECOND_READING, SETTINGS
@@ -16,7 +16,7 @@ from crnet.runtime.files import canonical, sha256_text
 
 IDENTITY_PARAMS = ("method", "dataset.name", "fold", "seed", "shots")
 CELL_PARAMS = ("fold", "seed")  # what differs between the children of one parent
-CHOSEN = "choice."  # so may what finetuning chose in each fold
+CHOSEN = ("choice.", "finetune.folds")  # so may what finetuning chose in each fold, and on which others
 RUN_COLUMNS = ("run", "kind", "status", "variant", *IDENTITY_PARAMS, "seconds")  # what no run can be shown without
 RESTORE = "put it back from a copy, or delete it and let the workflow make it again"
 COSTS = {name: f"cost/{name}" for name in ("seconds", "peak_memory_bytes", "images_per_second", "episodes_per_second")}
@@ -31,7 +31,7 @@ FINAL = {
     "fbiou_ignore": "test/fbiou_classes_equal_void_ignored",
     **COSTS,
 }
-TRIALS = {"miou_ignore": "trials/miou", "miou_untouched": "trials/miou_untouched", **COSTS}  # on classes not tested
+CHOICE = {"miou_ignore": "trials/miou", "miou_untouched": "trials/miou_untouched"}  # on classes not tested
 CURVES = {"base_miou": "base/miou", "support_iou": "base/support_iou"}  # other columns of a log: train/<column>
 SHARES = tuple(CURVES)  # a log has them as shares of one
 AVERAGED = ("test/", "trials/", "base/", "cost/", "train/loss")
@@ -81,8 +81,9 @@ def places(plan: Plan | None) -> dict[str, list[Cell]]:
         spec = plan.evaluations[cell.evaluation]
         found[resolve.training_name(spec["train"])].append(cell)
         found[cell.evaluation + (SECOND_READING if cell.fused else "")].append(cell)
-        if tuning := resolve.tuning_spec(spec):
-            found[resolve.tuning_name(tuning)].append(cell)
+        if choice := tuning.choice_spec(spec):
+            found[tuning.choice_name(choice)].append(cell)
+            found[tuning.trials_name(tuning.own_trials(choice))].append(cell)
     return dict(found)
 
 
@@ -116,9 +117,10 @@ def _record(
     params = {name: row[name] or "-" for name in row if name in IDENTITY_PARAMS or name.startswith(SETTINGS)}
     tags = {"study": study, **{tag: row[name] for name, tag in TAGS.items() if row.get(name)}}
     placed = {"table": cells[0].table, "row": cells[0].row, "cells": _cells_text(cells)} if cells else {}
-    seconds, final = float(row["seconds"] or 0), TRIALS if row["kind"] == "tune" else FINAL
+    seconds, final = float(row["seconds"] or 0), CHOICE if row["kind"] == "choice" else FINAL
     points = [(metric, float(row[name]), seconds, 0) for name, metric in final.items() if row.get(name)]
-    part = {"train": "train", "tune": f"trials {row['shots']}shot"}.get(row["kind"], f"{row['shots']}shot")
+    shots = f"{row['shots']}shot"
+    part = {"train": "train", "evaluate": shots}.get(row["kind"], f"{row['kind']} {shots}")
     # Of the two readings of a finetuned network a table may show one: the other goes by its variant.
     called = f"{cells[0].table} {cells[0].row}" if cells else row["variant"]
     fills = f"Fills {placed['cells']}. " if cells else ""

@@ -4,7 +4,7 @@ DATASETS = {AT.data(spec): spec for spec in PLAN.datasets.values()}
 ENCODERS = {AT.encoder(spec): spec for spec in PLAN.encoders.values() if AT.encoder(spec)}
 EPISODES = {AT.episodes(spec): spec for spec in PLAN.evaluations.values()}
 FEATURES = {AT.features_folder(spec): spec for spec in PLAN.features.values()}
-NEED_ENCODER = {"features", "train", "tune", "evaluate", "finetune", "sheet"}  # rules whose jobs run a network
+NEED_ENCODER = {"features", "train", "trials", "evaluate", "finetune", "sheet"}  # rules whose jobs run a network
 GPU = 1 if STUDY.device == "cuda" else 0
 # Among the resources, not the params: other limits give the same results, and start nothing again.
 LIMITS = canonical(STUDY.limits.model_dump())
@@ -21,6 +21,11 @@ def data_files(spec):
 def predicting_files(spec):
     """What a job reads that predicts episodes: photos, and their features where they are cached."""
     return data_files(spec["train"]) | {"features": [ancient(f"{f}/features.json") for f in AT.test_features(spec)]}
+
+
+def trials_of(choice):
+    """Names of the trials of which a choice is made."""
+    return [tuning.trials_name(spec) for spec in tuning.trials_specs(choice)]
 
 
 def features_options(files):

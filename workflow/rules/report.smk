@@ -23,7 +23,8 @@ HEADINGS = {name: labels.table_heading(name, table.title) for name, table in PLA
 rule runs:
     input:
         trainings=[f"{AT.training(name)}/train.json" for name in PLAN.trainings],
-        tunings=[f"{AT.tuning(name)}/choice.json" for name in PLAN.tunings],
+        trials=[f"{AT.finetuning(name)}/trials.json" for name in PLAN.trials],
+        choices=[f"{AT.finetuning(name)}/choice.json" for name in PLAN.choices],
         evaluations=[f"{AT.evaluation(name)}/evaluation.json" for name in PLAN.evaluations],
     output:
         runs=report(
@@ -39,11 +40,12 @@ rule runs:
         "../../environment.yml"
     params:
         trainings=lambda wc, input: [f"--train={os.path.dirname(f)}" for f in input.trainings],
-        tunings=lambda wc, input: [f"--tuning={os.path.dirname(f)}" for f in input.tunings],
+        trials=lambda wc, input: [f"--trials={os.path.dirname(f)}" for f in input.trials],
+        choices=lambda wc, input: [f"--choice={os.path.dirname(f)}" for f in input.choices],
         evaluations=lambda wc, input: [f"--evaluation={os.path.dirname(f)}" for f in input.evaluations],
     shell:
-        "python -m crnet job collect {params.trainings:q} {params.tunings:q} {params.evaluations:q} --runs {output.runs:q}"
-        " --training-log {output.log:q} > {log:q} 2>&1"
+        "python -m crnet job collect {params.trainings:q} {params.trials:q} {params.choices:q} {params.evaluations:q}"
+        " --runs {output.runs:q} --training-log {output.log:q} > {log:q} 2>&1"
 
 
 rule job:
@@ -280,7 +282,8 @@ ANCIENT = [
     *ENCODERS,
     *[f"{features}/features.json" for features in FEATURES],
     *EPISODES,
-    *[f"{AT.tuning(name)}/choice.json" for name in PLAN.tunings],
+    *[f"{AT.finetuning(name)}/trials.{kind}" for name in PLAN.trials for kind in ("json", "csv")],
+    *[f"{AT.finetuning(name)}/choice.json" for name in PLAN.choices],
     *rules.feasible.output,
 ]
 

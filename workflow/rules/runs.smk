@@ -2,6 +2,10 @@
 # Inputs that only have to be there are `ancient`: their content is fixed by their name, and git gives new mtimes.
 
 
+localrules:
+    choice,
+
+
 rule features:
     input:
         unpack(lambda wc: data_files(FEATURES[f"{AT.work}/features/{wc.name}"])),
@@ -63,12 +67,12 @@ rule train:
         " --limits {resources.limits:q} --device {params.device} --threads {threads} > {log:q} 2>&1"
 
 
-rule tune:
+rule trials:
     input:
-        unpack(lambda wc: predicting_files(PLAN.tunings[wc.name])),
-        weights=lambda wc: AT.weights(PLAN.tunings[wc.name]),
+        unpack(lambda wc: predicting_files(PLAN.trials[wc.name])),
+        weights=lambda wc: AT.weights(PLAN.trials[wc.name]),
     output:
-        f"{AT.results}/finetune/{{name}}/choice.json",
+        f"{AT.results}/finetune/{{name}}/trials.json",
         f"{AT.results}/finetune/{{name}}/trials.csv",
     log:
         "logs/finetune/{name}.log",
@@ -81,7 +85,7 @@ rule tune:
         gpu=GPU,
         limits=LIMITS,
     params:
-        spec=lambda wc: canonical(PLAN.tunings[wc.name]),
+        spec=lambda wc: canonical(PLAN.trials[wc.name]),
         data=lambda wc, input: os.path.dirname(input.data),
         encoder=lambda wc, input: encoder_option(input),
         features=lambda wc, input: features_options(input),
@@ -89,9 +93,28 @@ rule tune:
         state=f"{AT.work}/state/{{name}}.trials.json",
         device=STUDY.device,
     shell:
-        "python -m crnet job tune --spec {params.spec:q} --data {params.data:q} {params.encoder:q} {params.features:q}"
+        "python -m crnet job trials --spec {params.spec:q} --data {params.data:q} {params.encoder:q} {params.features:q}"
         " --weights {input.weights:q} --state {params.state:q} --out {params.out:q}"
         " --limits {resources.limits:q} --device {params.device} --threads {threads} > {log:q} 2>&1"
+
+
+rule choice:
+    input:
+        # They follow from their specs and weights; a clone may write files of results in any order.
+        trials=lambda wc: [ancient(f"{AT.finetuning(name)}/trials.json") for name in trials_of(PLAN.choices[wc.name])],
+        counts=lambda wc: [ancient(f"{AT.finetuning(name)}/trials.csv") for name in trials_of(PLAN.choices[wc.name])],
+    output:
+        f"{AT.results}/finetune/{{name}}/choice.json",
+    log:
+        "logs/finetune/{name}.log",
+    conda:
+        "../../environment.yml"
+    params:
+        spec=lambda wc: canonical(PLAN.choices[wc.name]),
+        trials=lambda wc, input: [f"--trials={os.path.dirname(f)}" for f in input.trials],
+        out=lambda wc, output: os.path.dirname(output[0]),
+    shell:
+        "python -m crnet job choice --spec {params.spec:q} {params.trials:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule evaluate:

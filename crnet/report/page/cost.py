@@ -8,7 +8,7 @@ from crnet.errors import CrnetError
 from crnet.report.runs import SECOND_READING, Labels, label_of
 from crnet.report.tables.markdown import grid
 
-KINDS = {"train": "Training", "tune": "Choosing finetuning's settings", "evaluate": "Evaluation"}
+KINDS = {"train": "Training", "trials": "Choosing finetuning's settings", "evaluate": "Evaluation"}
 COLUMNS = ("run", "kind", "method", "variant", "shots", "status", "seconds", "peak_memory_bytes", "device", "threads")
 CPU, GPU = "CPU-core-hours", "GPU-hours"
 CPU_SECONDS = "cpu_seconds"  # a column of runs that recorded it
@@ -31,7 +31,8 @@ def costs(lines: Sequence[Mapping[str, str]], labels: Labels) -> tuple[list[Cost
 
     Args:
         labels: what runs are called, as ``crnet.config.study.page_job`` has it.
-        lines: the rows of ``runs.csv``. The second reading of a finetuned evaluation is no run of its own.
+        lines: the rows of ``runs.csv``. The second reading of a finetuned evaluation is no run of its own, a choice
+            among trials reads a few numbers.
 
     Raises:
         CrnetError: a column is missing, or a number is none.
@@ -39,7 +40,7 @@ def costs(lines: Sequence[Mapping[str, str]], labels: Labels) -> tuple[list[Cost
     missing = [name for name in COLUMNS if not lines or name not in lines[0]]
     if missing:
         raise CrnetError(f"runs.csv has no line with the column {missing[0]!r}: collect the study's runs again.")
-    jobs = [line for line in lines if not line["run"].endswith(SECOND_READING)]
+    jobs = [line for line in lines if not line["run"].endswith(SECOND_READING) and line["kind"] != "choice"]
     kinds = _costs(jobs, _kind)
     names = dict.fromkeys(cost.name for cost in kinds)
     label, place = label_of(labels), {name: i for i, (name, _) in enumerate(labels)}

@@ -1,8 +1,10 @@
-"""What finetuning did: the settings that the trials chose, and the loss on the supports before and after."""
+"""What finetuning did: the settings that were chosen, on what, and the loss on the supports before and after."""
 
 from collections.abc import Mapping, Sequence
 from statistics import mean
 
+from crnet.config.tuning import CHOSEN
+from crnet.report.choices import sentences
 from crnet.report.runs import SECOND_READING, Labels, label_of
 from crnet.report.tables.markdown import grid
 
@@ -14,7 +16,7 @@ def render_finetuning(lines: Sequence[Mapping[str, str]], labels: Labels) -> lis
 
     A loss that hardly falls means too few steps; one near zero whose queries do not gain means overfitting.
     """
-    tuned = {line.get("train_run", ""): line for line in lines if line["kind"] == "tune"}
+    tuned = {line.get("train_run", ""): line for line in lines if line["kind"] == "choice"}
     finetuned = [line for line in lines if line.get("support_loss_before") and line.get("train_run") in tuned]
     evaluated = [line for line in finetuned if not line["run"].endswith(SECOND_READING)]
     if not evaluated:
@@ -27,15 +29,13 @@ def render_finetuning(lines: Sequence[Mapping[str, str]], labels: Labels) -> lis
         miou = f"{float(trial['miou_untouched']):.1f} → {float(trial['miou_ignore']):.1f}"
         loss = f"{float(line['support_loss_before']):.3f} → {float(line['support_loss_after']):.3f}"
         rows.append([label(line), line["fold"], line["seed"], line["shots"], *settings, miou, loss])
-    chosen = [tuned[name] for name in {line["train_run"] for line in evaluated}]
-    worse = sum(float(line["miou_ignore"]) < float(line["miou_untouched"]) for line in chosen)
+    chosen = [tuned[name] for name in dict.fromkeys(line["train_run"] for line in evaluated)]
     falls = mean(float(e["support_loss_after"]) / float(e["support_loss_before"]) for e in evaluated)
-    below = f"{worse} of {len(chosen)} choices even the best trial scored below no step at all, which is not among them"
     return [
-        f"Finetuning brought the loss on the supports to {100 * falls:.0f} % of what it was, in the mean of all lines. "
-        f"In {below}.",
+        f"Finetuning brought the loss on the supports to {100 * falls:.0f} % of what it was, in the mean of all lines.",
+        " ".join(sentences([{key: line[f"choice.{key}"] for key in CHOSEN} for line in chosen])),
         grid(rows, ["l", "r", "r", "r", "r", "r", "r", "r"]),
-        "Rate and steps: the best in trials on classes that the fold does not test, by mIoU with void ignored, "
-        "given without and with finetuning; all trials are in the folder [finetune](finetune). Loss: cross-entropy "
-        "of both branches over the supports, without dropout, before and after, mean over the test episodes.",
+        "Rate and steps: the best of the trials, by mIoU over their classes with void ignored, given without and with "
+        "finetuning; 0 steps: none was better than any. All trials are in the folder [finetune](finetune). Loss: "
+        "cross-entropy of both branches over the supports, without dropout, before and after, mean over test episodes.",
     ]

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from crnet.metrics.intervals import METHOD
+from crnet.report import choices
 from crnet.report.tables.cells import METRIC_MEANINGS, NOT_AVAILABLE, REPORTED, VOIDS, Cell
 from crnet.report.tables.layout import all_folds, row_label, shown_shots, total
 from crnet.runtime.files import read_mapping
 
 
 def own_notes(job: dict[str, Any], cells: Sequence[Cell]) -> list[str]:
-    """Paragraphs on this table: its source, folds and sizes, encoders and data, what is absent, the table's notes."""
+    """Paragraphs on this table: source, folds, sizes, encoders, data, absences, how finetuning was chosen, notes."""
     quoted = any(cell.paper is not None for cell in cells)
     encoders = [f"{role}: {text}" for role, text in job.get("encoders", {}).items()]
     about = [f"Encoder{'' if len(encoders) == 1 else 's'}: {'; '.join(encoders)}."] if encoders else []
@@ -20,6 +21,7 @@ def own_notes(job: dict[str, Any], cells: Sequence[Cell]) -> list[str]:
         " ".join(filter(None, [_folds_sentence(job), _sizes(job, cells)])),
         " ".join([*about, *_data_sentences(job)]),
         _absent_sentences(job, cells),
+        " ".join(choices.sentences(_choices(job))),
         *job.get("notes", []),
     ]
     return [paragraph.strip() for paragraph in paragraphs if paragraph.strip()]
@@ -120,6 +122,12 @@ def _data_sentences(job: dict) -> list[str]:
         named = ", ".join(f"{name} ({size}) of fold {fold}" for (fold, name), size in sorted(left_out.items()))
         sentences.append(f"Classes left out because they have too few test photos (their number): {named}.")
     return sentences
+
+
+def _choices(job: dict) -> list[dict[str, Any]]:
+    """How the finetuned evaluations behind a table's cells were chosen, each choice once."""
+    found = evaluations(cell for row in job["rows"] for cell in row["cells"])
+    return list({about["choice_sha256"]: about["choice"] for _, about in found if about.get("choice")}.values())
 
 
 def _absent_sentences(job: dict, cells: Sequence[Cell]) -> str:
