@@ -48,7 +48,9 @@ class Tiny:
         from crnet.config.defaults import TRAIN, TRAIN_LIMITS
         from crnet.config.settings import check, component
 
-        given = {"width": 8, "gate_width": 4, "initialisation": "kaiming", **(model or {})} if method == "crnet" else {}
+        # So narrow a head learns nothing where half its channels are dropped.
+        small = {"width": 8, "gate_width": 4, "initialisation": "kaiming", "path_dropout": 0.0}
+        given = {**small, **(model or {})} if method == "crnet" else {}
         spec = {
             "method": method,
             "model": component("method", method, "tiny").settings(given, "tiny"),

@@ -37,7 +37,7 @@ STUDY = {
     "encoders": {"main": {"name": "small"}},
     "seeds": [0],
     "controls": ["all-foreground"],
-    "methods": {"crnet": {"width": 8, "gate_width": 4, "initialisation": "kaiming"}},
+    "methods": {"crnet": {"width": 8, "gate_width": 4, "initialisation": "kaiming", "path_dropout": 0.0}},
     "train": {"size": 64, "batch": 4, "epochs": 1, "epoch_episodes": 8, "augment": "none", "precision": "float32"},
     "evaluate": {"size": 64, "precision": "float32", "refinements": 2},
     "finetune": {"lr": [1.0e-3], "steps": [2], "batch": 2, "trial_episodes": 2, "trial_shots": 2},

@@ -88,7 +88,7 @@ STUDY = {
     "encoders": {"main": {"name": "small"}},
     "seeds": [0],
     "controls": ["all-foreground"],
-    "methods": {"crnet": {"width": 8, "gate_width": 4, "initialisation": "kaiming"}},
+    "methods": {"crnet": {"width": 8, "gate_width": 4, "initialisation": "kaiming", "path_dropout": 0.0}},
     "train": {"size": 48, "batch": 4, "epochs": 1, "epoch_episodes": 8, "augment": "none", "precision": "float32",
               "base_episodes": 2},
     "evaluate": {"size": 48, "precision": "float32", "refinements": 2},

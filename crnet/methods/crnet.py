@@ -57,6 +57,7 @@ LIMITS = {
     "cache_reset": (0.0, 1.0),
     "unroll": (1, 10),
 }
+SWAPS = {"gate": "cross_reference", "category": "condition"}  # what a probe may swap -> the switch of what reads it
 
 
 VOID = 255
@@ -105,7 +106,8 @@ class CRNet(Method):
     def _reinforce(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         if not self.settings["cross_reference"]:
             return pairs.support, pairs.query
-        return self.cross_reference(pairs.support, pairs.query, pairs.masked if self.masked_gate else None)
+        seen = pairs.gate or pairs
+        return self.cross_reference(pairs.support, pairs.query, seen.masked if self.masked_gate else seen.support)
 
     def _branch(self, reinforced: Tensor, category: Tensor | None, rows: Rows | None = None) -> Tensor:
         """Input of the refinement: "the concatenation of the outputs" of condition and cross-reference (paper 4.5)."""
