@@ -5,6 +5,7 @@ from contextlib import suppress
 from crnet.audit.folder import Folder, commits
 from crnet.audit.ledger import UNREADABLE, Check, Ledger
 from crnet.config import resolve, sources
+from crnet.config.probe import FOLDER, probe_name
 from crnet.runtime.files import canonical
 
 CHECKS = PRESENT, STRAY, SPECIFICATION = (
@@ -26,10 +27,15 @@ def check_plan(folder: Folder, ledger: Ledger) -> None:
 def _sources(folder: Folder, ledger: Ledger) -> None:
     """No difference, as results need not be of the present version; but who reads them has to know."""
     runs = []
-    for report in (*folder.trainings.values(), *folder.tunings.values(), *folder.evaluations.values()):
+    for report in _reports(folder):
         with suppress(*UNREADABLE):  # said by the check of settings
             runs.append(sources.used(report))
     ledger.notes += [f"WARNING: {text}." for text in sources.changed(runs, sources.present(runs))]
+
+
+def _reports(folder: Folder) -> list[dict]:
+    kinds = (folder.trainings, folder.tunings, folder.evaluations, folder.probes)
+    return [report for kind in kinds for report in kind.values()]
 
 
 def _present(folder: Folder, ledger: Ledger) -> None:
@@ -45,11 +51,17 @@ def _present(folder: Folder, ledger: Ledger) -> None:
             check.unknown(f"the training failed: {folder.failed[training]}")
         elif (file := folder.where(name)) not in folder.broken:
             check.differs(file, f"is missing; the study has it for {cells[name]}")
-    for name in plan.tunings:
-        if name in folder.tunings:
-            check.ok()
-        elif (file := f"finetune/{name}/choice.json") not in folder.broken:
-            check.differs(file, "is missing; the study finetunes with it")
+    for planned, there, last, use in (
+        (plan.tunings, folder.tunings, "finetune/{}/choice.json", "finetunes with it"),
+        (plan.probes, folder.probes, f"{FOLDER}/{{}}/probe.json", "probes that row"),
+    ):
+        for name, spec in planned.items():
+            if name in there:
+                check.ok()
+            elif (training := resolve.training_name(spec["train"])) in folder.failed:
+                check.unknown(f"the training failed: {folder.failed[training]}")
+            elif (file := last.format(name)) not in folder.broken:
+                check.differs(file, f"is missing; the study {use}")
     if folder.evaluations and not set(plan.evaluations) & set(folder.evaluations):
         planned, there = len(plan.evaluations), len(folder.evaluations)
         ledger.notes += [
@@ -62,9 +74,9 @@ def _present(folder: Folder, ledger: Ledger) -> None:
 def _stray(folder: Folder, check: Check) -> None:
     """A folder that the plan does not name may lie there, as long as nothing that is published comes from it."""
     results, plan, at = folder.results, folder.plan, folder.layout
-    named = {*map(at.evaluation, plan.evaluations), *map(at.tuning, plan.tunings)}
+    named = {*map(at.evaluation, plan.evaluations), *map(at.tuning, plan.tunings), *map(at.probe, plan.probes)}
     named |= {at.episodes(evaluation) for evaluation in plan.evaluations.values()}
-    found = [path for kind in ("evaluate", "finetune") for path in (results / kind).glob("*") if path.is_dir()]
+    found = [path for kind in ("evaluate", "finetune", FOLDER) for path in (results / kind).glob("*") if path.is_dir()]
     found += (results / "episodes").glob("*.csv")
     if strays := sorted(folder.relative(path) for path in found if str(path) not in named):
         more = f" and {len(strays) - 2} more" if len(strays) > 2 else ""
@@ -84,6 +96,7 @@ def _specifications(folder: Folder, check: Check) -> None:
         (folder.evaluations, folder.plan.evaluations, resolve.evaluation_name),
         (folder.tunings, folder.plan.tunings, resolve.tuning_name),
         (folder.trainings, folder.plan.trainings, resolve.training_name),
+        (folder.probes, folder.plan.probes, probe_name),
     )
     for reports, planned, name_of in kinds:
         for name, report in reports.items():

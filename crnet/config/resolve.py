@@ -45,7 +45,7 @@ class Plan:
     """Everything a study runs, by name; names end in a hash of what they name, so unequal things never collide.
 
     Attributes:
-        datasets, encoders, features, episodes, trainings, tunings, evaluations: name -> specification.
+        datasets, encoders, features, episodes, trainings, tunings, evaluations, probes: name -> specification.
         cells: Which evaluation fills which cell of which table.
         not_run: (table, row, shots) -> why the study leaves it out.
     """
@@ -59,6 +59,7 @@ class Plan:
     trainings: dict[str, Spec] = field(default_factory=dict)
     tunings: dict[str, Spec] = field(default_factory=dict)
     evaluations: dict[str, Spec] = field(default_factory=dict)
+    probes: dict[str, Spec] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
     not_run: dict[tuple[str, str, int], str] = field(default_factory=dict)
 
@@ -118,17 +119,17 @@ def episodes_name(spec: Spec) -> str:
     return name_of(f"{spec['dataset']['name']}-f{spec['fold']}", spec)
 
 
-def _slug(training: Spec) -> str:
+def slug(training: Spec) -> str:
     return f"{training['method']}-{training['dataset']['name']}-f{training['fold']}-s{training['seed']}"
 
 
 def training_name(spec: Spec) -> str:
-    return name_of(_slug(spec), spec)
+    return name_of(slug(spec), spec)
 
 
 def evaluation_name(spec: Spec) -> str:
     finetuned = "-finetuned" if "finetune" in spec else ""
-    return name_of(f"{_slug(spec['train'])}-{spec['evaluate']['shots']}shot{finetuned}", spec)
+    return name_of(f"{slug(spec['train'])}-{spec['evaluate']['shots']}shot{finetuned}", spec)
 
 
 def tuning_spec(evaluation: Spec) -> Spec | None:
@@ -141,7 +142,7 @@ def tuning_spec(evaluation: Spec) -> Spec | None:
 
 
 def tuning_name(spec: Spec) -> str:
-    return name_of(f"{_slug(spec['train'])}-trials", spec)
+    return name_of(f"{slug(spec['train'])}-trials", spec)
 
 
 def trains(method: str, where: str = "method") -> bool:

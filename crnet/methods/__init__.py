@@ -1,7 +1,8 @@
 """Methods: one file each, found by name, behind the protocol below.
 
-A method's file declares, as literals that are read without importing it, ``SETTINGS`` (and ``LIMITS``, and
-``TRAINS = False`` if nothing of it is trained), and a function ``build(channels, settings) -> Method``.
+A method's file declares, as literals that are read without importing it, ``SETTINGS`` (and ``LIMITS``; ``TRAINS =
+False`` if nothing of it is trained; ``SWAPS`` if it can be probed, see ``crnet.config.probe``), and a function
+``build(channels, settings) -> Method``.
 """
 
 import importlib
@@ -42,6 +43,7 @@ class Pairs:
         query_cache, support_cache: Probabilities (N, 2, h, w) kept from an earlier visit of the same photos; zeros
             where there are none; None unless the method stores a cache.
         share: Which part of a batch these pairs are; None: all of it. For methods of which ``mean_over`` is "share".
+        gate: Whose supports a gate of two photos reads in place of these pairs' own; None: their own. Probes give it.
     """
 
     query: Tensor
@@ -52,6 +54,7 @@ class Pairs:
     query_cache: Tensor | None = None
     support_cache: Tensor | None = None
     share: Share | None = None
+    gate: "Pairs | None" = None
 
 
 @dataclass

@@ -49,6 +49,7 @@ LIMITS = {
     "cache_reset": (0.0, 1.0),
     "unroll": (1, 10),
 }
+SWAPS = {"gate": "cross_reference", "category": "condition"}  # what a probe may swap -> the switch of what reads it
 
 
 VOID = 255
@@ -91,7 +92,7 @@ class CRNet(Method):
 
     def _reinforce(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         if self.settings["cross_reference"]:
-            return self.cross_reference(pairs.support, pairs.query)
+            return self.cross_reference(pairs.support, pairs.query, (pairs.gate or pairs).support)
         return pairs.support, pairs.query
 
     def _branch(self, reinforced: Tensor, category: Tensor | None) -> Tensor:

@@ -73,8 +73,11 @@ class FoldCounts:
         return np.stack([self.counts[:, members].sum(1) for members in strata(self.classes)], axis=1)
 
 
-def read_fold(fold: int, files: Mapping[int, str | os.PathLike]) -> FoldCounts:
+def read_fold(fold: int, files: Mapping[int, str | os.PathLike], **only: str) -> FoldCounts:
     """Read the ``counts.csv`` of every training seed, by seed, of one row on one fold.
+
+    Args:
+        only: Columns and what they hold in the lines that are meant, where a file has several an episode.
 
     Raises:
         CrnetError: no seed, an empty file or one without the columns, or seeds scored on different episodes.
@@ -83,7 +86,7 @@ def read_fold(fold: int, files: Mapping[int, str | os.PathLike]) -> FoldCounts:
         raise CrnetError(f"Fold {fold} has no counts to read: give at least one training seed.")
     identity, counts = None, []
     for seed in sorted(files):
-        rows = read_csv(files[seed])
+        rows = [row for row in read_csv(files[seed]) if all(row.get(key) == held for key, held in only.items())]
         missing = [name for name in (*_EPISODE_COLUMNS, *QUERY_COLUMNS) if not rows or name not in rows[0]]
         if missing:
             raise CrnetError(f"{files[seed]} holds no episodes with the column {missing[0]}: evaluate again.")

@@ -31,9 +31,13 @@ class CrossReference(nn.Module):
         self.support = ChannelImportance(width, hidden)
         self.query = self.support if tied else ChannelImportance(width, hidden)
 
-    def forward(self, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps F_s, F_q (N, W, h, w) -> reinforced maps G_s, G_q of the same shape."""
-        importance = (self.support(support) * self.query(query))[:, :, None, None]
+    def forward(self, support: Tensor, query: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Maps F_s, F_q (N, W, h, w) -> reinforced maps G_s, G_q of the same shape.
+
+        Args:
+            seen: What the support's importance is read from, (N, W, h, w); None: the support's map itself.
+        """
+        importance = (self.support(support if seen is None else seen) * self.query(query))[:, :, None, None]
         return support * importance, query * importance
 
 

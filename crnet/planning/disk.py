@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from crnet.config import resolve
+from crnet.config.probe import swaps
 from crnet.config.resolve import Plan
 from crnet.config.settings import component
 from crnet.config.study import Layout
@@ -273,6 +274,8 @@ def _results(plan: Plan, layout: Layout) -> Need:
         Path(layout.evaluation(name)) / "counts.csv": episodes_of(spec) * (2 if "finetune" in spec else 1)
         for name, spec in plan.evaluations.items()
     }
+    for name, spec in plan.probes.items():
+        rows[Path(layout.probe_counts(name))] = episodes_of(spec) * (1 + len(swaps(spec["train"])))
     basis = f"{plural(sum(rows.values()), 'row')} of counts, {COUNT_BYTES} bytes each"
     return _need("results", layout.results, {file: COUNT_BYTES * count for file, count in rows.items()}, basis)
 
@@ -334,7 +337,9 @@ def file_systems(needs: Sequence[Need]) -> list[tuple[str, float, int]]:
 
 
 def episodes_of(evaluation: dict) -> int:
-    """Test episodes of an evaluation, those of all episode seeds together."""
+    """Test episodes of an evaluation, those of all episode seeds together; of a probe those that it takes."""
+    if "probe" in evaluation:
+        return evaluation["probe"]["episodes"]
     return len(evaluation["episodes"]["seeds"]) * evaluation["episodes"]["count"]
 
 

@@ -14,7 +14,7 @@ from crnet.config.study import Layout
 
 Job = tuple[str, str]  # rule, and the name of what it makes
 Graph = dict[Job, list[Job]]  # job -> jobs whose files it reads, which stand before it
-ON_GPU = ("features", "train", "tune", "evaluate", "finetune")
+ON_GPU = ("features", "train", "tune", "evaluate", "finetune", "probe")
 
 
 def graph_of(plan: Plan, layout: Layout) -> Graph:
@@ -56,6 +56,9 @@ def graph_of(plan: Plan, layout: Layout) -> Graph:
         if tuning := resolve.tuning_spec(spec):
             before.append(("tune", resolve.tuning_name(tuning)))
         graph["finetune" if tuning else "evaluate", name] = before
+    for name, spec in plan.probes.items():
+        before = [*data_files(spec["train"]), *stores(spec), *_training(spec["train"])]
+        graph["probe", name] = [*before, ("episodes", PurePath(layout.episodes(spec)).stem)]
     return graph
 
 
