@@ -43,6 +43,7 @@ class Study:
             "shots": [1, 5],
             "benchmarks": {name: STUDY["benchmarks"][name] | {"folds": [0]} for name in ("pascal", "k-shot")},
             "sheet": None,
+            "probe": {"table": "table2", "rows": ["condition", "cross-reference", "both"], "episodes": 4},
             "train": STUDY["train"] | {"epochs": 1, "base_episodes": 0},
             "folders": {"results": str(folder / "results"), "work": str(self.work)},
         }
@@ -58,6 +59,7 @@ class Study:
         from crnet.encoders.features import write_store
         from crnet.encoders.frozen import FrozenEncoder
         from crnet.evaluation import evaluate as scoring
+        from crnet.evaluation import probe as probing
         from crnet.evaluation import trials
         from crnet.training.loop import Paths, train
 
@@ -88,10 +90,17 @@ class Study:
             weights, choice = (Path(path) if path else None for path in (at.weights(spec), at.choice(spec)))
             out = Path(at.evaluation(name))
             scoring.evaluate(spec, data, table, encoder, weights, choice, None, out, "cpu", 1)
+        for name, spec in plan.probes.items():
+            files = (Path(path) for path in (at.episodes(spec), at.encoder(spec["train"]["encoder"]), at.weights(spec)))
+            data, out = Path(at.data(spec["train"]["dataset"])), Path(at.probe(name))
+            probing.probe(spec, data, *files, None, out, "cpu", 1)
         render([self.file])
 
     def evaluation(self) -> Path:
         return sorted(self.results.glob("evaluate/crnet-*-1shot-????????"))[0]
+
+    def probe(self) -> Path:
+        return sorted(self.results.glob("probe/*-probe-*"))[0]
 
     def training(self, number: int = 0) -> Path:
         return sorted(self.work.glob("train/*"))[number]
@@ -217,6 +226,40 @@ class TestPlanted:
         assert counts_of(text, "counts: digest is the run's")[1] == "-"
         assert counts_of(text, "tables: cells made again from counts")[1] == "-"
         assert int(counts_of(text, "sample: episodes predicted again")[1]) >= 1
+
+    def test_a_changed_count_of_the_probe(self, copy):
+        path = copy.probe() / "counts.csv"
+        row, name = read_csv(path)[1], f"probe/{path.parent.name}/counts.csv"
+        edit_row(path, 3, **{column: str(int(row[column]) + 7) for column in row if column.endswith("_union")})
+        copy.finds(
+            (f"{name}: holds", "probe.json has"), (f"{name}, line 3", "pixels"), ("probe/table.csv, line", "made again")
+        )
+
+    def test_an_untouched_count_of_the_probe_that_is_not_the_evaluations(self, copy):
+        path = copy.probe() / "counts.csv"
+        row, name = read_csv(path)[0], f"probe/{path.parent.name}/counts.csv"
+        total = int(row["void_fg_union"]) + int(row["void_bg_intersection"])
+        seen = int(row["ignore_fg_union"]) + int(row["ignore_bg_intersection"])
+        hits = {"ignore_fg_intersection": "0", "void_fg_intersection": "0"}
+        edit_row(path, 2, **hits, ignore_bg_union=str(seen), void_bg_union=str(total))
+        copy.finds((f"{name}, line 2", "is", "evaluate/crnet-"))
+
+    def test_another_support_in_the_probe(self, copy):
+        path = copy.probe() / "counts.csv"
+        rows, name = read_csv(path), f"probe/{path.parent.name}/counts.csv"
+        edit_row(path, 3, other_class=rows[1]["class"])
+        copy.finds((f"{name}, line 3", "drawn again"))
+        shutil.rmtree(copy.work)
+        copy.work.mkdir()
+        copy.finds((f"{name}, line 3", "no support of another class"))
+
+    def test_a_probe_that_is_shortened_or_missing(self, copy):
+        path = copy.probe() / "counts.csv"
+        rows = read_csv(path)
+        write_csv(path, list(rows[0]), [list(row.values()) for row in rows[:-1]])
+        copy.finds((f"probe/{path.parent.name}/counts.csv, line {len(rows) + 1}", "no episode"))
+        shutil.rmtree(path.parent)
+        copy.finds((f"probe/{path.parent.name}/probe.json: is missing", "the study probes that row"))
 
     def test_an_impossible_count(self, copy):
         path = copy.evaluation() / "counts.csv"

@@ -192,16 +192,9 @@ class TestJob:
 HEADER = (*("episode_seed", "episode", "class", "query", "swap", "other_class", "other_support"), *QUERY_COLUMNS)
 
 
-def row(name: str, swaps: list[str], files: dict[tuple[int, int], Path], **more) -> dict:
+def row(name: str, swaps: list[str], files: dict[tuple[int, int], Path]) -> dict:
     cells = [{"fold": fold, "seed": seed, "counts": str(file)} for (fold, seed), file in files.items()]
-    return {
-        "id": name,
-        "label": name.capitalize(),
-        "switches": [["Module", True]],
-        "swaps": swaps,
-        "cells": cells,
-        **more,
-    }
+    return {"id": name, "label": name.capitalize(), "switches": [["Module", True]], "swaps": swaps, "cells": cells}
 
 
 def made_job(rows: list[dict], folds=(0,)) -> dict:
@@ -210,7 +203,7 @@ def made_job(rows: list[dict], folds=(0,)) -> dict:
 
 
 def write_counts(file: Path, hits: dict[str, list[int]]) -> Path:
-    """Counts of two classes with two photos each, where of 100 pixels of foreground so many are found, and no others."""
+    """Counts of two classes with two photos each: of 100 pixels of foreground so many are found, and no others."""
     lines = []
     for number in range(4):
         for swap, found in hits.items():
