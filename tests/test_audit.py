@@ -140,6 +140,19 @@ def edit_row(path: Path, line: int, **values: str) -> None:
     write_csv(path, list(rows[0]), [list(row.values()) for row in rows])
 
 
+def hits_all(row: dict[str, str]) -> dict[str, str]:
+    """Counts of a prediction that hits all: possible, and a lie."""
+    hit = int(row["ignore_fg_union"])
+    total = int(row["void_fg_union"]) + int(row["void_bg_intersection"])
+    seen = int(row["ignore_fg_union"]) + int(row["ignore_bg_intersection"])
+    counts = {"ignore_fg_intersection": hit, "void_fg_intersection": hit}
+    counts |= {"ignore_bg_union": seen - hit, "void_bg_union": total - hit}
+    return {name: str(count) for name, count in counts.items()} | {
+        "void_fg_union": str(hit),
+        "void_bg_intersection": str(total - hit),
+    }
+
+
 def differences(text: str) -> list[str]:
     return [line.strip() for line in text.partition("\ndiffers\n")[2].splitlines() if line.startswith("  ")]
 
@@ -211,13 +224,8 @@ class TestPlanted:
         for name in copy.plan.evaluations:
             path = Path(copy.at.evaluation(name)) / "counts.csv"
             rows = read_csv(path)
-            for row in rows:  # a prediction that hits all: possible, and a lie
-                hit = int(row["ignore_fg_union"])
-                total = int(row["void_fg_union"]) + int(row["void_bg_intersection"])
-                seen = int(row["ignore_fg_union"]) + int(row["ignore_bg_intersection"])
-                row |= {"ignore_fg_intersection": hit, "void_fg_intersection": hit}
-                row |= {"ignore_bg_union": seen - hit, "void_bg_union": total - hit}
-                row |= {"void_fg_union": hit, "void_bg_intersection": total - hit}
+            for row in rows:
+                row |= hits_all(row)
             write_csv(path, list(rows[0]), [list(row.values()) for row in rows])
             edit(path.with_name("evaluation.json"), counts_sha256=sha256_file(path))
         render([copy.file])
@@ -230,18 +238,15 @@ class TestPlanted:
     def test_a_changed_count_of_the_probe(self, copy):
         path = copy.probe() / "counts.csv"
         row, name = read_csv(path)[1], f"probe/{path.parent.name}/counts.csv"
+        edit_row(path, 3, **hits_all(row))
+        copy.finds((f"{name}: holds", "probe.json has"), ("probe/table.csv, line", "made again"))
         edit_row(path, 3, **{column: str(int(row[column]) + 7) for column in row if column.endswith("_union")})
-        copy.finds(
-            (f"{name}: holds", "probe.json has"), (f"{name}, line 3", "pixels"), ("probe/table.csv, line", "made again")
-        )
+        copy.finds((f"{name}, line 3", "pixels"))
 
     def test_an_untouched_count_of_the_probe_that_is_not_the_evaluations(self, copy):
         path = copy.probe() / "counts.csv"
         row, name = read_csv(path)[0], f"probe/{path.parent.name}/counts.csv"
-        total = int(row["void_fg_union"]) + int(row["void_bg_intersection"])
-        seen = int(row["ignore_fg_union"]) + int(row["ignore_bg_intersection"])
-        hits = {"ignore_fg_intersection": "0", "void_fg_intersection": "0"}
-        edit_row(path, 2, **hits, ignore_bg_union=str(seen), void_bg_union=str(total))
+        edit_row(path, 2, **hits_all(row))
         copy.finds((f"{name}, line 2", "is", "evaluate/crnet-"))
 
     def test_another_support_in_the_probe(self, copy):
@@ -428,7 +433,7 @@ GARBAGE = (lambda old: b"", lambda old: bytes(range(256)), lambda old: old[: len
 IN_RESULTS = (
     *("runs.csv", "training.csv", "claims.csv", "claims.md", "README.md", "tables/table2.csv", "episodes/*.csv"),
     *("episodes/*.json", "evaluate/*/counts.csv", "evaluate/*/evaluation.json", "evaluate/*/counts-fusion.csv"),
-    *("finetune/*/choice.json", "finetune/*/trials.csv"),
+    *("finetune/*/choice.json", "finetune/*/trials.csv", "probe/*/counts.csv", "probe/*/probe.json", "probe/table.csv"),
 )
 IN_WORK = (
     *("train/*/train.json", "train/*/log.csv", "train/*/model.safetensors", "encoders/*.safetensors"),
@@ -511,17 +516,18 @@ def test_another_source_is_warned_of_by_audit_plan_and_page_and_no_difference(co
     before = (copy.results / "README.md").read_bytes()
     reports = [*copy.results.glob("evaluate/crnet-*/evaluation.json"), *copy.results.glob("finetune/*/choice.json")]
     reports += copy.work.glob("train/*/train.json")
+    probes = list(copy.results.glob("probe/*/probe.json"))  # no runs of the page's list
     assert "WARNING" not in copy.audit()[0] + describe([copy.file])
     monkeypatch.setattr(sources, "digest", lambda kind, name: "0" * 64 if name == "crnet" else "")
     text, number = copy.audit()
     assert number == 0, text
-    said = f"source of method crnet is not the one that {len(reports)} runs were made by"
+    said = "source of method crnet is not the one that {} runs were made by"
     for found in (text, describe([copy.file])):
-        assert "WARNING" in found and said in " ".join(found.split())
+        assert "WARNING" in found and said.format(len(reports) + len(probes)) in " ".join(found.split())
     render([copy.file])
-    assert said in (copy.results / "README.md").read_text()
+    assert said.format(len(reports)) in (copy.results / "README.md").read_text()
     assert copy.audit()[1] == 0
-    for path in reports:
+    for path in reports + probes:
         report = read_json(path)
         write_json(path, {key: value for key, value in report.items() if not key.endswith("_source")})
     render([copy.file])
