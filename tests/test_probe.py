@@ -264,17 +264,18 @@ class TestTable:
         assert any(r.note == "failed (fold 1, seed 0): the loss is nan" for r in collect(job))
 
     @pytest.mark.parametrize(
-        ("low", "high", "words"),
+        ("low", "high", "miou", "words"),
         [
-            (-3.0, -0.1, "uses what its support shows"),
-            (-1.0, 1.0, "not to be told from nothing"),
-            (0.2, 2.0, "does better with another class's photo"),
-            (0.0, 0.0, "does not use what its support shows"),
+            (-3.0, -0.1, 50.0, "uses what its support shows"),
+            (-1.0, 1.0, 50.0, "not to be told from nothing"),
+            (0.2, 2.0, 50.0, "does better with another class's photo"),
+            (0.0, 0.0, 50.0, "does not use what its support shows"),
+            (0.0, 0.0, 0.0, "nothing can be told of the cross-reference, as the head finds nothing"),
         ],
     )
-    def test_the_verdict_is_the_intervals(self, low, high, words):
+    def test_the_verdict_is_the_intervals(self, low, high, miou, words):
         middle = (low + high) / 2
-        assert words in verdict(Reading("r", "R", "gate", "mean", "background", 50.0, middle, low, high))
+        assert words in verdict(Reading("r", "R", "gate", "mean", "background", miou, middle, low, high))
 
 
 class TestStudy:

@@ -188,6 +188,8 @@ def verdict(reading: Reading) -> str:
         return "the cross-reference uses what its support shows: with another class's photo it does worse"
     if reading.low > 0:
         return "the cross-reference does better with another class's photo: its support does not help it"
+    if reading.low == reading.high == reading.miou == 0:
+        return "nothing can be told of the cross-reference, as the head finds nothing"
     if reading.low == reading.high == 0:
         return "the cross-reference does not use what its support shows: the score stays as it is"
     return "it is not to be told from nothing whether the cross-reference uses what its support shows"
