@@ -35,7 +35,8 @@ except CrnetError as error:
 
 STUDY = PLAN.study
 TABLES = {name: studies.table_job(PLAN, AT, name) for name in PLAN.tables}
-JOBS = {**TABLES, "claims": CLAIMS}
+PROBE = studies.probe_job(PLAN, AT)
+JOBS = {**TABLES, "claims": CLAIMS, **({"probe": PROBE} if PROBE else {})}
 SHEET = studies.sheet_job(PLAN, AT)
 K_SHOT = "table4" if "table4" in TABLES else None
 # What the report's first words take; jobs do not see it.

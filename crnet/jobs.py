@@ -68,11 +68,10 @@ study_option = click.option("--study", type=JSON, required=True, help="The study
 
 def plan_of(study: dict) -> Any:
     """The plan of a study that is given whole."""
-    from crnet.config import resolve
     from crnet.config.schema import Study, parse
-    from crnet.config.study import ROOT, TABLES
+    from crnet.config.study import planned
 
-    return resolve.resolve(parse(Study, dict(study), "--study"), ROOT / TABLES)
+    return planned(parse(Study, dict(study), "--study"))
 
 
 def runs_network(lower: str) -> Callable:
@@ -198,6 +197,20 @@ def evaluate(**options: Any) -> None:
 @job.command()
 @runs_network("lower limits.pool_gib, limits.pairs_at_once or evaluate.size")
 @stores_option
+@click.option("--episodes", type=PATH, required=True)
+@click.option("--weights", type=PATH, required=True, help="model.safetensors of the training.")
+@rows_option
+@out_option
+def probe(**options: Any) -> None:
+    """Predict test episodes with what a module reads of the support swapped for another class's."""
+    from crnet.evaluation.probe import probe as run
+
+    run(**options)
+
+
+@job.command()
+@runs_network("lower limits.pool_gib, limits.pairs_at_once or evaluate.size")
+@stores_option
 @click.option("--weights", type=PATH, required=True, help="model.safetensors of the training.")
 @rows_option
 @out_option
@@ -295,6 +308,16 @@ def claims(job: dict, out: Path, figures: Path) -> None:
 
     render_claims(job, out)
     plot_claims(job, Path(f"{out}.csv"), figures)
+
+
+@job.command("probe-table")
+@click.option("--job", type=JSON, required=True)
+@click.option("--out", type=PATH, required=True, help="Path without suffix; .csv and .md are written.")
+def probe_table(job: dict, out: Path) -> None:
+    """Render the probe's table from stored counts."""
+    from crnet.report.probe import render_probe
+
+    render_probe(job, out)
 
 
 @job.command("k-shot")

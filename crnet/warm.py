@@ -22,8 +22,16 @@ from typing import NoReturn
 from crnet.runtime import surroundings
 
 ADDRESS = "CRNET_WARM"  # environment variable: folder of the Python environment, and path of the socket
-COMMANDS = ("encoder", "features", "train", "trials", "evaluate", "sheet")  # of ``crnet job``, that import torch
-MODULES = ("crnet.training.loop", "crnet.evaluation.trials", "crnet.evaluation.evaluate", "torch._dynamo")
+COMMANDS = (
+    "encoder",
+    "features",
+    "train",
+    "trials",
+    "evaluate",
+    "probe",
+    "sheet",
+)  # of ``crnet job``, that import torch
+MODULES = ("crnet.training.loop", "crnet.evaluation.trials", "crnet.evaluation.probe", "torch._dynamo")
 LOST = 137  # as of a process killed by SIGKILL
 _TERMINATE = b"T"
 _started: list[subprocess.Popen] = []

@@ -44,6 +44,7 @@ class Study:
             "shots": [1, 5],
             "benchmarks": {name: STUDY["benchmarks"][name] | {"folds": folds} for name, folds in FOLDS.items()},
             "sheet": None,
+            "probe": {"table": "table2", "rows": ["condition", "cross-reference", "both"], "episodes": 4},
             "train": STUDY["train"] | {"epochs": 1, "base_episodes": 0},
             "folders": {"results": str(folder / "results"), "work": str(self.work)},
         }
@@ -59,6 +60,7 @@ class Study:
         from crnet.encoders.features import write_store
         from crnet.encoders.frozen import FrozenEncoder
         from crnet.evaluation import evaluate as scoring
+        from crnet.evaluation import probe as probing
         from crnet.evaluation import trials
         from crnet.evaluation.choice import choose
         from crnet.training.loop import Paths, train
@@ -93,10 +95,17 @@ class Study:
             weights, choice = (Path(path) if path else None for path in (at.weights(spec), at.choice(spec)))
             out = Path(at.evaluation(name))
             scoring.evaluate(spec, data, table, encoder, weights, choice, None, out, "cpu", 1)
+        for name, spec in plan.probes.items():
+            files = (Path(path) for path in (at.episodes(spec), at.encoder(spec["train"]["encoder"]), at.weights(spec)))
+            data, out = Path(at.data(spec["train"]["dataset"])), Path(at.probe(name))
+            probing.probe(spec, data, *files, None, out, "cpu", 1)
         render([self.file])
 
     def evaluation(self) -> Path:
         return sorted(self.results.glob("evaluate/crnet-*-1shot-????????"))[0]
+
+    def probe(self) -> Path:
+        return sorted(self.results.glob("probe/*-probe-*"))[0]
 
     def training(self, number: int = 0) -> Path:
         return sorted(self.work.glob("train/*"))[number]
@@ -134,6 +143,19 @@ def edit_row(path: Path, line: int, **values: str) -> None:
     rows = read_csv(path)
     rows[line - 2] |= values
     write_csv(path, list(rows[0]), [list(row.values()) for row in rows])
+
+
+def hits_all(row: dict[str, str]) -> dict[str, str]:
+    """Counts of a prediction that hits all: possible, and a lie."""
+    hit = int(row["ignore_fg_union"])
+    total = int(row["void_fg_union"]) + int(row["void_bg_intersection"])
+    seen = int(row["ignore_fg_union"]) + int(row["ignore_bg_intersection"])
+    counts = {"ignore_fg_intersection": hit, "void_fg_intersection": hit}
+    counts |= {"ignore_bg_union": seen - hit, "void_bg_union": total - hit}
+    return {name: str(count) for name, count in counts.items()} | {
+        "void_fg_union": str(hit),
+        "void_bg_intersection": str(total - hit),
+    }
 
 
 def differences(text: str) -> list[str]:
@@ -207,13 +229,8 @@ class TestPlanted:
         for name in copy.plan.evaluations:
             path = Path(copy.at.evaluation(name)) / "counts.csv"
             rows = read_csv(path)
-            for row in rows:  # a prediction that hits all: possible, and a lie
-                hit = int(row["ignore_fg_union"])
-                total = int(row["void_fg_union"]) + int(row["void_bg_intersection"])
-                seen = int(row["ignore_fg_union"]) + int(row["ignore_bg_intersection"])
-                row |= {"ignore_fg_intersection": hit, "void_fg_intersection": hit}
-                row |= {"ignore_bg_union": seen - hit, "void_bg_union": total - hit}
-                row |= {"void_fg_union": hit, "void_bg_intersection": total - hit}
+            for row in rows:
+                row |= hits_all(row)
             write_csv(path, list(rows[0]), [list(row.values()) for row in rows])
             edit(path.with_name("evaluation.json"), counts_sha256=sha256_file(path))
         render([copy.file])
@@ -222,6 +239,37 @@ class TestPlanted:
         assert counts_of(text, "counts: digest is the run's")[1] == "-"
         assert counts_of(text, "tables: cells made again from counts")[1] == "-"
         assert int(counts_of(text, "sample: episodes predicted again")[1]) >= 1
+
+    def test_a_changed_count_of_the_probe(self, copy):
+        path = copy.probe() / "counts.csv"
+        row, name = read_csv(path)[1], f"probe/{path.parent.name}/counts.csv"
+        edit_row(path, 3, **hits_all(row))
+        copy.finds((f"{name}: holds", "probe.json has"), ("probe/table.csv, line", "made again"))
+        edit_row(path, 3, **{column: str(int(row[column]) + 7) for column in row if column.endswith("_union")})
+        copy.finds((f"{name}, line 3", "pixels"))
+
+    def test_an_untouched_count_of_the_probe_that_is_not_the_evaluations(self, copy):
+        path = copy.probe() / "counts.csv"
+        row, name = read_csv(path)[0], f"probe/{path.parent.name}/counts.csv"
+        edit_row(path, 2, **hits_all(row))
+        copy.finds((f"{name}, line 2", "is", "evaluate/crnet-"))
+
+    def test_another_support_in_the_probe(self, copy):
+        path = copy.probe() / "counts.csv"
+        rows, name = read_csv(path), f"probe/{path.parent.name}/counts.csv"
+        edit_row(path, 3, other_class=rows[1]["class"])
+        copy.finds((f"{name}, line 3", "drawn again"))
+        shutil.rmtree(copy.work)
+        copy.work.mkdir()
+        copy.finds((f"{name}, line 3", "no support of another class"))
+
+    def test_a_probe_that_is_shortened_or_missing(self, copy):
+        path = copy.probe() / "counts.csv"
+        rows = read_csv(path)
+        write_csv(path, list(rows[0]), [list(row.values()) for row in rows[:-1]])
+        copy.finds((f"probe/{path.parent.name}/counts.csv, line {len(rows) + 1}", "no episode"))
+        shutil.rmtree(path.parent)
+        copy.finds((f"probe/{path.parent.name}/probe.json: is missing", "the study probes that row"))
 
     def test_an_impossible_count(self, copy):
         path = copy.evaluation() / "counts.csv"
@@ -431,6 +479,7 @@ IN_RESULTS = (
     *("runs.csv", "training.csv", "claims.csv", "claims.md", "README.md", "tables/table2.csv", "episodes/*.csv"),
     *("episodes/*.json", "evaluate/*/counts.csv", "evaluate/*/evaluation.json", "evaluate/*/counts-fusion.csv"),
     *("finetune/*/choice.json", "finetune/*/trials.csv", "finetune/*/trials.json"),
+    *("probe/*/counts.csv", "probe/*/probe.json", "probe/table.csv"),
 )
 IN_WORK = (
     *("train/*/train.json", "train/*/log.csv", "train/*/model.safetensors", "encoders/*.safetensors"),
@@ -513,17 +562,18 @@ def test_another_source_is_warned_of_by_audit_plan_and_page_and_no_difference(co
     before = (copy.results / "README.md").read_bytes()
     reports = [*copy.results.glob("evaluate/crnet-*/evaluation.json"), *copy.results.glob("finetune/*/*.json")]
     reports += copy.work.glob("train/*/train.json")
+    probes = list(copy.results.glob("probe/*/probe.json"))  # no runs of the page's list
     assert "WARNING" not in copy.audit()[0] + describe([copy.file])
     monkeypatch.setattr(sources, "digest", lambda kind, name: "0" * 64 if name == "crnet" else "")
     text, number = copy.audit()
     assert number == 0, text
-    said = f"source of method crnet is not the one that {len(reports)} runs were made by"
+    said = "source of method crnet is not the one that {} runs were made by"
     for found in (text, describe([copy.file])):
-        assert "WARNING" in found and said in " ".join(found.split())
+        assert "WARNING" in found and said.format(len(reports) + len(probes)) in " ".join(found.split())
     render([copy.file])
-    assert said in (copy.results / "README.md").read_text()
+    assert said.format(len(reports)) in (copy.results / "README.md").read_text()
     assert copy.audit()[1] == 0
-    for path in reports:
+    for path in reports + probes:
         report = read_json(path)
         write_json(path, {key: value for key, value in report.items() if not key.endswith("_source")})
     render([copy.file])

@@ -43,6 +43,12 @@ DEMO = yaml.safe_load((ROOT / "configs/studies/demo.yaml").read_text())
         ({"evaluate": {"scales": [1.0, 9.0]}}, ["evaluate.scales", "9.0"]),
         ({"evaluate": {"shots": 5}}, ["evaluate.shots", "table"]),
         ({"sheet": {"table": "table3", "row": "fall"}}, ["sheet.row", "'fall'", "full"]),
+        ({"probe": {"table": "table9", "rows": ["both"]}}, ["probe.table", "'table9'", "table2", "probe: null"]),
+        ({"probe": {"rows": ["bot"]}}, ["probe.rows", "table2 has no row 'bot'", "both"]),
+        ({"probe": {"table": "table3", "rows": ["prototype"]}}, ["probe.rows: prototype", "probe rows of crnet"]),
+        ({"probe": {"table": "table2", "rows": ["all-foreground"]}}, ["probe.rows: all-foreground", "crnet"]),
+        ({"probe": {"table": "table4", "rows": ["full-finetune"]}}, ["table4 has no row 'full-finetune'", "1 shot"]),
+        ({"probe": {"rows": ["both", "both"]}}, ["probe.rows", "twice"]),
         ({"folders": {"work": "a {b}"}}, ["folders.work", "a {b}"]),
         ({"study": "../x"}, ["study", "../x"]),
         ({"train": True}, ["train"]),
@@ -163,7 +169,8 @@ def test_wrong_table_rows_are_refused(tmp_path):
 
     def load(**changes):
         (tmp_path / "configs/tables/table2.yaml").write_text(yaml.safe_dump({**table, **changes}))
-        return study.load([ROOT / "configs/studies/demo.yaml"], {"tables": ["table2"], "sheet": None}, tmp_path)
+        only = {"tables": ["table2"], "sheet": None, "probe": None}
+        return study.load([ROOT / "configs/studies/demo.yaml"], only, tmp_path)
 
     assert len(load().tables["table2"].rows) == 3
     typo = {**table["rows"][0], "set": {"model": {"conditoin": False}}}
@@ -253,7 +260,8 @@ def test_another_method_of_a_row_leaves_the_switches_of_its_table(tmp_path):
     table = {"title": "T", "source": "S", "set": {"model": {"condition": False}}, "rows": rows}
     (tmp_path / "configs/tables").mkdir(parents=True)
     (tmp_path / "configs/tables/table2.yaml").write_text(yaml.safe_dump(table))
-    plan = study.load([ROOT / "configs/studies/demo.yaml"], {"tables": ["table2"], "sheet": None}, tmp_path)
+    only = {"tables": ["table2"], "sheet": None, "probe": None}
+    plan = study.load([ROOT / "configs/studies/demo.yaml"], only, tmp_path)
     models = {c.row: plan.evaluations[c.evaluation]["train"]["model"] for c in plan.cells}
     assert models["mine"]["condition"] is False
     assert models["other"]["scale"] == 5.0

@@ -22,7 +22,7 @@ from crnet.training import loop
 from crnet.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]
-ONE_TABLE = {"tables": ["table3"], "sheet": None}
+ONE_TABLE = {"tables": ["table3"], "sheet": None, "probe": None}
 
 DIVERGING = {"optimizer": "sgd", "schedule": "constant", "lr": 10.0, "epochs": 20}
 

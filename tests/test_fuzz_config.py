@@ -206,7 +206,7 @@ def test_mutants_of_studies(empty):
 def test_mutants_of_tables(tmp_path):
     table, file = tmp_path / "configs/tables/table4.yaml", tmp_path / "study.yaml"
     table.parent.mkdir(parents=True)
-    write(file, TINY | {"tables": ["table4"], "sheet": None})
+    write(file, TINY | {"tables": ["table4"], "sheet": None, "probe": None})
 
     def load(mutant):
         write(table, mutant)

@@ -15,6 +15,7 @@ from crnet.planning.makespan import ancestors, critical_path, graph_of, makespan
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORT = {"runs", "job", "table", "classes", "claims", "k_shot", "losses", "page", "sheet", "track", "tables", "all"}
+REPORT |= {"probe_table"}
 A, B, C, D, E = (("train", name) for name in "abcde")
 
 

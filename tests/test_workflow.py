@@ -48,12 +48,15 @@ def test_everything_is_there(finished):
         "claims.md",
         "classes.csv",
         *(f"tables/{t}.{kind}" for t in tables for kind in ("csv", "md", "tex")),
+        *("probe/table.csv", "probe/table.md"),
     }
     names |= {f"figures/{picture}.{kind}" for picture in (*tables, *pictures) for kind in ("png", "svg")}
     assert not [name for name in names if not (results / name).is_file()]
     runs = Counter(row["kind"] for row in read_csv(results / "runs.csv"))
     assert runs == {"train": 10, "trials": 2, "choice": 2, "evaluate": 28 + 2}  # two readings a finetuned one
     assert (finished / "mlflow.db").exists()
+    assert len(list(results.glob("probe/crnet-*-probe-*/counts.csv"))) == 2  # folds of one row
+    assert "Another class's photo in the gate changes mIoU by" in (results / "README.md").read_text()
 
 
 def test_the_table_holds_every_cell_with_an_interval(finished):
@@ -101,7 +104,7 @@ def test_a_checkout_with_results_but_no_work_renders_tables_and_would_train_for_
     copy = tmp_path / "clone"
     shutil.copytree(finished, copy, ignore=shutil.ignore_patterns("work", "logs", ".snakemake", "mlflow.db"))
     shutil.rmtree(copy / "out/tiny/tables")
-    rendering = {"job": 4, "table": 3, "claims": 1, "classes": 1, "k_shot": 1, "page": 1}
+    rendering = {"job": 5, "table": 3, "claims": 1, "classes": 1, "probe_table": 1, "k_shot": 1, "page": 1}
     assert planned(copy, "tables") == rendering
     assert planned(copy)["train"] == 10
     for number, path in enumerate(sorted(p for p in copy.rglob("*") if p.is_file())):
@@ -177,7 +180,8 @@ class TestWhatRunsAgain:
 
     def test_a_label_its_table(self, finished):
         change_table(finished, lambda table: table["rows"][0].update(label="Base"))
-        assert planned(finished) == dict.fromkeys(("job", "table", "classes", "losses", "page", "track"), 1)
+        once = dict.fromkeys(("table", "classes", "losses", "probe_table", "page", "track"), 1)
+        assert planned(finished) == once | {"job": 2}  # of the table and of the probe of its row
 
     def test_a_variant_its_own_jobs(self, finished):
         change_table(finished, lambda table: table["rows"][3]["set"].update(model={"gate_tied": True}))

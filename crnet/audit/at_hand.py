@@ -48,7 +48,7 @@ Source = tuple[str, Any, str]  # name of the data set or encoder, digest, where 
 
 def _sources(folder: Folder, kind: str, name_of: Callable[[dict], str]) -> Iterator[Source]:
     """Each report's digest of its data set or encoder."""
-    for reports in (folder.evaluations, folder.choices, folder.trials, folder.trainings):
+    for reports in (folder.evaluations, folder.choices, folder.trials, folder.trainings, folder.probes):
         for report in reports.values():
             with suppress(*UNREADABLE):  # said by the check of specifications
                 training = report["spec"] if reports is folder.trainings else report["spec"]["train"]
@@ -206,7 +206,7 @@ def _weight_records(folder: Folder, check: Check) -> Iterator[tuple[str, str, st
     """(training, digest, where) of all reports; a control must have none."""
     for name, report in folder.trainings.items():
         yield name, report.get("weights_sha256", ""), str(report["path"])
-    for report in (*folder.trials.values(), *folder.evaluations.values()):
+    for report in (*folder.trials.values(), *folder.evaluations.values(), *folder.probes.values()):
         where, digest = folder.relative(report["path"]), report.get("weights_sha256")
         try:
             training = report["spec"]["train"]

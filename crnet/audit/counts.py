@@ -47,7 +47,7 @@ def check_counts(folder: Folder, ledger: Ledger, tables: Mapping[str, EpisodeTab
             try:
                 rows = read_csv(path)
                 readings.append(rows)
-                _possible(ledger[POSSIBLE], where, rows, folder, about["spec"]["train"]["dataset"], sizes)
+                check_possible(ledger[POSSIBLE], where, rows, folder, about["spec"]["train"]["dataset"], sizes)
                 _episodes(ledger[EPISODES], where, rows, about, tables)
             except UNREADABLE as error:
                 ledger[POSSIBLE].differs(where, f"cannot be read ({type(error).__name__}: {error})")
@@ -71,9 +71,10 @@ def _weights(check: Check, folder: Folder, about: Mapping) -> None:
         check.same(f"{where}, {PAIRS}", canonical(about[PAIRS]), canonical(made), "the data have")
 
 
-def _possible(
+def check_possible(
     check: Check, where: str, rows: list[dict[str, str]], folder: Folder, dataset: dict, sizes: Sizes
 ) -> None:
+    """Judge every line; ``sizes`` are of all runs that were read before, and get those of this one."""
     name, index = resolve.dataset_name(dataset), folder.index(dataset)
     for line, row in enumerate(rows, 2):
         place = f"{where}, line {line}"

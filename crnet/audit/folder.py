@@ -6,6 +6,7 @@ from typing import Any
 
 from crnet.audit.ledger import UNREADABLE
 from crnet.config import resolve, study
+from crnet.config.probe import FOLDER
 from crnet.config.study import Layout
 from crnet.data.index import Index
 from crnet.errors import CrnetError
@@ -19,7 +20,8 @@ class Folder:
 
     Attributes:
         layouts: One for each work folder; all have the audited results.
-        evaluations, trials, choices, trainings: Name -> report, of those that could be read; ``plan`` may not name all.
+        evaluations, trials, choices, trainings, probes: Name -> report, of those that could be read; ``plan`` may not
+            name all.
         broken: File -> why it could not be read.
         failed: Training -> why it failed, as ``failed.json`` in a work folder or else ``runs.csv`` says.
         failures: Training -> its ``failed.json``.
@@ -47,6 +49,7 @@ class Folder:
         self.evaluations = self._reports(self.results.glob("evaluate/*/evaluation.json"))
         self.trials = self._reports(self.results.glob("finetune/*/trials.json"))
         self.choices = self._reports(self.results.glob("finetune/*/choice.json"))
+        self.probes = self._reports(self.results.glob(f"{FOLDER}/*/probe.json"))
         trainings = (Path(at.training(name)) / "train.json" for name in self.plan.trainings for at in self.layouts)
         self.trainings = self._reports(path for path in trainings if path.is_file())
         self.failed: dict[str, str] = {}
@@ -60,7 +63,7 @@ class Folder:
     @property
     def reports(self) -> dict[str, dict]:
         """Of all runs, whatever their kind."""
-        return {**self.trainings, **self.trials, **self.choices, **self.evaluations}
+        return {**self.trainings, **self.trials, **self.choices, **self.evaluations, **self.probes}
 
     def _find_failed(self) -> None:
         for row in self.rows("runs.csv"):

@@ -13,12 +13,13 @@ from typing import Any
 from crnet.audit import audit
 from crnet.audit.folder import Folder
 from crnet.config import study
+from crnet.config.probe import FOLDER
 from crnet.errors import CrnetError
 from crnet.report.page.page import PAGE, write_page
 from crnet.report.partial import INDEX
 from crnet.runtime.files import cannot_write, read_csv
 
-PARTS = ("tables", "figures", "episodes", "evaluate", "finetune")
+PARTS = ("tables", "figures", "episodes", "evaluate", "finetune", FOLDER)
 FILES = (PAGE, "claims.csv", "claims.md", "classes.csv", *INDEX)
 SHEET = "episodes"  # the figure that shows photos
 NAMED = 5  # files that a message names
@@ -84,8 +85,9 @@ def publish(
 def publishable(folder: Folder) -> Iterator[Path]:
     """What of a study's folder may be committed: what the plan names, without pictures that show others' photos."""
     plan, at = folder.plan, folder.layout
-    folders = [*map(at.evaluation, plan.evaluations), *map(at.finetuning, [*plan.trials, *plan.choices])]
-    runs = set(map(folder.relative, folders))
+    made = [*map(at.evaluation, plan.evaluations), *map(at.finetuning, [*plan.trials, *plan.choices])]
+    runs = {folder.relative(path) for path in (*made, *map(at.probe, plan.probes))}
+    probed = {f"{FOLDER}/table.csv", f"{FOLDER}/table.md"} if plan.probes else set()
     drawn = {folder.relative(Path(at.episodes(spec)).with_suffix("")) for spec in plan.evaluations.values()}
     generated = not any(at.archive_names("dataset", spec) for spec in plan.datasets.values())
     for path in sorted(path.relative_to(folder.results) for path in folder.results.rglob("*")):
@@ -94,7 +96,7 @@ def publishable(folder: Folder) -> Iterator[Path]:
             (folder.results / path).is_dir()
             or path.name.startswith(".")
             or (str(path) not in FILES and top not in PARTS)
-            or (top in ("evaluate", "finetune") and str(path.parent) not in runs)
+            or (top in ("evaluate", "finetune", FOLDER) and str(path.parent) not in runs and str(path) not in probed)
             or (top == "episodes" and str(path.with_suffix("")) not in drawn)
             or (top == "figures" and path.stem == SHEET and not (generated and path.suffix == ".png"))
         ):

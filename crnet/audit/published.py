@@ -7,12 +7,13 @@ from tempfile import TemporaryDirectory
 from crnet.audit.folder import Folder
 from crnet.audit.ledger import UNREADABLE, Check, Ledger, shown
 from crnet.config import claims as paper_claims
-from crnet.config import resolve, study
+from crnet.config import study
 from crnet.report import runs as index
 from crnet.report.claims import render_claims
 from crnet.report.classes import write_classes
 from crnet.report.page.page import CLASSES, write_page
 from crnet.report.page.page import PAGE as PAGE_FILE
+from crnet.report.partial import mark
 from crnet.report.tables.render import render_table
 from crnet.runtime.files import read_csv
 
@@ -35,16 +36,16 @@ def check_published(folder: Folder, ledger: Ledger) -> None:
         if any(Path(cell["counts"]).is_file() for row in job["rows"] for cell in row["cells"]):
             with texts.reading(f"tables/{name}", "cannot be made again"), TemporaryDirectory() as temporary:
                 render_table(job, Path(temporary) / name)
-                _rows(folder, cells, Path(temporary), f"tables/{name}.csv", CELL_KEYS)
-                _bytes(folder, texts, Path(temporary), *(f"tables/{name}.{kind}" for kind in ("csv", "md", "tex")))
+                same_rows(folder, cells, Path(temporary), f"tables/{name}.csv", CELL_KEYS)
+                same_files(folder, texts, Path(temporary), *(f"tables/{name}.{kind}" for kind in ("csv", "md", "tex")))
         else:
             _without_counts(folder, ledger, f"tables/{name}.csv")
     _classes(folder, texts)
     job = paper_claims.claims_job(folder.plan, folder.layout, study.ROOT / paper_claims.CLAIMS)
     with ledger[CLAIMS].reading("claims.csv", "cannot be made again"), TemporaryDirectory() as temporary:
         render_claims(job, Path(temporary) / "claims")
-        _rows(folder, ledger[CLAIMS], Path(temporary), "claims.csv", ("id",))
-        _bytes(folder, ledger[CLAIMS], Path(temporary), "claims.csv", "claims.md")
+        same_rows(folder, ledger[CLAIMS], Path(temporary), "claims.csv", ("id",))
+        same_files(folder, ledger[CLAIMS], Path(temporary), "claims.csv", "claims.md")
     _page(folder, ledger[PAGE])
     if cells.verified and not cells.differences and (texts.differences or ledger[PAGE].differences):
         ledger.notes.append(
@@ -60,21 +61,12 @@ def _classes(folder: Folder, check: Check) -> None:
     with check.reading(CLASSES, "cannot be made again"), TemporaryDirectory() as temporary:
         write_classes(job, Path(temporary) / CLASSES)
         if read_csv(Path(temporary) / CLASSES):
-            _bytes(folder, check, Path(temporary), CLASSES)
+            same_files(folder, check, Path(temporary), CLASSES)
 
 
 def _table_job(folder: Folder, name: str) -> dict:
     """As the table was made: cells without counts say so if their training failed."""
-    job = study.table_job(folder.plan, folder.layout, name)
-    training_of = {
-        folder.layout.counts_of(cell): resolve.training_name(folder.plan.evaluations[cell.evaluation]["train"])
-        for cell in folder.plan.cells
-    }
-    for row in job["rows"]:
-        for cell in row["cells"]:
-            if why := folder.failed.get(training_of.get(cell["counts"], "")):
-                cell["failed"] = why
-    return job
+    return mark(study.table_job(folder.plan, folder.layout, name), folder.plan, folder.layout, folder.failed)
 
 
 def _without_counts(folder: Folder, ledger: Ledger, name: str) -> None:
@@ -90,13 +82,13 @@ def _without_counts(folder: Folder, ledger: Ledger, name: str) -> None:
         ledger[TEXTS].unknown("the counts that the study makes them from are missing", 3)  # .csv, .md, .tex
 
 
-def _bytes(folder: Folder, check: Check, made: Path, *names: str) -> None:
+def same_files(folder: Folder, check: Check, made: Path, *names: str) -> None:
     """Compare files with what was made again of them in the folder ``made``."""
     for name in names:
         check.same_bytes(name, folder.results / name, made / Path(name).name)
 
 
-def _rows(folder: Folder, check: Check, made: Path, name: str, keys: Sequence[str]) -> None:
+def same_rows(folder: Folder, check: Check, made: Path, name: str, keys: Sequence[str]) -> None:
     """Compare a CSV with the one in the folder ``made`` row by row, a row known by its ``keys``."""
     path = folder.results / name
     if not path.is_file():
@@ -147,7 +139,7 @@ def _page(folder: Folder, check: Check) -> None:
         except UNREADABLE as error:
             check.unknown(f"{PAGE_FILE} cannot be made again ({str(error).replace(f'{mirror}/', '')})")
         else:
-            _bytes(folder, check, mirror, PAGE_FILE)
+            same_files(folder, check, mirror, PAGE_FILE)
 
 
 def _index(folder: Folder, ledger: Ledger) -> None:
@@ -180,7 +172,7 @@ def _index(folder: Folder, ledger: Ledger) -> None:
             return
         with log_check.reading("training.csv", "cannot be made again from each training's log.csv"):
             index.collect(trained, logs, *others, runs, log)
-            _bytes(folder, log_check, Path(temporary), "training.csv")
+            same_files(folder, log_check, Path(temporary), "training.csv")
 
 
 def _compare_runs(check: Check, stored: Sequence[Mapping[str, str]], made: Mapping[str, Mapping[str, str]]) -> None:

@@ -5,6 +5,7 @@ from contextlib import suppress
 from crnet.audit.folder import Folder, commits
 from crnet.audit.ledger import UNREADABLE, Check, Ledger
 from crnet.config import resolve, sources, tuning
+from crnet.config.probe import FOLDER, probe_name
 from crnet.runtime.files import canonical
 
 CHECKS = PRESENT, STRAY, SPECIFICATION = (
@@ -45,12 +46,18 @@ def _present(folder: Folder, ledger: Ledger) -> None:
             check.unknown(f"the training failed: {folder.failed[training]}")
         elif (file := folder.where(name)) not in folder.broken:
             check.differs(file, f"is missing; the study has it for {cells[name]}")
-    for planned, there, kind in ((plan.trials, folder.trials, "trials"), (plan.choices, folder.choices, "choice")):
-        for name in planned:
+    for planned, there, last, use in (
+        (plan.trials, folder.trials, "finetune/{}/trials.json", "finetunes with it"),
+        (plan.choices, folder.choices, "finetune/{}/choice.json", "finetunes with it"),
+        (plan.probes, folder.probes, f"{FOLDER}/{{}}/probe.json", "probes that row"),
+    ):
+        for name, spec in planned.items():
             if name in there:
                 check.ok()
-            elif (file := f"finetune/{name}/{kind}.json") not in folder.broken:
-                check.differs(file, "is missing; the study finetunes with it")
+            elif planned is plan.probes and (training := resolve.training_name(spec["train"])) in folder.failed:
+                check.unknown(f"the training failed: {folder.failed[training]}")
+            elif (file := last.format(name)) not in folder.broken:
+                check.differs(file, f"is missing; the study {use}")
     if folder.evaluations and not set(plan.evaluations) & set(folder.evaluations):
         planned, there = len(plan.evaluations), len(folder.evaluations)
         ledger.notes += [
@@ -64,8 +71,9 @@ def _stray(folder: Folder, check: Check) -> None:
     """A folder that the plan does not name may lie there, as long as nothing that is published comes from it."""
     results, plan, at = folder.results, folder.plan, folder.layout
     named = {*map(at.evaluation, plan.evaluations), *map(at.finetuning, [*plan.trials, *plan.choices])}
+    named |= set(map(at.probe, plan.probes))
     named |= {at.episodes(evaluation) for evaluation in plan.evaluations.values()}
-    found = [path for kind in ("evaluate", "finetune") for path in (results / kind).glob("*") if path.is_dir()]
+    found = [path for kind in ("evaluate", "finetune", FOLDER) for path in (results / kind).glob("*") if path.is_dir()]
     found += (results / "episodes").glob("*.csv")
     if strays := sorted(folder.relative(path) for path in found if str(path) not in named):
         more = f" and {len(strays) - 2} more" if len(strays) > 2 else ""
@@ -86,6 +94,7 @@ def _specifications(folder: Folder, check: Check) -> None:
         (folder.choices, folder.plan.choices, tuning.choice_name),
         (folder.trials, folder.plan.trials, tuning.trials_name),
         (folder.trainings, folder.plan.trainings, resolve.training_name),
+        (folder.probes, folder.plan.probes, probe_name),
     )
     for reports, planned, name_of in kinds:
         for name, report in reports.items():

@@ -19,7 +19,15 @@ from crnet.config.settings import KINDS, PACKAGE, components
 from crnet.runtime.files import canonical
 
 STUDY = (
-    *(schema.Study, schema.Benchmark, schema.Sheet, schema.ArchiveSettings, schema.LimitSettings, schema.Folders),
+    *(
+        schema.Study,
+        schema.Benchmark,
+        schema.Sheet,
+        schema.Probe,
+        schema.ArchiveSettings,
+        schema.LimitSettings,
+        schema.Folders,
+    ),
     *(schema.Table, schema.Row, schema.Switches),
 )
 SECTIONS = ("TRAIN", "EVALUATE", "FINETUNE", "EPISODES")

@@ -49,7 +49,7 @@ class Plan:
     """Everything a study runs, by name; names end in a hash of what they name, so unequal things never collide.
 
     Attributes:
-        datasets, encoders, features, episodes, trainings, evaluations: name -> specification.
+        datasets, encoders, features, episodes, trainings, evaluations, probes: name -> specification.
         trials, choices: Likewise, of how finetuning is chosen; see ``crnet.config.tuning``.
         cells: Which evaluation fills which cell of which table.
         not_run: (table, row, shots) -> why the study leaves it out.
@@ -65,6 +65,7 @@ class Plan:
     trials: dict[str, Spec] = field(default_factory=dict)
     choices: dict[str, Spec] = field(default_factory=dict)
     evaluations: dict[str, Spec] = field(default_factory=dict)
+    probes: dict[str, Spec] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
     not_run: dict[tuple[str, str, int], str] = field(default_factory=dict)
 

@@ -48,6 +48,12 @@ def distinct_ids(kind: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def distinct(values: list) -> list:
+    if len(set(values)) != len(values):
+        raise ValueError("holds an entry twice; keep one")
+    return values
+
+
 class Switches(Strict):
     """Differences from the study's settings, by section; later ones win: study, then table, then row.
 
@@ -192,6 +198,24 @@ class Sheet(Strict):
     episodes: Annotated[int, Field(ge=1, le=10)] = 2
 
 
+class Probe(Strict):
+    """Whose modules are asked whether they use the support, by swapping what they read of it for another class's.
+
+    Attributes:
+        table, rows: Which rows, at 1 shot, of one table; their methods need a module that can be asked.
+        episodes: The first so many stored test episodes of each fold, or all where there are fewer.
+    """
+
+    table: Slug
+    rows: Annotated[list[Slug], Field(min_length=1)]
+    episodes: Annotated[int, Field(ge=1, le=100_000)] = 200
+
+    @field_validator("rows")
+    @classmethod
+    def _distinct(cls, values: list) -> list:
+        return distinct(values)
+
+
 class Folders(Strict):
     """Relative to the folder that ``snakemake`` is started in.
 
@@ -238,6 +262,7 @@ class Study(Strict):
         threads: A job.
         limits: For small machines.
         sheet: What the sheet of test episodes shows; null: there is none.
+        probe: Which rows are probed; null: none.
         archives: By file name: mirrors and checksums.
         folders: Where things lie.
     """
@@ -260,15 +285,14 @@ class Study(Strict):
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     limits: LimitSettings = LimitSettings()
     sheet: Sheet | None = None
+    probe: Probe | None = None
     archives: dict[str, ArchiveSettings] = {}
     folders: Folders = Folders()
 
     @field_validator("tables", "seeds", "controls")
     @classmethod
     def _distinct(cls, values: list) -> list:
-        if len(set(values)) != len(values):
-            raise ValueError("holds an entry twice; keep one")
-        return values
+        return distinct(values)
 
 
 def parse(model: type[Model], content: Any, where: str) -> Model:

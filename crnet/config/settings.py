@@ -17,7 +17,7 @@ from crnet.data.splits import Splits
 from crnet.errors import CrnetError
 
 PACKAGE = Path(__file__).resolve().parents[1]
-LITERALS = {"SETTINGS", "LIMITS", "TRAINS", "LAYERS", "DEFAULT_LAYERS", "ALIGNMENT", "ARCHIVES", "OWN"}
+LITERALS = {"SETTINGS", "LIMITS", "TRAINS", "LAYERS", "DEFAULT_LAYERS", "ALIGNMENT", "ARCHIVES", "OWN", "SWAPS"}
 # A component from outside the package: what stands behind the colon is the function that makes it.
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 KINDS = {"method": "methods", "encoder": "encoders", "dataset": "data/sets"}  # kind -> folder

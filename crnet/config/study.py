@@ -7,7 +7,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from crnet.config import elsewhere, resolve, sources, tuning
+from crnet.config import elsewhere, probe, resolve, sources, tuning
 from crnet.config.labels import control_label, encoder_text, run_labels, switches
 from crnet.config.names import for_paths
 from crnet.config.resolve import Cell, Plan
@@ -50,13 +50,20 @@ def load(files: Iterable[Path] = (), overrides: Mapping[str, Any] | None = None,
     where = " + ".join(str(file) for file, _ in layers)
     study = parse(Study, content, where)
     try:
-        plan = resolve.resolve(study, root / TABLES)
+        plan = planned(study, root)
         layout = Layout(plan)
         for name in plan.tables:
             check_command(name, table_job(plan, layout, name))
         return plan
     except CrnetError as error:
         raise CrnetError(f"{where}: {error}") from error
+
+
+def planned(study: Study, root: Path = ROOT) -> Plan:
+    """The plan of a study that is checked already; raises CrnetError where it does not fit the tables."""
+    plan = resolve.resolve(study, root / TABLES)
+    probe.add_probes(plan)
+    return plan
 
 
 def require_checkout(root: Path = ROOT) -> None:
@@ -244,6 +251,12 @@ class Layout:
         """The counts that fill a cell: predicted with the first support, or averaged over the supports."""
         return f"{self.evaluation(cell.evaluation)}/{'counts-fusion' if cell.fused else 'counts'}.csv"
 
+    def probe(self, name: str) -> str:
+        return f"{self.results}/{probe.FOLDER}/{name}"
+
+    def probe_counts(self, name: str) -> str:
+        return f"{self.probe(name)}/counts.csv"
+
     def finetuning(self, name: str) -> str:
         """Folder of trials, or of a choice."""
         return f"{self.results}/finetune/{name}"
@@ -332,8 +345,19 @@ def page_job(plan: Plan) -> dict[str, Any]:
         "command": f"snakemake --cores all{chosen}",
         "results": Layout(plan).results,
         "sheet": study.sheet is not None,
+        "probe": study.probe and study.probe.table,
         "sources": sources.present({**spec["train"], "encoder": spec["train"]["encoder"]["name"]} for spec in runs),
     }
+
+
+def probe_job(plan: Plan, layout: Layout) -> dict[str, Any] | None:
+    """What the probe's table is made of; None where the study has no probe."""
+    if plan.study.probe is None:
+        return None
+    table = table_job(plan, layout, plan.study.probe.table)
+    job = probe.probe_job(plan, table, layout.probe_counts)
+    check_command("probe", job)
+    return job
 
 
 def sheet_job(plan: Plan, layout: Layout) -> dict[str, Any] | None:

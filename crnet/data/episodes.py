@@ -110,6 +110,45 @@ def draw_trials(index: Index, fold: int, count: int, shots: int, classes: str = 
     return draw(index, fold, count, [0], shots, "leave out", trials=classes)
 
 
+@dataclass(frozen=True)
+class Other:
+    """A support of another class than an episode's."""
+
+    class_id: int
+    photo: str
+
+
+def draw_others(table: EpisodeTable, index: Index, count: int) -> tuple[Other, ...]:
+    """For each of the first ``count`` episodes the first support of an episode of another class of the same fold.
+
+    First the class, uniformly, then one of its supports whose photo does not show the class that the episode asks for.
+    Each episode has a seed of its own, derived from its table's fold, its seed and its number.
+
+    Raises:
+        CrnetError: an episode without any such support.
+    """
+    supports = sorted({(episode.class_id, episode.supports[0]) for episode in table.episodes})
+    pools: dict[int, dict[int, list[str]]] = {}  # class asked for -> other class -> photos
+    for asked in {episode.class_id for episode in table.episodes}:
+        pools[asked] = {}
+        for class_id, photo in supports:
+            if class_id != asked and asked not in index.photos[photo].classes:
+                pools[asked].setdefault(class_id, []).append(photo)
+    others = []
+    for episode in table.episodes[:count]:
+        pool = pools[episode.class_id]
+        if not pool:
+            name = index.class_name(episode.class_id)
+            raise CrnetError(
+                f"fold {table.fold} of {index.name}: no episode of another class has a support without {name}, which a "
+                "probe needs; draw more episodes, or leave the probe out."
+            )
+        generator = np.random.default_rng(derive("probe", index.name, table.fold, episode.seed, episode.number))
+        class_id = sorted(pool)[generator.integers(len(pool))]
+        others.append(Other(class_id, pool[class_id][generator.integers(len(pool[class_id]))]))
+    return tuple(others)
+
+
 def write(path: Path, table: EpisodeTable) -> str:
     """Write the table as CSV and, beside it as JSON, what it was drawn from; returns the CSV's digest."""
     header = ("episode_seed", "episode", "class", "query", *_supports(table.shots))

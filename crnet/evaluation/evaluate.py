@@ -9,6 +9,7 @@ from tqdm import tqdm
 from crnet.config import sources
 from crnet.config.tuning import CHOSEN
 from crnet.cost import memory
+from crnet.data.episodes import EpisodeTable
 from crnet.data.episodes import read as read_episodes
 from crnet.data.index import Index
 from crnet.encoders.frozen import compute_dtype
@@ -59,22 +60,14 @@ def evaluate(
     origin = provenance.record(device, threads) | sources.recorded(spec["train"])
     chosen = _read_choice(choice, spec) if "finetune" in spec else None
     predictor = Predictor(spec, data, encoder, weights, device, features, limits)
-    index, table = predictor.index, read_episodes(episodes, predictor.index)
-    if table.fold != spec["train"]["fold"]:
-        raise CrnetError(f"{episodes}: holds episodes of fold {table.fold}, not {spec['train']['fold']}.")
+    index, table = predictor.index, read_table(episodes, predictor.index, spec["train"]["fold"])
     memory.check(memory.evaluation(spec, limits, predictor.named(table.episodes), bool(features)), device, out.name)
     if table.left_out:
         named = ", ".join(f"{name} ({size})" for name, size in table.left_out.items())
         print(f"classes left out for want of test photos: {named}", flush=True)
     if index.subset:
         print(f"data: {index.subset}", flush=True)
-    digests = {
-        "dataset_digest": index.digest,
-        "encoder_digest": predictor.encoder.digest,
-        "weights_sha256": sha256_file(weights) if weights else "",
-        "episodes_digest": sha256_file(episodes),
-        "choice_sha256": sha256_file(choice) if chosen else "",
-    }
+    digests = digests_of(predictor, weights, episodes) | {"choice_sha256": sha256_file(choice) if chosen else ""}
     # Finetuned episodes are made one by one, untouched ones in chunks, whose bits are the chunk's.
     together = 1 if chosen and chosen["steps"] else predictor.together
     done = SavedRows(state, [spec, digests], "episodes", together, before_save=predictor.encoder.verify)
@@ -97,11 +90,7 @@ def evaluate(
         "spec": spec,
         **origin,
         "choice": {key: chosen[key] for key in CHOSEN} if chosen else {},
-        "seconds": round(done.seconds, 2),
-        "cpu_seconds": round(done.cpu_seconds, 2),
-        "peak_memory_bytes": provenance.peak_memory_bytes(device),
-        "episodes_per_second": len(done.rows) / max(done.seconds, 1e-9),
-        "dtype": str(compute_dtype(predictor.device, spec["evaluate"]["precision"])).removeprefix("torch."),
+        **effort(done, predictor),
         **digests,
         **written,
         PAIRS: index.class_pairs(table.fold),
@@ -110,6 +99,35 @@ def evaluate(
         "split_note": index.split_note or "",
     })  # fmt: skip
     done.remove()
+
+
+def read_table(path: Path, index: Index, fold: int) -> EpisodeTable:
+    """The test episodes of a fold; raises CrnetError if they are of another fold or of other data."""
+    table = read_episodes(path, index)
+    if table.fold != fold:
+        raise CrnetError(f"{path}: holds episodes of fold {table.fold}, not {fold}.")
+    return table
+
+
+def digests_of(predictor: Predictor, weights: Path | None, episodes: Path) -> dict[str, str]:
+    """Of all files from which a prediction follows."""
+    return {
+        "dataset_digest": predictor.index.digest,
+        "encoder_digest": predictor.encoder.digest,
+        "weights_sha256": sha256_file(weights) if weights else "",
+        "episodes_digest": sha256_file(episodes),
+    }
+
+
+def effort(done: SavedRows, predictor: Predictor) -> dict[str, Any]:
+    """What the rows took, and in which type they were computed."""
+    return {
+        "seconds": round(done.seconds, 2),
+        "cpu_seconds": round(done.cpu_seconds, 2),
+        "peak_memory_bytes": provenance.peak_memory_bytes(predictor.device.type),
+        "episodes_per_second": len(done.rows) / max(done.seconds, 1e-9),
+        "dtype": str(compute_dtype(predictor.device, predictor.settings["precision"])).removeprefix("torch."),
+    }
 
 
 def _row(prediction: Prediction, index: Index) -> dict[str, Any]:

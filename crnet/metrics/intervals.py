@@ -99,8 +99,11 @@ class FoldCounts:
         return score(self.class_sums(), metric, void, self.weights(self.class_episodes()))
 
 
-def read_fold(fold: int, files: Mapping[int, str | os.PathLike]) -> FoldCounts:
+def read_fold(fold: int, files: Mapping[int, str | os.PathLike], **only: str) -> FoldCounts:
     """Read the ``counts.csv`` of every training seed, by seed, of one row on one fold, and the reports beside them.
+
+    Args:
+        only: Columns and what they hold in the lines that are meant, where a file has several an episode.
 
     Raises:
         CrnetError: no seed, an empty file or one without the columns, or seeds scored on different episodes; a report
@@ -110,7 +113,7 @@ def read_fold(fold: int, files: Mapping[int, str | os.PathLike]) -> FoldCounts:
         raise CrnetError(f"Fold {fold} has no counts to read: give at least one training seed.")
     identity, counts = None, []
     for seed in sorted(files):
-        rows = read_csv(files[seed])
+        rows = [row for row in read_csv(files[seed]) if all(row.get(key) == held for key, held in only.items())]
         missing = [name for name in (*_EPISODE_COLUMNS, *QUERY_COLUMNS) if not rows or name not in rows[0]]
         if missing:
             raise CrnetError(f"{files[seed]} holds no episodes with the column {missing[0]}: evaluate again.")

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from crnet.config import resolve
+from crnet.config.probe import swaps
 from crnet.config.resolve import Plan
 from crnet.config.settings import component
 from crnet.config.study import Layout
@@ -277,6 +278,8 @@ def _results(plan: Plan, layout: Layout) -> Need:
         settings = spec["finetune"]
         each = 1 + len(set(settings["lr"])) * len(set(settings["steps"]))  # of an episode, no step at all among them
         rows[Path(layout.finetuning(name)) / "trials.csv"] = settings["trial_episodes"] * each
+    for name, spec in plan.probes.items():
+        rows[Path(layout.probe_counts(name))] = episodes_of(spec) * (1 + len(swaps(spec["train"])))
     basis = f"{plural(sum(rows.values()), 'row')} of counts, {COUNT_BYTES} bytes each"
     return _need("results", layout.results, {file: COUNT_BYTES * count for file, count in rows.items()}, basis)
 
@@ -338,7 +341,9 @@ def file_systems(needs: Sequence[Need]) -> list[tuple[str, float, int]]:
 
 
 def episodes_of(evaluation: dict) -> int:
-    """Test episodes of an evaluation, those of all episode seeds together."""
+    """Test episodes of an evaluation, those of all episode seeds together; of a probe those that it takes."""
+    if "probe" in evaluation:
+        return evaluation["probe"]["episodes"]
     return len(evaluation["episodes"]["seeds"]) * evaluation["episodes"]["count"]
 
 

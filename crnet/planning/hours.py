@@ -9,7 +9,10 @@ from crnet.planning.rates import Rates
 from crnet.planning.stages import Demand, Stage
 
 WORKERS = (1, 4, 8, 64)
-KINDS = {"features": "features", "train": "training", "trials": "trials", "finetune": "finetuning", "evaluate": "test"}
+KINDS = {
+    **{"features": "features", "train": "training", "trials": "trials", "finetune": "finetuning", "evaluate": "test"},
+    "probe": "probe",
+}
 
 
 class Hours:
@@ -33,9 +36,11 @@ class Hours:
         return sum(stage.units * stage.multiply_adds for stage in work)
 
     def jobs_of(self, table: str) -> set[Job]:
-        """All jobs that fill a table's cells."""
+        """All jobs that fill a table's cells, and those that probe its rows."""
         cells = {cell.evaluation for cell in self.plan.cells if cell.table == table}
         last = [job for job in self.graph if job[0] in ("evaluate", "finetune") and job[1] in cells]
+        if self.plan.study.probe and self.plan.study.probe.table == table:
+            last += [job for job in self.graph if job[0] == "probe"]
         return ancestors(self.graph, last)
 
     def sums(self, jobs: Collection[Job]) -> dict[str, float]:

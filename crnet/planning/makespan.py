@@ -14,7 +14,7 @@ from crnet.config.study import Layout
 
 Job = tuple[str, str]  # rule, and the name of what it makes
 Graph = dict[Job, list[Job]]  # job -> jobs whose files it reads, which stand before it
-ON_GPU = ("features", "train", "trials", "evaluate", "finetune")
+ON_GPU = ("features", "train", "trials", "evaluate", "finetune", "probe")
 
 
 def graph_of(plan: Plan, layout: Layout) -> Graph:
@@ -58,6 +58,9 @@ def graph_of(plan: Plan, layout: Layout) -> Graph:
         if choice := tuning.choice_spec(spec):
             before.append(("choice", tuning.choice_name(choice)))
         graph["finetune" if choice else "evaluate", name] = before
+    for name, spec in plan.probes.items():
+        before = [*data_files(spec["train"]), *stores(spec), *_training(spec["train"])]
+        graph["probe", name] = [*before, ("episodes", PurePath(layout.episodes(spec)).stem)]
     return graph
 
 

@@ -187,7 +187,12 @@ def _work(plan: Plan, data: Sequence[DataSet]) -> list[str]:
         text = f"{plural(len(finetuned), 'evaluation')}, {fused} of them also fused: {sum(episodes):,} episodes, "
         lines += _line("finetuning", f"{text}at most {steps:,} steps")
     predicted = sum(map(episodes_of, plan.evaluations.values()))
-    return lines + _line("test", f"{predicted:,} episodes, the finetuned ones among them")
+    lines += _line("test", f"{predicted:,} episodes, the finetuned ones among them")
+    if plan.probes:
+        episodes = sum(map(episodes_of, plan.probes.values()))
+        text = f"{plural(len(plan.probes), 'run')} on {episodes:,} of these episodes, each with every swap"
+        lines += _line("probe", text)
+    return lines
 
 
 def _hours_lines(hours: Hours) -> list[str]:
@@ -277,6 +282,7 @@ def _source_lines(plan: Plan, layout: Layout) -> list[str]:
     reports = [Path(layout.training(name)) / "train.json" for name in plan.trainings]
     reports += [Path(layout.finetuning(name)) / "trials.json" for name in plan.trials]
     reports += [Path(layout.evaluation(name)) / "evaluation.json" for name in plan.evaluations]
+    reports += [Path(layout.probe(name)) / "probe.json" for name in plan.probes]
     runs = []
     for path in filter(Path.is_file, reports):
         try:

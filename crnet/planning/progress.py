@@ -17,6 +17,7 @@ from crnet.planning.stages import Demand
 STAGES = {
     **{"download": "downloads", "data": "data", "encoder": "encoders", "episodes": "episodes", "features": "features"},
     **{"train": "trainings", "trials": "trials", "evaluate": "evaluations", "finetune": "finetuned evaluations"},
+    "probe": "probes",
 }
 START_WORK = 2e11  # multiply-adds of a core while a job starts, where no step times are known
 FIRST_WORD, POLL = 20.0, 2.0  # seconds until a run is spoken of, and between two looks at its files
@@ -48,6 +49,7 @@ class Progress:
             "features": f"{at.work}/features/{name}/features.json",
             "train": f"{at.training(name)}/train.json",
             "trials": f"{at.finetuning(name)}/trials.json",
+            "probe": f"{at.probe(name)}/probe.json",
         }
         return Path(files.get(rule) or f"{folders[rule]}/evaluation.json")
 

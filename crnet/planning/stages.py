@@ -11,6 +11,7 @@ from pathlib import PurePath
 
 from crnet.config import resolve
 from crnet.config.defaults import scaled
+from crnet.config.probe import swaps
 from crnet.config.resolve import Plan, Spec
 from crnet.config.study import Layout
 from crnet.cost import memory
@@ -83,13 +84,17 @@ def trials(spec: dict, data: DataSet, limits: Limits, stored: bool) -> Stage:
 
 
 def evaluation(spec: dict, data: DataSet, limits: Limits, stored: bool) -> Stage:
-    """Scoring all test episodes; each is finetuned first where the specification says so. ``stored``: as above."""
+    """Scoring all test episodes; each is finetuned first, or probed, where the specification says so.
+
+    ``stored``: as above.
+    """
     episodes, counted = episodes_of(spec), _Episodes(spec, data, limits, stored)
     if "finetune" in spec:
         # The number of steps is chosen by trial: the most are counted.
         each = max(spec["finetune"]["steps"]) * counted.step + 2 * counted.ring + counted.adapted(counted.shots)
         return Stage(FINETUNING, episodes, each + counted.encoding / episodes)
-    return Stage(EVALUATION, episodes, counted.predicted + counted.encoding / episodes)
+    readings = 1 + len(swaps(spec["train"])) if "probe" in spec else 1
+    return Stage(EVALUATION, episodes, readings * counted.predicted + counted.encoding / episodes)
 
 
 class _Episodes:
@@ -172,7 +177,7 @@ def named(pools: Sequence[int] | None, episodes: int, each: int) -> float:
 
 
 class Demand:
-    """Of the jobs that use a network: features, train, trials, evaluate and finetune.
+    """Of the jobs that use a network: features, train, trials, evaluate, finetune and probe.
 
     Attributes:
         specs: Job -> its specification.
@@ -188,6 +193,7 @@ class Demand:
         self.specs |= {("trials", name): spec for name, spec in plan.trials.items()}
         for name, spec in plan.evaluations.items():
             self.specs["finetune" if "finetune" in spec else "evaluate", name] = spec
+        self.specs |= {("probe", name): spec for name, spec in plan.probes.items()}
 
     def _of(self, job: Job) -> tuple[Spec, DataSet]:
         spec = self.specs[job]

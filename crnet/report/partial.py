@@ -12,6 +12,7 @@ from typing import Any
 
 from crnet.config import study
 from crnet.config.claims import CLAIMS, claims_job
+from crnet.config.probe import FOLDER
 from crnet.config.resolve import Plan, training_name
 from crnet.config.study import Layout
 from crnet.errors import CrnetError
@@ -21,6 +22,7 @@ from crnet.report.claims_plot import plot_claims
 from crnet.report.figures import plot_table
 from crnet.report.k_shot import plot_k_shot
 from crnet.report.page.page import CLASSES, CURVE_TABLE, write_page
+from crnet.report.probe import render_probe
 from crnet.report.runs import collect, counts_files
 from crnet.report.tables.render import render_table
 from crnet.runtime.files import atomic_write, read_csv, read_mapping
@@ -51,6 +53,8 @@ def render(files: Sequence[Path], root: Path = study.ROOT) -> str:
     render_claims(job, results / "claims")
     plot_claims(job, results / "claims.csv", results / "figures/claims")
     _note_gaps((cell for place in job["places"].values() for cell in place["cells"]), Path(layout.job("claims")))
+    if probe := study.probe_job(plan, layout):
+        notes += _probe(mark(probe, plan, layout, failed), results, Path(layout.job("probe")))
     notes += _classes(study.table_job(plan, layout, study.headline_table(plan)), results)
     notes += _index(plan, layout, results)
     write_page(study.page_job(plan), results)
@@ -76,8 +80,9 @@ def failures(plan: Plan, layout: Layout) -> dict[str, str]:
 
 
 def mark(job: dict, plan: Plan, layout: Layout, failed: dict[str, str]) -> dict:
-    """A table job whose cells say ``failed`` where the training behind their counts did."""
+    """A job of a table, or of the probe, whose cells say ``failed`` where the training behind their counts did."""
     training_of = {layout.counts_of(c): training_name(plan.evaluations[c.evaluation]["train"]) for c in plan.cells}
+    training_of |= {layout.probe_counts(name): training_name(spec["train"]) for name, spec in plan.probes.items()}
     for row in job["rows"]:
         for cell in row["cells"]:
             if why := failed.get(training_of.get(cell["counts"], "")):
@@ -89,8 +94,7 @@ def _table(job: Mapping[str, Any], results: Path, job_file: Path) -> list[str]:
     prefix = results / "tables" / job["table"]
     cells = [cell for row in job["rows"] for cell in row["cells"]]
     stored = prefix.with_suffix(".csv")
-    gone = cells and not any(Path(cell["counts"]).is_file() for cell in cells)
-    if gone and stored.is_file() and any(row.get("value") for row in read_csv(stored)):
+    if _gone(cells, stored, "value"):
         return [f"{stored} is left as it is: it holds values whose counts are all gone"]
     render_table(job, prefix)
     plot_table(job, stored, results / "figures" / job["table"])
@@ -98,6 +102,23 @@ def _table(job: Mapping[str, Any], results: Path, job_file: Path) -> list[str]:
         plot_k_shot(job, stored, results / "figures/k-shot")
     _note_gaps(cells, job_file)
     return []
+
+
+def _probe(job: Mapping[str, Any], results: Path, job_file: Path) -> list[str]:
+    prefix = results / FOLDER / "table"
+    cells = [cell for row in job["rows"] for cell in row["cells"]]
+    stored = prefix.with_suffix(".csv")
+    if _gone(cells, stored, "miou"):
+        return [f"{stored} is left as it is: it holds values whose counts are all gone"]
+    render_probe(job, prefix)
+    _note_gaps(cells, job_file)
+    return []
+
+
+def _gone(cells: Sequence[Mapping[str, Any]], stored: Path, column: str) -> bool:
+    """Whether a table that is stored has values, and none of its counts is here."""
+    here = not cells or any(Path(cell["counts"]).is_file() for cell in cells)
+    return not here and stored.is_file() and any(row.get(column) for row in read_csv(stored))
 
 
 def _classes(job: Mapping[str, Any], results: Path) -> list[str]:

@@ -4,7 +4,15 @@ DATASETS = {AT.data(spec): spec for spec in PLAN.datasets.values()}
 ENCODERS = {AT.encoder(spec): spec for spec in PLAN.encoders.values() if AT.encoder(spec)}
 EPISODES = {AT.episodes(spec): spec for spec in PLAN.evaluations.values()}
 FEATURES = {AT.features_folder(spec): spec for spec in PLAN.features.values()}
-NEED_ENCODER = {"features", "train", "trials", "evaluate", "finetune", "sheet"}  # rules whose jobs run a network
+NEED_ENCODER = {
+    "features",
+    "train",
+    "trials",
+    "evaluate",
+    "finetune",
+    "probe",
+    "sheet",
+}  # rules whose jobs run a network
 GPU = 1 if STUDY.device == "cuda" else 0
 # Among the resources, not the params: other limits give the same results, and start nothing again.
 LIMITS = canonical(STUDY.limits.model_dump())

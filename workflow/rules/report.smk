@@ -6,6 +6,7 @@ localrules:
     job,
     table,
     claims,
+    probe_table,
     k_shot,
     classes,
     losses,
@@ -115,6 +116,24 @@ rule claims:
         "python -m crnet job claims --job {params.job:q} --out {params.out:q} --figures {params.figures:q} > {log:q} 2>&1"
 
 
+rule probe_table:
+    input:
+        [cell["counts"] for row in PROBE["rows"] for cell in row["cells"]] if PROBE else [],
+        job=AT.job("probe"),
+    output:
+        f"{AT.results}/probe/table.csv",
+        f"{AT.results}/probe/table.md",
+    log:
+        f"logs/report/{STUDY.study}-probe.log",
+    conda:
+        "../../environment.yml"
+    params:
+        job=canonical(PROBE),
+        out=lambda wc, output: os.path.splitext(output[0])[0],
+    shell:
+        "python -m crnet job probe-table --job {params.job:q} --out {params.out:q} > {log:q} 2>&1"
+
+
 rule k_shot:
     input:
         f"{AT.results}/tables/table4.csv",
@@ -218,6 +237,7 @@ RENDERED = [
     *[f"{AT.results}/figures/k-shot.{suffix}" for suffix in FORMATS if K_SHOT],
     *rules.claims.output,
     *rules.classes.output,
+    *(rules.probe_table.output if PROBE else []),
 ]
 # The page, tables and claims as Snakemake's report shows them.
 HTML = f"{AT.work}/report/{STUDY.study}"

@@ -167,3 +167,36 @@ use rule evaluate as finetune with:
         f"{AT.results}/evaluate/{{run}}/evaluation.json",
     wildcard_constraints:
         run=r".+-finetuned-[0-9a-f]{8}",
+
+
+rule probe:
+    # Not of the evaluation's counts: it predicts its episodes untouched, too, in the same batches.
+    input:
+        unpack(lambda wc: predicting_files(PLAN.probes[wc.run])),
+        episodes=lambda wc: ancient(AT.episodes(PLAN.probes[wc.run])),
+        weights=lambda wc: AT.weights(PLAN.probes[wc.run]),
+    output:
+        f"{AT.results}/probe/{{run}}/counts.csv",
+        f"{AT.results}/probe/{{run}}/probe.json",
+    log:
+        "logs/probe/{run}.log",
+    benchmark:
+        "logs/benchmarks/probe/{run}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: STUDY.threads
+    resources:
+        gpu=GPU,
+        limits=LIMITS,
+    params:
+        spec=lambda wc: canonical(PLAN.probes[wc.run]),
+        data=lambda wc, input: os.path.dirname(input.data),
+        encoder=lambda wc, input: encoder_option(input),
+        features=lambda wc, input: features_options(input),
+        out=lambda wc, output: os.path.dirname(output[0]),
+        state=f"{AT.work}/state/{{run}}.json",
+        device=STUDY.device,
+    shell:
+        "python -m crnet job probe --spec {params.spec:q} --data {params.data:q} {params.encoder:q} {params.features:q}"
+        " --weights {input.weights:q} --episodes {input.episodes:q} --state {params.state:q} --out {params.out:q}"
+        " --limits {resources.limits:q} --device {params.device} --threads {threads} > {log:q} 2>&1"

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from crnet.config.labels import table_heading
+from crnet.config.probe import FOLDER
 from crnet.errors import CrnetError
 from crnet.report.classes import render_classes
 from crnet.report.page.citation import render_citation
 from crnet.report.page.cost import render_cost
 from crnet.report.page.finetuning import render_finetuning
 from crnet.report.page.provenance import render_provenance
+from crnet.report.probe import TITLE as PROBE_TITLE
 from crnet.report.tables.layout import DETAILS, READING
 from crnet.report.tables.markdown import ORIENTATION
 from crnet.runtime.files import atomic_write, read_csv
@@ -188,7 +190,7 @@ def _listed(job: Mapping[str, Any], names: Sequence[str]) -> str:
 def _tables(
     job: Mapping[str, Any], results: Path, parts: Mapping[str, TablePart | None], shared: Mapping[str, str]
 ) -> list[tuple[str, list[str]]]:
-    """A section for each table, and the curve over shots after the table that it shows, or last."""
+    """A section for each table; after it the curve over shots, or the probe, that is of its rows."""
     sections = []
     for table in job["tables"]:
         heading, name = table_heading(table["name"], table["title"]), table["name"]
@@ -198,8 +200,11 @@ def _tables(
             sections.append((heading, [f"**{part.heading}**", part.grid, *figure, *own, _links(results, name)]))
         else:
             sections.append((heading, _missing(job, "This table", results, f"tables/{name}.md")))
-    place = next((i for i, table in enumerate(job["tables"], 1) if table["name"] == CURVE_TABLE), len(sections))
-    return [*sections[:place], ("Shots and strategies", _curve(job, results)), *sections[place:]]
+        if name == CURVE_TABLE:
+            sections.append(("Shots and strategies", _curve(job, results)))
+        if name == job.get("probe"):
+            sections.append((PROBE_TITLE, _probe(job, results)))
+    return sections
 
 
 def _links(results: Path, name: str) -> str:
@@ -215,13 +220,21 @@ def _figure(job: Mapping[str, Any], results: Path, name: str, alternative: str) 
 
 
 def _curve(job: Mapping[str, Any], results: Path) -> list[str]:
-    if CURVE_TABLE not in {table["name"] for table in job["tables"]}:
-        return []
     text = (
         "Table 4 as a curve: mean over folds with 95 % intervals. Finetuning takes two supports, so its lines begin at "
         "the second number of shots; the dotted lines join them to the 1-shot result from which they start."
     )
     return [*_figure(job, results, "k-shot", "mIoU by number of supports, for each strategy"), text]
+
+
+def _probe(job: Mapping[str, Any], results: Path) -> list[str]:
+    """Grid and sentences of the probe's table; its folds are a click away."""
+    file = f"{FOLDER}/table.md"
+    if not (results / file).is_file():
+        return _missing(job, "The probe's table", results, file)
+    _, *paragraphs = _paragraphs(results / file)
+    end = next(i for i, text in enumerate(paragraphs) if text.startswith("## "))
+    return [*paragraphs[:end], f"In full: [each fold, both void conventions]({file}), [CSV]({FOLDER}/table.csv)."]
 
 
 def _sheet(job: Mapping[str, Any], results: Path) -> list[str]:

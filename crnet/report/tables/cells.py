@@ -81,15 +81,18 @@ def collect(job: dict[str, Any]) -> list[Cell]:
 
 
 def read_folds(
-    folds: Iterable[int], cells: Iterable[Mapping[str, Any]]
+    folds: Iterable[int], cells: Iterable[Mapping[str, Any]], **only: str
 ) -> tuple[dict[int, FoldCounts], dict[int, list[int]]]:
-    """Counts of the folds that are whole, and for every other fold the planned seeds whose counts are absent."""
+    """Counts of the folds that are whole, and for every other fold the planned seeds whose counts are absent.
+
+    ``only``: as ``crnet.metrics.intervals.read_fold`` has it.
+    """
     parts, gaps = {}, {}
     for fold in folds:
         files = {cell["seed"]: cell["counts"] for cell in cells if cell["fold"] == fold}
         absent = [seed for seed, path in sorted(files.items()) if not Path(path).is_file()]
         if files and not absent:
-            parts[fold] = read_fold(fold, files)
+            parts[fold] = read_fold(fold, files, **only)
         else:
             gaps[fold] = absent
     return parts, gaps
@@ -105,12 +108,12 @@ def _read_folds(job: dict, row: dict, shots: int) -> tuple[dict[int, FoldCounts]
     if not planned:
         return {}, dict.fromkeys(job["folds"], _why_none(row, shots))
     parts, gaps = read_folds(job["folds"], planned)
-    failed = {(cell["fold"], cell["seed"]): cell["failed"] for cell in planned if "failed" in cell}
-    return parts, {fold: _gap(fold, [] if row["control"] else seeds, failed) for fold, seeds in gaps.items()}
+    return parts, {fold: gap(fold, [] if row["control"] else seeds, planned) for fold, seeds in gaps.items()}
 
 
-def _gap(fold: int, absent: Sequence[int], failed: Mapping[tuple[int, int], str]) -> str:
+def gap(fold: int, absent: Sequence[int], cells: Iterable[Mapping[str, Any]]) -> str:
     """Which seeds of a fold have no counts; of those whose training failed, why the first did."""
+    failed = {(cell["fold"], cell["seed"]): cell["failed"] for cell in cells if "failed" in cell}
     lost, others = ([seed for seed in absent if ((fold, seed) in failed) == wanted] for wanted in (True, False))
     if not lost:
         return f"missing ({place(fold, absent)})"
