@@ -140,7 +140,7 @@ class TestJob:
                     weight = (share * network.cross_reference.query(query))[:, :, None, None]
                     vector = network._category(Pairs(query, seen(category[0], None), masked(*category), mask))
                     logits = network._recur(network._branch(query * weight, vector), None, 5)[-1]
-                plain = predictor.at_own_size(logits[0], episode.query)
+                plain = predictor.at_own_size(logits[0], episode.query, 1.0)
                 expected = episode_counts((plain[1] > plain[0]).numpy(), index.class_mask(episode.query, own[1]))
                 assert np.abs(counts(file, swap)[number] - expected).max() <= 2, swap
 
