@@ -14,6 +14,7 @@ import crnet
 from crnet.cli import cli
 from crnet.data import transforms
 from crnet.errors import CrnetError
+from crnet.model.grid import at_own_size
 from crnet.runtime.files import read_json, write_json
 from crnet.yours import export as exporting
 from crnet.yours.export import export
@@ -73,7 +74,7 @@ def test_the_program_gives_the_logits_of_the_network(run, model):
     whole = crnet.load(run)
     whole.spec = {**whole.spec, "evaluate": {**whole.spec["evaluate"], "scales": [1.0]}}
     found = next(whole.each([(SCENES[0], MASK)], [SCENES[1]]))
-    probability = torch.nn.functional.interpolate(theirs, MASK.shape, mode="bilinear").softmax(1)[0, 1]
+    probability = at_own_size(theirs, (size, size), MASK.shape).softmax(1)[0, 1]
     assert np.abs(probability.numpy() - found.probability).max() < 1e-3
 
 

@@ -272,7 +272,7 @@ def test_warnings(monkeypatch):
     assert "WARNING       this machine has no NVIDIA GPU, and the study needs one (device: cuda)" in text
     assert re.search(r"WARNING too little disk for .*: 30\.00 GiB free, 37\.78 GiB needed", " ".join(text.split()))
     monkeypatch.setattr(planning, "has_nvidia_gpu", lambda: True)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=36 * GIB))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=40 * GIB))
     monkeypatch.setattr("crnet.runtime.capacity.cores", lambda: 16)
     monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 64 * GIB // 4096}[name])
     text = describe([PAPER])

@@ -365,9 +365,8 @@ def test_a_photo_that_is_augmented_and_seen_in_a_view_is_flipped_once_for_each(t
         episode = TrainingEpisode(pair.class_id, pair.image, pair.image, view, view, seed)
         *query, support, support_mask, placement = _EpisodePhotos(index, [episode], settings, "support", ())[0]
         assert query[2] == Placement(flipped=bool(view))
-        assert (support == squash(photo, 65, placement)).all() and (
-            support_mask == squash_mask(mask, 65, placement)
-        ).all()
+        assert (support == squash(photo, 65, placement)).all()
+        assert (support_mask == squash_mask(mask, 65, placement)).all()
 
 
 def test_schedules():
