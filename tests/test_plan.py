@@ -63,13 +63,13 @@ def sizes(*files: Path) -> dict[str, tuple[float | None, float | None]]:
 def test_counts_of_the_papers_study():
     text = described(PAPER)
     # 4 folds x 3 seeds = 12 runs a row and number of shots; 2 controls x 4 folds = 8 besides; COCO has 1 fold.
-    # rows run, reported, left out, cells, trainings, tunings, evaluations
+    # rows run, reported, left out, cells, trainings, trials, evaluations
     assert row(text, "table2") == ["3", "-", "-", "44", "36", "-", "44"]  # 3 x 12 + 8
     # Multi-scale is the stripped model's training: 3 kinds x 12.
     assert row(text, "table3") == ["4", "-", "-", "56", "36", "-", "56"]  # 4 x 12 + 8
     assert row(text, "refinement-steps") == ["4", "-", "-", "56", "12", "-", "56"]  # one training serves 4 rows
     # Each of 2 models: fusion at 3 shots, finetune at 2, finetune + fusion at 2: 7 x 12 cells, controls 3 x 8; the last
-    # two are one evaluation: 5 x 12. Tunings are one a training: 2 x 12.
+    # two are one evaluation: 5 x 12. Trials are one a training: 2 x 12.
     assert row(text, "table4") == ["6", "-", "-", "192", "24", "24", "144"]
     assert row(text, "table5") == ["2", "8", "-", "32", "24", "-", "32"]  # 2 x 12 + 8
     assert row(text, "table6") == ["2", "8", "-", "32", "24", "24", "32"]
@@ -77,7 +77,7 @@ def test_counts_of_the_papers_study():
     # Alone: 440 cells; less the controls' 8 + 8 + 8 + 24 + 8 + 8 + 4 = 68 they are trained; 4 x 24 + 24 are finetuned.
     assert row(text, "if no cell shared") == ["440", "372", "120", "440"]
     # Trainings: condition, cross-reference, both, refinement, full, full with VGG16: 6 x 12, and COCO's 4 x 3.
-    # Tunings: both, full, full with VGG16: 3 x 12.
+    # Trials: both, full, full with VGG16: 3 x 12.
     # Evaluations, PASCAL: table 2's 3, table 3's other 3, 4 numbers of refinements, VGG16: 11 x 12 + 8 = 140;
     # k-shot: table 4's 144 and VGG16's 12 = 156; COCO 28.
     assert row(text, "study, all shared") == ["84", "36", "324"]
@@ -90,10 +90,10 @@ def test_work_of_the_papers_study():
     # A fold trains on the 13,680 published pairs but its own: 3 x 13,680 over 4 folds; 6 kinds x 3 seeds, 200 epochs.
     assert "72 runs on pascal5i of 200 epochs x the fold's training pairs: 147,744,000 episodes" in text
     assert "12 runs on coco2014 of 200 epochs x 10,260 episodes: 24,624,000 episodes" in text
-    # 3 rates x 100 episodes x 50 steps, on which those of 10 and 25 are stations: 15,000 each.
-    assert "36 runs of 3 rates x 3 numbers of steps on 100 episodes: 540,000 steps" in text
+    # 3 rates x 40 episodes x 300 steps, on which those of 25 and 100 are stations: 36,000 each.
+    assert "36 runs of 3 rates x 3 numbers of steps on 40 episodes: 1,296,000 steps" in text
     # Table 4's 2 models x 2 shots x 12, of which all are also fused, and table 6's 12 of VGG16; 1,000 episodes each.
-    assert "60 evaluations, 48 of them also fused: 60,000 episodes, at most 3,000,000 steps" in text
+    assert "60 evaluations, 48 of them also fused: 60,000 episodes, at most 18,000,000 steps" in text
     # 140 of PASCAL and 28 of COCO with 5 x 1,000 episodes, 156 of k-shot with 1,000.
     assert "996,000 episodes, the finetuned ones among them" in text
 
@@ -151,7 +151,7 @@ def test_disk_of_the_papers_study():
         # The largest is COCO's with refinement: weights, momentum, 2 x 41 x 41 x 2 bytes a pair and branch; and the one
         # before.
         "states": 2 * (2 * largest + 240_070 * 2 * 6724),
-        "results": 100 * (996_000 + 60_000),
+        "results": 100 * (996_000 + 60_000 + 36 * 40 * 10),  # of trials: 3 rates x 3 numbers of steps, and none
     }
     assert found == {name: (pytest.approx(size), pytest.approx(size)) for name, size in expected.items()}
     text = described(PAPER)

@@ -145,11 +145,11 @@ def test_faulty_reports_are_refused_by_name(tmp_path: Path) -> None:
     report, log = tmp_path / "train/a/train.json", tmp_path / "train/a/log.csv"
     outputs = (tmp_path / "runs.csv", tmp_path / "training.csv")
     with pytest.raises(CrnetError, match=r"log.csv: has no train.json beside it"):
-        collect([], [log], [], [], *outputs)
+        collect([], [log], [], [], [], *outputs)
     copy = tmp_path / "copy/train.json"
     write_json(copy, json.loads(report.read_text()))
     with pytest.raises(CrnetError, match="run 'a' is reported twice"):
-        collect([report, copy], [], [], [], *outputs)
+        collect([report, copy], [], [], [], [], *outputs)
 
 
 @pytest.mark.parametrize(
