@@ -326,6 +326,11 @@ def test_photos_are_counted_once_and_pairs_beside_them(job: dict, tmp_path: Path
     assert "60 episodes a fold on 10 query photos (20 pairs of a photo and a class), the same" in text
 
 
+def test_quotes_of_a_label_are_latexs(job: dict, tmp_path: Path) -> None:
+    job["rows"][0]["label"] = "“Weight the support’s”: F"
+    assert "``Weight the support's'': F & " in render(job, tmp_path)[2]
+
+
 def test_tex_names_folds_ticks_and_fits_a_page(job: dict, tmp_path: Path) -> None:
     job["rows"][0]["label"] = "A row whose name is so long that with its folds beside it no page would hold it"
     _, _, tex = render(job, tmp_path)

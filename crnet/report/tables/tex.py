@@ -16,6 +16,7 @@ _TEX = str.maketrans(
         **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
         **{character: f"\\{character}" for character in "{}%&#_$"},
         **{"–": "--", "—": "---", "×": r"$\times$", "±": r"$\pm$", "≥": r"$\ge$", "≤": r"$\le$", "−": "$-$"},
+        **{"“": "``", "”": "''", "’": "'"},
         **{layout.TICK: r"\checkmark{}", "\N{NO-BREAK SPACE}": "~", "<": "$<$", ">": "$>$"},
     }
 )
