@@ -19,7 +19,7 @@ from crnet.config.defaults import (
     scaled,
 )
 from crnet.config.schema import Row, Study, Switches, Table, load_table
-from crnet.config.settings import FACTORY, check, component, components
+from crnet.config.settings import FACTORY, check, component, components, sees_all_supports
 from crnet.errors import CrnetError
 from crnet.runtime.files import canonical, sha256_text
 
@@ -239,9 +239,12 @@ def _evaluation(
         "fold": fold,
         "seed": seed,
     }
+    sees_all_supports(method)  # or a literal that is neither comes to light when all is trained
     if trains(method):
+        own = component("method", method, where).literals.get("TRAIN", {})
+        defaults = check(own, TRAIN, TRAIN_LIMITS, f"{where}: TRAIN of method {method}")
         training["train"] = check(
-            {**study.train, **benchmark.train, **switches.train}, TRAIN, TRAIN_LIMITS, f"{where}.train"
+            {**study.train, **benchmark.train, **switches.train}, defaults, TRAIN_LIMITS, f"{where}.train"
         )
     evaluate = {**study.evaluate, **switches.evaluate}
     if "shots" in evaluate:
@@ -262,6 +265,10 @@ def _evaluation(
         )
     if not trains(method):
         raise CrnetError(f"{where}.evaluate.strategy: {method} has no weights to finetune; its strategy is fusion.")
+    if not component("method", method, where).literals.get("FINETUNES", True):
+        raise CrnetError(
+            f"{where}.evaluate.strategy: {method} cannot learn from supports alone; its strategy is fusion."
+        )
     # One job finetunes and writes both readings: they differ in the last step only.
     fused = evaluate["strategy"] == "finetune-fusion"
     evaluation["evaluate"] = {**evaluate, "strategy": "finetune"}

@@ -1,15 +1,23 @@
 """Methods: one file each, found by name, behind the protocol below.
 
-A method's file declares, as literals that are read without importing it, ``SETTINGS`` (and ``LIMITS``, and
-``TRAINS = False`` if nothing of it is trained), and a function ``build(channels, settings) -> Method``.
+A method's file declares a function ``build(channels, settings) -> Method`` and literals, read without importing it:
+
+- ``SETTINGS``, and ``LIMITS`` of them.
+- ``TRAINS = False`` if nothing of it is trained; ``FINETUNES = False`` if its loss asks for more than supports have.
+- ``TRAIN``: where its training differs from a study's defaults, e.g. ``{"lr": 1e-3}``; what a study or row says wins.
+- ``FUSION``: what becomes of several supports. "average", the default: of each a prediction, whose probabilities are
+  averaged; "own": one prediction sees all of them.
+- ``K_SHOT``: that rule in a few words, for readers.
 """
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from crnet.errors import CrnetError
+from crnet.model.layers import Rows
 
 
 @dataclass(frozen=True)
@@ -30,18 +38,43 @@ class Share:
     support_pixels: Tensor
 
 
+def rows(share: Share | None) -> Rows | None:
+    """Where the pairs of a part stand in the batch, for dropout that draws for the whole of it."""
+    return None if share is None else Rows([*range(share.batch)[share.rows]], share.batch)
+
+
+Embedded = Tensor | tuple[Tensor, ...]  # a photo's maps as ``Method.embed`` gives them
+
+
+def each(embedded: Embedded, change: Callable[[Tensor], Tensor]) -> Embedded:
+    """The same done to all maps of embedded photos."""
+    return change(embedded) if isinstance(embedded, Tensor) else tuple(change(maps) for maps in embedded)
+
+
+def listed(embedded: Embedded) -> list[Tensor]:
+    """The maps of embedded photos, however many."""
+    return [embedded] if isinstance(embedded, Tensor) else list(embedded)
+
+
 @dataclass
 class Pairs:
     """N support-query pairs, one support each, as the frozen encoder and the method's ``embed`` see them.
 
+    With k supports each (``shots``), which only a method with ``FUSION = "own"`` meets, what is of supports has N k
+    rows: first the k of the first query, see ``crnet.model.prototypes.per_query``.
+
     Attributes:
-        query, support: Embedded photos (N, D, h, w).
-        masked: The embedded support photo with its background removed before the encoder, (N, D, h, w).
+        query, support: Embedded photos (N, D, h, w), or tuples of such maps.
+        masked: The embedded support photo with its background removed before the encoder, likewise.
         support_mask: (N, H, W) of {0 background, 1 foreground, 255 void}.
         query_mask: Likewise; None at test.
         query_cache, support_cache: Probabilities (N, 2, h, w) kept from an earlier visit of the same photos; zeros
             where there are none; None unless the method stores a cache.
         share: Which part of a batch these pairs are; None: all of it. For methods of which ``mean_over`` is "share".
+        shots: k, the supports of each query.
+        class_index: (N,) of int64, each episode's class as its place among the fold's base classes; None at test and in
+            finetuning. Training's own scoring of base classes has it, so that what was learnt of the very class can be
+            left aside.
     """
 
     query: Tensor
@@ -52,6 +85,8 @@ class Pairs:
     query_cache: Tensor | None = None
     support_cache: Tensor | None = None
     share: Share | None = None
+    shots: int = 1
+    class_index: Tensor | None = None
 
 
 @dataclass
@@ -75,6 +110,7 @@ class Method(nn.Module):
         maps: Indices of the encoder's maps that ``embed`` takes.
         needs_masked: Whether ``Pairs.masked`` is used; if not, it is not encoded.
         stores_cache: Whether training keeps the last probabilities of each photo and class for the next visit.
+        base_classes: How many base classes it has weights for; None: it knows of none. A fold with more is refused.
         mean_over: What ``losses`` are means over: "pixels" of the query masks that are not void, as cross-entropy with
             an ``ignore_index`` is, or "pairs". Where a batch is taken in parts, the trainer weighs them by that.
             "share": ``losses`` reads ``Pairs.share`` and gives the part's share of the batch's losses.
@@ -83,10 +119,14 @@ class Method(nn.Module):
     maps: tuple[int, ...]
     needs_masked = True
     stores_cache = False
+    base_classes: int | None = None
     mean_over = PIXELS
 
-    def embed(self, maps: list[Tensor]) -> Tensor:
-        """Chosen encoder maps [(N, C_i, h, w)] of single photos -> (N, D, h, w); photos do not see each other."""
+    def embed(self, maps: list[Tensor]) -> Embedded:
+        """Chosen encoder maps [(N, C_i, h, w)] of single photos -> (N, D, h, w), or a tuple of such maps of any sizes.
+
+        Photos do not see each other.
+        """
         raise NotImplementedError
 
     def losses(self, pairs: Pairs, auxiliary: bool = True) -> Step:
