@@ -91,31 +91,31 @@ class Predictor:
     @torch.no_grad()
     def probabilities(self, episodes: list[Episode]) -> Iterator[tuple[Episode, Tensor]]:
         """Softmax (2, H, W), averaged over predictions and scales at the photo's own size (paper 6, Tables 3, 4)."""
-        shots = self.settings["shots"]
-        seen = [slice(shots)] if self.sees_all_supports else [slice(shot, shot + 1) for shot in range(shots)]
+        seen = [None] if self.sees_all_supports else range(self.settings["shots"])
         for start in range(0, len(episodes), self.together):
             chunk = episodes[start : start + self.together]
             logits: list[list[Tensor]] = [[] for _ in chunk]
             for scale in self.settings["scales"]:
                 self.embedded.fill([key for episode in chunk for key in self.keys(episode, scale)])
-                for supports in seen:
-                    for queries, query in zip(logits, self._logits(chunk, scale, supports), strict=True):
+                for shot in seen:
+                    for queries, query in zip(logits, self._logits(chunk, scale, shot), strict=True):
                         queries.append(query)
             for episode, queries in zip(chunk, logits, strict=True):
                 yield episode, torch.stack([self.at_own_size(q, episode.query).softmax(0) for q in queries]).mean(0)
 
-    def _logits(self, chunk: list[Episode], scale: float, supports: slice) -> Iterator[Tensor]:
-        """Query logits (2, h, w) of each episode from these of its supports, predicted in batches."""
-        size = max(1, self.limits.pairs(PAIRS_TOGETHER) // (supports.stop - (supports.start or 0)))
+    def _logits(self, chunk: list[Episode], scale: float, shot: int | None) -> Iterator[Tensor]:
+        """Query logits (2, h, w) of each episode from one of its supports, None: from all, predicted in batches."""
+        size = max(1, self.limits.pairs(PAIRS_TOGETHER) // (self.settings["shots"] if shot is None else 1))
         for start in range(0, len(chunk), size):
-            pairs = self._pairs(chunk[start : start + size], scale, supports)
+            pairs = self._pairs(chunk[start : start + size], scale, shot)
             with autocast(self.device, self.settings["precision"]):
                 query = self.method.predict(pairs, self.settings["refinements"])
             yield from query.float()
 
-    def _pairs(self, episodes: list[Episode], scale: float, supports: slice) -> Pairs:
+    def _pairs(self, episodes: list[Episode], scale: float, shot: int | None) -> Pairs:
         size = scaled(self.settings["size"], scale)
-        named = [(photo, e.class_id) for e in episodes for photo in e.supports[supports]]
+        seen = slice(self.settings["shots"]) if shot is None else slice(shot, shot + 1)
+        named = [(photo, e.class_id) for e in episodes for photo in e.supports[seen]]
         masks = [self.support_mask(photo, class_id, size) for photo, class_id in named]
         support = self.embedded.take([(photo, None, scale) for photo, _ in named])
         masked = support
