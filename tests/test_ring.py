@@ -1,19 +1,27 @@
 """The methods that CRNet is compared with: their size, what is particular to each, and that each can learn."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
+from faults import trained
 from torch import Tensor
 from torch.nn import functional as F
 
 from crnet import methods
+from crnet.config import study
 from crnet.config.settings import components
 from crnet.errors import CrnetError
 from crnet.methods import Method, Pairs, each
 from crnet.methods.pfenet import prior
 from crnet.metrics.iou import fg_counts
 from crnet.model.correlation import CentrePivot
+from crnet.runtime.files import read_csv
+from crnet.training import loop
 from crnet.training.accumulation import accumulate
 
+ROOT = Path(__file__).resolve().parents[1]
 RING = ("oslsm", "co-fcn", "sg-one", "amp", "pl", "a-mcg", "canet", "pgnet", "panet", "pfenet", "hsnet")
 LAYERS_2_3, LAYERS_3_4, CONV_4_5 = (512, 1024), (1024, 2048), (512, 512)
 BLOCKS = (512,) * 4 + (1024,) * 6 + (2048,) * 3  # of ResNet-50 from its second stage on
@@ -166,15 +174,6 @@ def test_amp_asks_nothing_of_other_base_classes_where_an_episode_calls_them_back
     assert method.losses(given).loss < 0.1
 
 
-def test_a_fold_with_more_base_classes_than_amp_has_rows_for_is_refused(tiny, tmp_path):
-    import faults
-
-    spec = tiny.training(train={"epochs": 1})
-    spec |= {"method": "amp", "model": components("method")["amp"].settings({"base_classes": 14}, "test")}
-    with pytest.raises(CrnetError, match=r"15 base classes and amp knows of 14; raise its model\.base_classes"):
-        faults.trained(tiny, tmp_path, spec)
-
-
 def test_pls_own_prototype_outweighs_a_strangers():
     method = small("pl").eval()
     vectors = torch.randn(3, 2, 16)
@@ -280,3 +279,75 @@ def test_a_centre_pivot_convolution_is_the_4d_sum_over_two_planes():
 def test_levels_that_do_not_fit_hsnet_are_one_sentence(channels, levels):
     with pytest.raises(CrnetError, match=r"model\.levels .* must be up to 3 numbers with the sum"):
         build("hsnet", channels, {"levels": levels})
+
+
+def resolved(tmp_path: Path, rows: list[dict], **changes) -> study.Plan:
+    """The demo with one table of these rows."""
+    (tmp_path / "configs/tables").mkdir(parents=True, exist_ok=True)
+    rows = [{"label": row["id"], **row} for row in rows]
+    table = {"title": "t", "source": "s", "benchmark": "k-shot", "shots": [1, 5], "rows": rows}
+    (tmp_path / "configs/tables/mine.yaml").write_text(yaml.safe_dump(table), encoding="utf-8")
+    return study.load([ROOT / "configs/studies/demo.yaml"], {"tables": ["mine"], "sheet": None, **changes}, tmp_path)
+
+
+def test_a_methods_own_training_yields_to_what_study_and_row_say(tmp_path):
+    rows = [{"id": "a", "set": {"method": "hsnet"}}, {"id": "b", "set": {"method": "hsnet", "train": {"lr": 0.5}}}]
+    demo = yaml.safe_load((ROOT / "configs/studies/demo.yaml").read_text(encoding="utf-8"))
+    silent = {key: value for key, value in demo["train"].items() if key not in ("lr", "optimizer", "weight_decay")}
+    (tmp_path / "demo.yaml").write_text(yaml.safe_dump({**demo, "train": silent}), encoding="utf-8")
+    resolved(tmp_path, rows)
+    plan = study.load([tmp_path / "demo.yaml"], {"tables": ["mine"], "sheet": None}, tmp_path)
+    found = {spec["train"]["lr"]: spec["train"] for spec in plan.trainings.values()}
+    assert set(found) == {1e-3, 0.5}  # the method's, and the row's
+    assert {(train["optimizer"], train["weight_decay"]) for train in found.values()} == {("adamw", 0.0)}
+    spoken = resolved(tmp_path, rows, train={"lr": 0.25})
+    assert {spec["train"]["lr"] for spec in spoken.trainings.values()} == {0.25, 0.5}
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (
+            {"method": "amp", "model": {"base_classes": 14}},
+            "weights for 14, and fold 0 of shapes5i has 15 base",
+        ),
+        ({"method": "amp", "evaluate": {"strategy": "finetune"}}, "amp cannot learn from supports alone"),
+        ({"method": "panet", "model": {"widht": 3}}, "did you mean 'width'"),
+    ],
+)
+def test_what_a_method_cannot_do_is_refused_before_anything_runs(tmp_path, row, words):
+    with pytest.raises(CrnetError, match=words) as caught:
+        resolved(tmp_path, [{"id": "a", "shots": [5], "set": row}])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_says_what_each_method_makes_of_several_supports(tmp_path):
+    plan = resolved(tmp_path, [{"id": "a", "label": "One", "set": {"method": "pl"}}, {"id": "b", "label": "Two"}])
+    [note] = study.table_job(plan, study.Layout(plan), "mine")["notes"]
+    assert note.endswith("One: mean of the prototypes; Two: mean of probabilities.")
+    alone = resolved(tmp_path, [{"id": "a", "set": {"method": "pl"}}])
+    assert study.table_job(alone, study.Layout(alone), "mine")["notes"] == []
+
+
+def test_a_study_leaves_a_methods_rows_to_the_papers_values(tmp_path):
+    rows = [{"id": "a", "set": {"method": "pl"}, "paper": {"1-shot": {"miou": 40.0}}}, {"id": "b"}]
+    plan = resolved(tmp_path, rows, leave_out=["pl"])
+    assert {cell.row for cell in plan.cells} - set(plan.study.controls) == {"b"}
+    first, second, *_ = study.table_job(plan, study.Layout(plan), "mine")["rows"]
+    assert (first["reported"], first["cells"], first["paper"]) == (True, [], {"1-shot": {"miou": 40.0}})
+    assert not second["reported"]
+    with pytest.raises(CrnetError, match="leave_out: unknown method 'plx'"):
+        resolved(tmp_path, rows, leave_out=["plx"])
+
+
+@pytest.mark.parametrize(("name", "own"), [("panet", "alignment"), ("pfenet", "grids"), ("canet", None)])
+def test_a_training_logs_the_parts_of_a_methods_own_loss(tiny, tmp_path, name, own):
+    spec = tiny.training(train={"epochs": 1, "epoch_episodes": 24})
+    component = components("method")[name]
+    spec |= {"method": name, "model": component.settings({"width": 16}, "test")}
+    [row] = read_csv(trained(tiny, tmp_path, spec) / "log.csv")
+    assert 0 < float(row["query"]) <= float(row["loss"])
+    assert list(row)[:6] == ["epoch", "step", "loss", "query", "support", "cooccurrence"]
+    assert row["support"] == row["cooccurrence"] == ""
+    assert set(row) - {*loop.LOG_FIRST, *loop.LOG_PARTS, *loop.LOG_LAST} == ({own} if own else set())
+    assert own is None or float(row[own]) > 0

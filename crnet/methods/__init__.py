@@ -2,7 +2,8 @@
 
 A method's file declares a function ``build(channels, settings) -> Method`` and literals, read without importing it:
 
-- ``SETTINGS``, and ``LIMITS`` of them.
+- ``SETTINGS``, and ``LIMITS`` of them. A setting called ``base_classes``, how many it has weights for, is compared with
+  the fold's when a study is read.
 - ``TRAINS = False`` if nothing of it is trained; ``FINETUNES = False`` if its loss asks for more than supports have.
 - ``TRAIN``: where its training differs from a study's defaults, e.g. ``{"lr": 1e-3}``; what a study or row says wins.
 - ``FUSION``: what becomes of several supports. "average", the default: of each a prediction, whose probabilities are
@@ -110,7 +111,6 @@ class Method(nn.Module):
         maps: Indices of the encoder's maps that ``embed`` takes.
         needs_masked: Whether ``Pairs.masked`` is used; if not, it is not encoded.
         stores_cache: Whether training keeps the last probabilities of each photo and class for the next visit.
-        base_classes: How many base classes it has weights for; None: it knows of none. A fold with more is refused.
         mean_over: What ``losses`` are means over: "pixels" of the query masks that are not void, as cross-entropy with
             an ``ignore_index`` is, or "pairs". Where a batch is taken in parts, the trainer weighs them by that.
             "share": ``losses`` reads ``Pairs.share`` and gives the part's share of the batch's losses.
@@ -119,7 +119,6 @@ class Method(nn.Module):
     maps: tuple[int, ...]
     needs_masked = True
     stores_cache = False
-    base_classes: int | None = None
     mean_over = PIXELS
 
     def embed(self, maps: list[Tensor]) -> Embedded:

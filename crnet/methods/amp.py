@@ -51,10 +51,9 @@ class AMP(Method):
     def __init__(self, channels: tuple[int, ...], settings: dict):
         super().__init__()
         self.maps, self.settings = tuple(range(len(channels))), settings
-        self.base_classes = settings["base_classes"]
         self.deepest = conv(channels[-1], settings["width"], 1)
         widths = [*channels[:-1], settings["width"]]
-        self.rows = nn.ParameterList([torch.empty(1 + self.base_classes, width) for width in widths])
+        self.rows = nn.ParameterList([torch.empty(1 + settings["base_classes"], width) for width in widths])
         for rows in self.rows:
             nn.init.normal_(rows)
 

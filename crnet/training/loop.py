@@ -117,12 +117,6 @@ class Training:
         pairs = self.index.training_pairs(fold, self.settings["novel_pixels"])
         self.episodes = EpisodeSource(self.index, pairs, fold, seed, self.settings["views"])
         self.base = {class_id: place for place, class_id in enumerate(self.index.base_classes(fold))}
-        known = self.method.base_classes
-        if known is not None and known < len(self.base):
-            raise CrnetError(
-                f"{paths.out.name}: fold {fold} has {len(self.base)} base classes and {spec['method']} knows of {known}"
-                "; raise its model.base_classes."
-            )
         self.epoch_episodes = self.settings["epoch_episodes"] or len(pairs)
         self.source = self._open_source(workers)
         self.epoch_steps = math.ceil(self.epoch_episodes / self.settings["batch"])
