@@ -26,7 +26,9 @@ def gradients(method: Method, at_once: int, auxiliary: bool = True) -> tuple[Ste
         rows = slice(None) if share is None else share.rows
         query, support, masked = (method.embed([maps[i][group, rows] for i in method.maps]) for group in range(3))
         cache = [each[rows] if method.stores_cache else None for each in caches]
-        pairs = Pairs(query, support, masked, support_mask[rows], query_mask[rows], *cache, share)
+        classes = torch.arange(BATCH)[rows]
+        masks = support_mask[rows], query_mask[rows]
+        pairs = Pairs(query, support, masked, *masks, *cache, share, class_index=classes)
         return method.losses(pairs, auxiliary)
 
     method.zero_grad(set_to_none=True)

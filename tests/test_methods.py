@@ -6,7 +6,7 @@ from parts import BATCH, CHANNELS, MAP, SIZE, gradients
 
 from crnet import methods
 from crnet.config.settings import components
-from crnet.methods import PAIRS, PIXELS, SHARE, Method, Pairs
+from crnet.methods import PAIRS, PIXELS, SHARE, Method, Pairs, each, listed
 
 
 @pytest.fixture(params=sorted(components("method")))
@@ -26,21 +26,24 @@ def method(request) -> Method:
 def given(method, count=2):
     generator = torch.Generator().manual_seed(1)
     photos = [torch.randn(3 * count, CHANNELS[i], MAP, MAP, generator=generator) for i in method.maps]
+    # What is to be found can be seen in one channel of each map, so that a method that learns gets somewhere in a few
+    # steps whatever it takes which map for.
+    for maps in photos:
+        maps[:, 0] = photos[-1][:, 0]
     embedded = method.embed(photos)
-    # What is to be found can be seen in one channel, so that a method that learns gets somewhere in a few steps.
     visible = (photos[-1][:, :1] > 0).float()
     masks = torch.nn.functional.interpolate(visible, (SIZE, SIZE))[:, 0].byte()
-    return Pairs(
-        embedded[:count], embedded[count : 2 * count], embedded[2 * count :], masks[count : 2 * count], masks[:count]
-    )
+    query, support, masked = (each(embedded, lambda m, i=i: m[i * count : (i + 1) * count]) for i in range(3))
+    classes = torch.zeros(count, dtype=torch.int64)
+    return Pairs(query, support, masked, masks[count : 2 * count], masks[:count], class_index=classes)
 
 
 def test_embeds_each_photo_by_itself(method):
     method.eval()
     photos = [torch.randn(3, CHANNELS[i], MAP, MAP) for i in method.maps]
-    alone = method.embed([p[1:2] for p in photos])
-    assert alone.shape[-2:] == (MAP, MAP)
-    torch.testing.assert_close(method.embed(photos)[1:2], alone, rtol=1e-4, atol=1e-5)
+    alone, together = (listed(method.embed(each)) for each in ([p[1:2] for p in photos], photos))
+    assert alone[0].shape[-2:] == (MAP, MAP)
+    torch.testing.assert_close([maps[1:2] for maps in together], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_predicts_two_channels_deterministically(method):

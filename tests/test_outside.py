@@ -32,16 +32,23 @@ def prepare(archives, extracted, out, settings):
 """
 
 
+def in_readme() -> str:
+    """The method that the README shows."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Add a method")[2]
+    return re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
+
+
+def test_the_readme_shows_a_method_as_it_is():
+    assert in_readme() == (ROOT / "crnet/methods/co_fcn.py").read_text(encoding="utf-8")
+
+
 @pytest.fixture
 def outside(tmp_path, monkeypatch) -> Path:
     """A folder on Python's path with the README's method and a data set."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Add a method")[2]
     package = tmp_path / "lab"
     package.mkdir()
     (package / "__init__.py").touch()
-    (package / "masked_average.py").write_text(
-        re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], encoding="utf-8"
-    )
+    (package / "late_fusion.py").write_text(in_readme(), encoding="utf-8")
     (package / "broken.py").write_text("SETTINGS = {", encoding="utf-8")
     (package / "scenes.py").write_text(DATA, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
@@ -64,12 +71,12 @@ def plan_of(tmp_path: Path, **changes) -> study.Plan:
 
 
 def test_a_method_is_built_and_its_source_is_on_record(outside):
-    name = "lab.masked_average:build"
+    name = "lab.late_fusion:build"
     method = methods.build(name, (4, 8), component("method", name, "t").settings({"width": 3}, "t"))
     assert method.embed([torch.zeros(1, 4, 5, 5), torch.zeros(1, 8, 5, 5)]).shape == (1, 3, 5, 5)
     before = sources.digest("method", name)
     assert re.fullmatch("[0-9a-f]{64}", before)
-    file = outside / "masked_average.py"
+    file = outside / "late_fusion.py"
     file.write_text(file.read_text(encoding="utf-8").replace("width, 1)", "width, 3, padding=1)"), encoding="utf-8")
     sources.digest.cache_clear()
     assert sources.digest("method", name) != before
@@ -105,5 +112,5 @@ def test_what_is_wrong_with_a_file_is_one_sentence_before_anything_runs(outside,
 
 
 def test_a_function_that_is_not_there_is_one_sentence(outside):
-    with pytest.raises(CrnetError, match=r"method lab\.masked_average:make: cannot be imported"):
-        methods.build("lab.masked_average:make", (4, 8), {"width": 3})
+    with pytest.raises(CrnetError, match=r"method lab\.late_fusion:make: cannot be imported"):
+        methods.build("lab.late_fusion:make", (4, 8), {"width": 3})

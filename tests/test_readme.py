@@ -14,7 +14,7 @@ def test_the_method_of_the_readme_is_found_and_passes_the_conformance_suite(tmp_
     section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Add a method")[2]
     code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
     shutil.copytree(ROOT / "crnet", tmp_path / "crnet", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "crnet/methods/masked_average.py").write_text(code, encoding="utf-8")
+    (tmp_path / "crnet/methods/pasted.py").write_text(code, encoding="utf-8")
     for name in ("test_methods.py", "parts.py"):
         shutil.copy(ROOT / "tests" / name, tmp_path)
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
@@ -26,8 +26,6 @@ def test_the_method_of_the_readme_is_found_and_passes_the_conformance_suite(tmp_
         return done.stdout
 
     listed = run("crnet", "list", "methods")
-    assert "masked-average  Foreground is where the query looks like the mean of the support's foreground\n" in listed
-    passed = re.search(
-        r"(\d+) passed", run("pytest", "test_methods.py", "-k", "masked-average", "-p", "no:cacheprovider")
-    )
+    assert "pasted          co-FCN (Rakelly et al., ICLR workshop 2018), late fusion" in listed
+    passed = re.search(r"(\d+) passed", run("pytest", "test_methods.py", "-k", "pasted", "-p", "no:cacheprovider"))
     assert int(passed[1]) >= 4

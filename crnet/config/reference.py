@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from crnet.config import defaults, schema
-from crnet.config.settings import KINDS, PACKAGE, components
+from crnet.config.settings import KINDS, PACKAGE, components, k_shot
 from crnet.runtime.files import canonical
 
 STUDY = (
@@ -59,8 +59,16 @@ def reference() -> str:
                 layers = " ".join(f"`{layer}`" for layer in literals["LAYERS"])
                 default = canonical(literals["DEFAULT_LAYERS"])
                 rows.append(("layers", f"`{default}`", f"list of {layers}", "whose maps are joined"))
-            parts += [f"### {name}", _grid(rows)]
+            parts += [f"### {name}", *_of_method(name, literals if kind == "method" else None), _grid(rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def _of_method(name: str, literals: Mapping[str, Any] | None) -> list[str]:
+    """What a method makes of several supports, and how it is trained where a study says nothing."""
+    if literals is None:
+        return []
+    own = ", ".join(f"`{key}: {canonical(value)}`" for key, value in literals.get("TRAIN", {}).items())
+    return [f"Several supports: {k_shot(name)}.{f' Training, where the study is silent: {own}.' if own else ''}"]
 
 
 def _grid(rows: Rows) -> str:

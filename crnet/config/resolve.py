@@ -21,7 +21,7 @@ from crnet.config.defaults import (
 )
 from crnet.config.names import Spec, name_of, slug
 from crnet.config.schema import Row, Study, Switches, Table, load_table
-from crnet.config.settings import FACTORY, check, component, components
+from crnet.config.settings import FACTORY, check, component, components, sees_all_supports
 from crnet.data.grid import CORNERS, TILES, fitted
 from crnet.errors import CrnetError
 
@@ -132,7 +132,9 @@ def trains(method: str, where: str = "method") -> bool:
 
 def resolve(study: Study, tables_folder: Path) -> Plan:
     """All runs of a study. Raises CrnetError on anything that does not fit, naming the key and the valid ones."""
-    plan = Plan(study, {name: load_table(tables_folder, name) for name in study.tables})
+    for method in study.leave_out:
+        component("method", method, "leave_out")
+    plan = Plan(study, {name: without_left_out(study, load_table(tables_folder, name)) for name in study.tables})
     check(study.train, TRAIN, TRAIN_LIMITS, "train")
     check(study.evaluate, EVALUATE, EVALUATE_LIMITS, "evaluate")
     check(study.finetune, FINETUNE, FINETUNE_LIMITS, "finetune")
@@ -189,6 +191,18 @@ def _left_out(study: Study, encoder: str, shots: int) -> str | None:
     return None
 
 
+def without_left_out(study: Study, table: Table) -> Table:
+    """The table as a study runs it: rows of the methods that it leaves out are reported with the paper's values."""
+
+    def as_run(row: Row) -> Row:
+        if row.reported or (_merge(table.set, row.set).method or DEFAULT_METHOD) not in study.leave_out:
+            return row
+        return row.model_copy(update={"reported": True, "set": Switches(), "shots": None, "absent": {}})
+
+    rows = [as_run(row) for row in table.rows]
+    return table.model_copy(update={"rows": rows})
+
+
 def role(table: Table, row: Row) -> str:
     """Which of the study's encoders a row asks for."""
     return _merge(table.set, row.set).encoder or "main"
@@ -220,9 +234,13 @@ def _evaluation(
         "fold": fold,
         "seed": seed,
     }
+    _check_base_classes(training, where)
+    sees_all_supports(method)  # or a literal that is neither comes to light when all is trained
     if trains(method):
+        own = component("method", method, where).literals.get("TRAIN", {})
+        defaults = check(own, TRAIN, TRAIN_LIMITS, f"{where}: TRAIN of method {method}")
         training["train"] = check(
-            {**study.train, **benchmark.train, **switches.train}, TRAIN, TRAIN_LIMITS, f"{where}.train"
+            {**study.train, **benchmark.train, **switches.train}, defaults, TRAIN_LIMITS, f"{where}.train"
         )
     alignment = alignment_of(training["encoder"])
     if "train" in training:
@@ -247,11 +265,28 @@ def _evaluation(
         )
     if not trains(method):
         raise CrnetError(f"{where}.evaluate.strategy: {method} has no weights to finetune; its strategy is fusion.")
+    if not component("method", method, where).literals.get("FINETUNES", True):
+        raise CrnetError(
+            f"{where}.evaluate.strategy: {method} cannot learn from supports alone; its strategy is fusion."
+        )
     # One job finetunes and writes both readings: they differ in the last step only.
     fused = evaluate["strategy"] == "finetune-fusion"
     evaluation["evaluate"] = {**evaluate, "strategy": "finetune"}
     settings = check(study.finetune, FINETUNE, FINETUNE_LIMITS, "finetune")
     return evaluation | {"finetune": tuning.with_folds(settings, fold, benchmark.folds)}, fused
+
+
+def _check_base_classes(training: Spec, where: str) -> None:
+    """Raise CrnetError if a method that learns the base classes themselves has room for fewer than the fold has."""
+    known, dataset = training["model"].get("base_classes"), training["dataset"]
+    if known is None:
+        return
+    count = component("dataset", dataset["name"], where).splits(dataset).base_count(training["fold"])
+    if known < count:
+        raise CrnetError(
+            f"{where}.model.base_classes: {training['method']} has weights for {known}, and fold {training['fold']} of "
+            f"{dataset['name']} has {count} base classes; raise it."
+        )
 
 
 def _add(plan: Plan, evaluation: Spec, cell: Cell) -> None:

@@ -255,6 +255,7 @@ class Study(Strict):
             at 8i + 3.5, as VGG16's; null: rows that ask for it are not run.
         seeds: Of trainings.
         shots: Those of the tables that are run; null: all.
+        leave_out: Methods whose rows are not run: they are printed with the paper's values only.
         controls: Methods below every table.
         methods: Settings of a method in all rows.
         train, evaluate, finetune: Settings of these sections.
@@ -276,6 +277,7 @@ class Study(Strict):
     encoders: Annotated[dict[Slug, Settings | None], Field(min_length=1)]
     seeds: Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(min_length=1)]
     shots: Annotated[list[Shots], Field(min_length=1)] | None = None
+    leave_out: list[Slug] = []
     controls: list[Slug] = ["all-foreground", "prototype"]
     methods: dict[Slug, Settings] = {}
     train: Settings = {}
@@ -289,7 +291,7 @@ class Study(Strict):
     archives: dict[str, ArchiveSettings] = {}
     folders: Folders = Folders()
 
-    @field_validator("tables", "seeds", "controls")
+    @field_validator("tables", "seeds", "leave_out", "controls")
     @classmethod
     def _distinct(cls, values: list) -> list:
         return distinct(values)

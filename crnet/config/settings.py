@@ -17,7 +17,8 @@ from crnet.data.splits import Splits
 from crnet.errors import CrnetError
 
 PACKAGE = Path(__file__).resolve().parents[1]
-LITERALS = {"SETTINGS", "LIMITS", "TRAINS", "LAYERS", "DEFAULT_LAYERS", "ALIGNMENT", "ARCHIVES", "OWN", "SWAPS"}
+LITERALS = {"SETTINGS", "LIMITS", "LAYERS", "DEFAULT_LAYERS", "ALIGNMENT", "ARCHIVES", "OWN",
+             "TRAINS", "FINETUNES", "TRAIN", "FUSION", "K_SHOT", "SWAPS"}  # fmt: skip
 # A component from outside the package: what stands behind the colon is the function that makes it.
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 KINDS = {"method": "methods", "encoder": "encoders", "dataset": "data/sets"}  # kind -> folder
@@ -77,6 +78,23 @@ def read_literals(path: Path) -> dict[str, Any]:
                 except ValueError as error:
                     raise CrnetError(f"{path}: {name} must be a plain literal, it is read without import.") from error
     return found
+
+
+def sees_all_supports(method: str) -> bool:
+    """Whether one prediction of the method sees all supports; otherwise each support has one, and they are averaged.
+
+    Raises:
+        CrnetError: its ``FUSION`` is neither.
+    """
+    fusion = component("method", method, "method").literals.get("FUSION", "average")
+    if fusion not in ("average", "own"):
+        raise CrnetError(f"method {method}: FUSION is {fusion!r}; it is 'average' or 'own'.")
+    return fusion == "own"
+
+
+def k_shot(method: str) -> str:
+    """What the method makes of several supports, in a few words."""
+    return component("method", method, "method").literals.get("K_SHOT", "mean of probabilities")
 
 
 @cache

@@ -12,7 +12,7 @@ from crnet.config.labels import control_label, encoder_text, run_labels, switche
 from crnet.config.names import for_paths
 from crnet.config.resolve import Cell, Plan
 from crnet.config.schema import Study, parse
-from crnet.config.settings import component
+from crnet.config.settings import component, k_shot
 from crnet.config.yaml_files import load_yaml
 from crnet.data.archives import archives
 from crnet.errors import CrnetError, one_line
@@ -301,7 +301,7 @@ def table_job(plan: Plan, layout: Layout, name: str) -> dict[str, Any]:
     return {
         **study.model_dump(include={"study", "caption", "orientation_only"}),
         **table.model_dump(include={"title", "source", "shots", "metrics"}),
-        "notes": [*table.notes, *elsewhere.note(others)],
+        "notes": [*table.notes, *_several_supports(plan, name), *elsewhere.note(others)],
         "table": name,
         "folds": list(benchmark.folds),
         "study_title": study.title,
@@ -310,6 +310,18 @@ def table_job(plan: Plan, layout: Layout, name: str) -> dict[str, Any]:
         "encoders": {role: encoder_text(spec) for role, spec in study.encoders.items() if spec and role in roles},
         "rows": rows,
     }
+
+
+def _several_supports(plan: Plan, name: str) -> list[str]:
+    """A sentence on what the methods of a table that runs several make of several supports, where it has several."""
+    labels = {row.id: row.label for row in plan.tables[name].rows}
+    cells = [cell for cell in plan.cells if cell.table == name and cell.shots > 1]
+    run = {cell.row: plan.evaluations[cell.evaluation]["train"]["method"] for cell in cells}
+    methods = {method: labels[row] for row, method in run.items() if row in labels}
+    if len(methods) < 2:
+        return []
+    rules = "; ".join(f"{label}: {k_shot(method)}" for method, label in methods.items())
+    return [f"All are trained with one support and tested with several by a rule of their own. {rules}."]
 
 
 def _episodes(plan: Plan, table: str) -> dict[tuple[int, int], str]:

@@ -96,8 +96,10 @@ def evaluation(spec: dict, limits: Limits, named: float, stored: bool) -> Need:
     items = [pool_item_bytes(spec, scale) for scale in settings["scales"]]
     encoding = [_encoding(network.encoder, size, limits.photos(PHOTOS_TOGETHER), width) for size in sizes]
     embedded = limits.photos(photos if finetunes else PHOTOS_TOGETHER) * network.embedding(max(sizes)).peak_bytes
-    pairs = limits.pairs(shots if finetunes else PAIRS_TOGETHER)
-    predicted = network.prediction(max(sizes), settings["refinements"], pairs).peak_bytes
+    pairs, seen = limits.pairs(shots if finetunes else PAIRS_TOGETHER), 1
+    if network.sees_all_supports:
+        pairs, seen = max(1, pairs // shots), shots
+    predicted = network.prediction(max(sizes), settings["refinements"], pairs, seen).peak_bytes
     parts = {
         "encoder": network.encoder.weight_bytes,
         "encoding": 0 if stored else sum(encoding),

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from crnet import encoders, methods
+from crnet.config.settings import sees_all_supports
 from crnet.cost.counting import Count, count
 from crnet.errors import CrnetError
-from crnet.methods import Method, Pairs
+from crnet.methods import Embedded, Method, Pairs, listed
 from crnet.runtime.files import canonical
 
 STRIDE = 8  # pixels of the input a cell of the maps, by the contract of encoders
@@ -87,6 +88,7 @@ class Networks:
     Attributes:
         taken: Channels of those of the encoder's maps that the method takes.
         photos: Embedded for a pair: with the support without background, three.
+        sees_all_supports: Whether one prediction sees all supports of an episode.
         stores_cache: Whether training keeps predictions of photos.
         parameters: Of the method.
     """
@@ -95,7 +97,7 @@ class Networks:
         self._spec, self.encoder = spec, encoder(spec["encoder"])
         method = self._method("meta")
         self.taken, self.photos = sum(self.encoder.channels[i] for i in method.maps), 3 if method.needs_masked else 2
-        self.stores_cache = method.stores_cache
+        self.stores_cache, self.sees_all_supports = method.stores_cache, sees_all_supports(spec["method"])
         self.parameters = sum(weight.numel() for weight in method.parameters())
 
     @cache  # noqa: B019 - all counts are kept as long as the process
@@ -103,9 +105,11 @@ class Networks:
         with torch.device(device):
             return methods.build(self._spec["method"], self.encoder.channels, self._spec["model"])
 
-    def _count(self, size: int, pairs: int, prepare: Callable[["_Made"], Callable[[], Any]], learns: bool) -> Count:
+    def _count(
+        self, size: int, pairs: int, prepare: Callable[["_Made"], Callable[[], Any]], learns: bool, shots: int = 1
+    ) -> Count:
         def on(device: str) -> tuple[Callable[[], Any], list[Tensor]]:
-            made = _Made(self._method(device), self.encoder.channels, size, pairs, device)
+            made = _Made(self._method(device), self.encoder.channels, size, pairs, device, shots)
             return prepare(made), made.tensors
 
         with torch.set_grad_enabled(learns):
@@ -113,9 +117,13 @@ class Networks:
 
     @cached_property
     def embedded_channels(self) -> int:
-        """Of an embedded photo."""
+        """Of an embedded photo, all its maps together."""
         found: list[int] = []
-        self._count(STRIDE, 1, lambda made: lambda: found.append(made.embed(0).shape[1]), learns=False)
+
+        def prepare(made: "_Made") -> Callable[[], Any]:
+            return lambda: found.append(sum(maps.shape[1] for maps in listed(made.embed(0))))
+
+        self._count(STRIDE, 1, prepare, learns=False)
         return found[-1]
 
     @cache  # noqa: B019
@@ -125,8 +133,13 @@ class Networks:
 
     @cache  # noqa: B019
     def embedding_training(self, size: int) -> Count:
-        """Of embedding a photo, forward and backward."""
-        return self._count(size, 1, lambda made: lambda: made.embed(0).sum().backward(), learns=True)
+        """Of embedding a photo, forward and, where something of it is learnt, backward."""
+
+        def learn(made: "_Made") -> None:
+            if learnt := [maps.sum() for maps in listed(made.embed(0)) if maps.requires_grad]:
+                sum(learnt).backward()
+
+        return self._count(size, 1, lambda made: lambda: learn(made), learns=True)
 
     @cache  # noqa: B019
     def step(self, size: int, pairs: int, auxiliary: bool) -> Count:
@@ -143,34 +156,35 @@ class Networks:
         return self.step(size, pairs, auxiliary=auxiliary).multiply_adds / pairs - embedding
 
     @cache  # noqa: B019
-    def prediction(self, size: int, refinements: int, pairs: int) -> Count:
-        """Of predicting the queries of so many pairs whose photos are embedded already."""
+    def prediction(self, size: int, refinements: int, pairs: int, shots: int = 1) -> Count:
+        """Of predicting so many queries whose photos, with their ``shots`` supports each, are embedded already."""
 
         def prepare(made: "_Made") -> Callable[[], Any]:
             given = made.embedded()
             return lambda: made.method.predict(given, refinements)
 
-        return self._count(size, pairs, prepare, learns=False)
+        return self._count(size, pairs, prepare, learns=False, shots=shots)
 
 
 class _Made:
-    """Photos and masks of zeros for a method.
+    """Photos and masks of zeros for a method, ``pairs`` queries with ``shots`` supports each.
 
     Attributes:
         tensors: All that is there before something is counted.
     """
 
-    def __init__(self, method: Method, channels: Sequence[int], size: int, pairs: int, device: str):
-        self.method, side = method, map_side(size)
+    def __init__(self, method: Method, channels: Sequence[int], size: int, pairs: int, device: str, shots: int):
+        self.method, self.shots, side = method, shots, map_side(size)
 
-        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.zeros(pairs, *shape, dtype=dtype, device=device)
+        def zeros(count: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(count, *shape, dtype=dtype, device=device)
 
         # Maps of queries, supports, and supports without background where the method asks for them.
-        photos = range(3 if method.needs_masked else 2)
-        self._photos = [[zeros(channels[i], side, side) for i in method.maps] for _ in photos]
-        self._mask = zeros(size, size, dtype=torch.uint8)  # of either branch, as the cached probabilities
-        self._cache = zeros(2, side, side) if method.stores_cache else None
+        photos = [pairs, *[pairs * shots] * (2 if method.needs_masked else 1)]
+        self._photos = [[zeros(count, channels[i], side, side) for i in method.maps] for count in photos]
+        self._mask = zeros(pairs * shots, size, size, dtype=torch.uint8)  # of either branch, as the probabilities
+        self._cache = zeros(pairs, 2, side, side) if method.stores_cache else None
+        self._class = zeros(pairs, dtype=torch.int64)
         for weight in method.parameters():
             weight.grad = torch.zeros_like(weight)  # as in all steps but the first
         self.tensors = [*_state(method), *(weight.grad for weight in method.parameters()), self._mask]
@@ -178,10 +192,11 @@ class _Made:
         if self._cache is not None:
             self.tensors.append(self._cache)
 
-    def embed(self, photo: int) -> Tensor:
+    def embed(self, photo: int) -> Embedded:
         return self.method.embed(self._photos[photo])
 
     def embedded(self) -> Pairs:
         query, support, *masked = map(self.method.embed, self._photos)
         masked = masked[0] if masked else support
-        return Pairs(query, support, masked, self._mask, self._mask, self._cache, self._cache)
+        others = {"shots": self.shots, "class_index": self._class}
+        return Pairs(query, support, masked, self._mask, self._mask, self._cache, self._cache, **others)

@@ -29,6 +29,10 @@ class Splits:
         """Class id -> the fold that tests it; without the classes that none tests."""
         return {class_id: fold for fold, ids in enumerate(self.folds) for class_id in ids}
 
+    def base_count(self, fold: int) -> int:
+        """How many classes a fold trains on."""
+        return len(self.classes) - len({*self.folds[fold], *self.held_out[fold]})
+
     def test_names(self) -> dict[int, list[str]]:
         """Fold -> names of its test classes."""
         return {fold: [self.classes[i - 1] for i in ids] for fold, ids in enumerate(self.folds)}

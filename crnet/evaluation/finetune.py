@@ -18,7 +18,7 @@ from crnet.data.transforms import WHOLE
 from crnet.encoders.frozen import autocast
 from crnet.errors import CrnetError
 from crnet.evaluation.predict import Prediction, Predictor, foreground
-from crnet.methods import Pairs, Share, Step
+from crnet.methods import Embedded, Pairs, Share, Step, each
 from crnet.runtime.seeding import derive
 from crnet.training.accumulation import accumulate, shares, weighed
 from crnet.training.cache import ProbabilityCache
@@ -156,7 +156,8 @@ class Finetuner:
         optimise.step()
         if self.method.stores_cache:
             cache.write("query", keys[0], whole, result.query_probability)
-            cache.write("support", keys[1], whole, result.support_probability)
+            if result.support_probability is not None:
+                cache.write("support", keys[1], whole, result.support_probability)
 
     def _shares(self, supports: Supports, chosen: list[tuple[int, int]]) -> list[Share | None]:
         """The parts in which pairs (support, query) go through the network."""
@@ -171,11 +172,11 @@ class Finetuner:
         if supports.masked is not None:
             maps = torch.cat([maps, supports.masked[masked]])
         embedded = self.predictor.embed(maps)
-        supported = without_background = embedded[[photos.index(i) for i in support]]
+        supported = without_background = _rows(embedded, [photos.index(i) for i in support])
         if supports.masked is not None:
-            without_background = embedded[[len(photos) + masked.index(i) for i in support]]
+            without_background = _rows(embedded, [len(photos) + masked.index(i) for i in support])
         return Pairs(
-            embedded[[photos.index(i) for i in query]],
+            _rows(embedded, [photos.index(i) for i in query]),
             supported,
             without_background,
             supports.masks[list(support)],
@@ -207,16 +208,20 @@ class Finetuner:
         photos = episode.supports[: predictor.settings["shots"] if fuse else 1]
         first, every = [], []
         for scale in predictor.settings["scales"]:
-            logits = self._logits(episode, photos, scale)
-            probabilities = [predictor.at_own_size(each, episode.query, scale).softmax(0) for each in logits]
+            apart = photos[:1] if predictor.sees_all_supports else photos
+            logits = self._logits(episode, apart, scale)
+            probabilities = [predictor.at_own_size(one, episode.query, scale).softmax(0) for one in logits]
             first.append(probabilities[0])
+            if fuse and predictor.sees_all_supports:
+                [together] = self._logits(episode, photos, scale, together=True)
+                probabilities = [predictor.at_own_size(together, episode.query).softmax(0)]
             every += probabilities
         return torch.stack(first).mean(0), torch.stack(every).mean(0) if fuse else None
 
-    def _logits(self, episode: Episode, photos: tuple[str, ...], scale: float) -> Tensor:
-        """Query logits (k, 2, h, w), one for each support."""
+    def _logits(self, episode: Episode, photos: tuple[str, ...], scale: float, together: bool = False) -> Tensor:
+        """Query logits (k, 2, h, w), one for each support; (1, 2, h, w) where they are seen ``together``."""
         predictor, class_id, count = self.predictor, episode.class_id, len(photos)
-        if (size := predictor.limits.pairs(count)) < count:
+        if (size := predictor.limits.pairs(count)) < count and not together:
             chunks = [photos[start : start + size] for start in range(0, count, size)]
             return torch.cat([self._logits(episode, chunk, scale) for chunk in chunks])
         keys = [(episode.query, None, scale), *((photo, None, scale) for photo in photos)]
@@ -224,14 +229,15 @@ class Finetuner:
             keys += [(photo, class_id, scale) for photo in photos]
         predictor.maps.fill(keys)
         embedded = predictor.embed(predictor.maps.take(keys))
-        supported = embedded[1 : 1 + count]
+        supported = each(embedded, lambda m: m[1 : 1 + count])
         size = scaled(predictor.settings["size"], scale)
         masks = np.stack([predictor.support_mask(photo, class_id, size) for photo in photos])
         pairs = Pairs(
-            embedded[:1].expand(count, -1, -1, -1),
+            each(embedded, lambda m: m[:1] if together else m[:1].expand(count, -1, -1, -1)),
             supported,
-            embedded[1 + count :] if self.method.needs_masked else supported,
+            each(embedded, lambda m: m[1 + count :]) if self.method.needs_masked else supported,
             torch.from_numpy(masks).to(predictor.device),
+            shots=count if together else 1,
         )
         with autocast(predictor.device, predictor.settings["precision"]):
             return self.method.predict(pairs, predictor.settings["refinements"]).float()
@@ -240,6 +246,10 @@ class Finetuner:
         """Of all chance in finetuning to an episode."""
         train = self.train
         return derive("finetune", train["dataset"]["name"], train["fold"], train["seed"], episode.seed, episode.number)
+
+
+def _rows(embedded: Embedded, rows: list[int]) -> Embedded:
+    return each(embedded, lambda maps: maps[rows])
 
 
 def ordered_pairs(shots: int, kind: str) -> list[tuple[int, int]]:

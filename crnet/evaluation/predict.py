@@ -1,4 +1,4 @@
-"""Masks of test episodes from a frozen encoder and a method, one support at a time, then fused."""
+"""Masks of test episodes from a frozen encoder and a method: a support at a time, then fused, or all at once."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,13 +12,14 @@ from torch import Tensor
 
 from crnet import methods
 from crnet.config.defaults import scaled
+from crnet.config.settings import sees_all_supports
 from crnet.data import transforms
 from crnet.data.episodes import Episode
 from crnet.data.index import Index
 from crnet.encoders.features import FeatureStore
 from crnet.encoders.frozen import FrozenEncoder, as_images, autocast, compute_dtype
 from crnet.errors import CrnetError
-from crnet.methods import Method, Pairs
+from crnet.methods import Embedded, Method, Pairs, each, listed
 from crnet.model.grid import at_own_size
 from crnet.runtime.limits import EPISODES_TOGETHER, NONE, PAIRS_TOGETHER, PHOTOS_TOGETHER, Limits
 from crnet.runtime.out_of_memory import ran_out
@@ -54,6 +55,7 @@ class Predictor:
 
     Attributes:
         together: Episodes that are predicted in one go, whose bits are the go's.
+        sees_all_supports: Whether one prediction sees all supports of an episode, as the method declares.
     """
 
     def __init__(
@@ -67,6 +69,8 @@ class Predictor:
         limits: Limits = NONE,
     ):
         self.settings, train = spec["evaluate"], spec["train"]
+        self.sees_all_supports = sees_all_supports(train["method"])
+        self._shots = range(self.settings["shots"])
         self.device = torch.device(device)
         self.index = data if isinstance(data, Index) else Index.load(data)
         self.limits, self.together = limits, limits.pairs(EPISODES_TOGETHER)
@@ -86,44 +90,54 @@ class Predictor:
             yield Prediction(episode, foreground(probability))
 
     def probabilities(self, episodes: list[Episode]) -> Iterator[tuple[Episode, Tensor]]:
-        """Softmax (2, H, W), averaged over supports and scales at the photo's own size (paper 6, Tables 3, 4)."""
-        for episode, _, every in self.readings(episodes):
+        """Softmax (2, H, W), averaged over predictions and scales at the photo's own size (paper 6, Tables 3, 4)."""
+        for episode, _, every in self._readings(episodes, [None] if self.sees_all_supports else self._shots):
             yield episode, every
 
-    @torch.no_grad()
     def readings(self, episodes: list[Episode]) -> Iterator[tuple[Episode, Tensor, Tensor]]:
         """Likewise from the first support alone, averaged over scales, and from all supports."""
+        return self._readings(episodes, [0, None] if self.sees_all_supports else self._shots)
+
+    @torch.no_grad()
+    def _readings(
+        self, episodes: list[Episode], seen: Sequence[int | None]
+    ) -> Iterator[tuple[Episode, Tensor, Tensor]]:
+        """Likewise from the first of ``seen``, and from all of it, or from its last where that sees all supports."""
         for start in range(0, len(episodes), self.together):
             chunk = episodes[start : start + self.together]
             logits: list[list[tuple[Tensor, float]]] = [[] for _ in chunk]
             for scale in self.settings["scales"]:
                 self.embedded.fill([key for episode in chunk for key in self.keys(episode, scale)])
-                for shot in range(self.settings["shots"]):
+                for shot in seen:
                     for queries, query in zip(logits, self._logits(chunk, scale, shot), strict=True):
                         queries.append((query, scale))
             for episode, queries in zip(chunk, logits, strict=True):
                 large = [self.at_own_size(query, episode.query, scale).softmax(0) for query, scale in queries]
-                each = torch.stack(large)
-                yield episode, each[:: self.settings["shots"]].mean(0), each.mean(0)
+                every = torch.stack(large)
+                fused = every[len(seen) - 1 :: len(seen)] if self.sees_all_supports else every
+                yield episode, every[:: len(seen)].mean(0), fused.mean(0)
 
-    def _logits(self, chunk: list[Episode], scale: float, shot: int) -> Iterator[Tensor]:
-        """Query logits (2, h, w) of each episode, predicted in batches."""
-        size = self.limits.pairs(PAIRS_TOGETHER)
+    def _logits(self, chunk: list[Episode], scale: float, shot: int | None) -> Iterator[Tensor]:
+        """Query logits (2, h, w) of each episode from one of its supports, None: from all, predicted in batches."""
+        size = max(1, self.limits.pairs(PAIRS_TOGETHER) // (self.settings["shots"] if shot is None else 1))
         for start in range(0, len(chunk), size):
             pairs = self._pairs(chunk[start : start + size], scale, shot)
             with autocast(self.device, self.settings["precision"]):
                 query = self.method.predict(pairs, self.settings["refinements"])
             yield from query.float()
 
-    def _pairs(self, episodes: list[Episode], scale: float, shot: int) -> Pairs:
+    def _pairs(self, episodes: list[Episode], scale: float, shot: int | None) -> Pairs:
         size = scaled(self.settings["size"], scale)
-        masks = [self.support_mask(e.supports[shot], e.class_id, size) for e in episodes]
-        support = self.embedded.take([(e.supports[shot], None, scale) for e in episodes])
+        seen = slice(self.settings["shots"]) if shot is None else slice(shot, shot + 1)
+        named = [(photo, e.class_id) for e in episodes for photo in e.supports[seen]]
+        masks = [self.support_mask(photo, class_id, size) for photo, class_id in named]
+        support = self.embedded.take([(photo, None, scale) for photo, _ in named])
         masked = support
         if self.method.needs_masked:
-            masked = self.embedded.take([(e.supports[shot], e.class_id, scale) for e in episodes])
+            masked = self.embedded.take([(photo, class_id, scale) for photo, class_id in named])
         query = self.embedded.take([(e.query, None, scale) for e in episodes])
-        return Pairs(query, support, masked, torch.from_numpy(np.stack(masks)).to(self.device))
+        mask = torch.from_numpy(np.stack(masks)).to(self.device)
+        return Pairs(query, support, masked, mask, shots=len(named) // len(episodes))
 
     def keys(self, episode: Episode, scale: float) -> list[Key]:
         """All that an episode needs encoded: the query, its supports, and these without background."""
@@ -159,23 +173,23 @@ class Predictor:
         maps = self.encoder(as_images(images), torch.from_numpy(np.stack(keeps)))
         return torch.cat([maps[i] for i in self.method.maps], 1)
 
-    def embed(self, maps: Tensor) -> Tensor:
-        """What ``encode`` gave, through ``Method.embed``: (N, D, h, w)."""
+    def embed(self, maps: Tensor) -> Embedded:
+        """What ``encode`` gave, through ``Method.embed``: (N, D, h, w), or several such maps."""
         channels = [self.encoder.channels[i] for i in self.method.maps]
         with autocast(self.device, self.settings["precision"]):
             return self.method.embed(list(maps.split(channels, 1)))
 
     @torch.no_grad()
-    def _encode_and_embed(self, keys: list[Key]) -> Tensor:
+    def _encode_and_embed(self, keys: list[Key]) -> Embedded:
         return self.embed(self.encode(keys))
 
 
 class Pool:
     """Maps of photos by key: each is computed once and reused by all episodes, as far as ``room`` bytes reach."""
 
-    def __init__(self, compute: Callable[[list[Key]], Tensor], room: int):
+    def __init__(self, compute: Callable[[list[Key]], Embedded], room: int):
         self.compute, self.room = compute, room
-        self._kept: OrderedDict[Key, Tensor] = OrderedDict()
+        self._kept: OrderedDict[Key, Embedded] = OrderedDict()
         self._bytes = 0
 
     def fill(self, keys: list[Key]) -> None:
@@ -189,15 +203,24 @@ class Pool:
             # Always as many at a time: bits depend on the size of a batch, and which photos are here already must not
             # show in a result, as it changes when a killed job goes on.
             padded = batch + batch[-1:] * (PHOTOS_TOGETHER - len(batch))
-            for key, computed in zip(batch, self.compute(padded), strict=False):
-                self._kept[key] = computed.clone()
-                self._bytes += computed.nbytes
+            computed = self.compute(padded)
+            for row, key in enumerate(batch):
+                self._kept[key] = each(computed, lambda maps, row=row: maps[row].clone())
+                self._bytes += _bytes(self._kept[key])
         wanted = set(keys)
         while self._bytes > self.room and next(iter(self._kept)) not in wanted:
-            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+            self._bytes -= _bytes(self._kept.popitem(last=False)[1])
 
-    def take(self, keys: list[Key]) -> Tensor:
-        return torch.stack([self._kept[key] for key in keys])
+    def take(self, keys: list[Key]) -> Embedded:
+        """The maps of these photos, a row each."""
+        photos = [self._kept[key] for key in keys]
+        if isinstance(photos[0], Tensor):
+            return torch.stack(photos)
+        return tuple(torch.stack(maps) for maps in zip(*photos, strict=True))
+
+
+def _bytes(embedded: Embedded) -> int:
+    return sum(maps.nbytes for maps in listed(embedded))
 
 
 def load_method(train: dict, channels: tuple[int, ...], weights: Path | None) -> Method:

@@ -1,16 +1,25 @@
 """Methods: one file each, found by name, behind the protocol below.
 
-A method's file declares, as literals that are read without importing it, ``SETTINGS`` (and ``LIMITS``; ``TRAINS =
-False`` if nothing of it is trained; ``SWAPS`` if it can be probed, see ``crnet.config.probe``), and a function
-``build(channels, settings) -> Method``.
+A method's file declares a function ``build(channels, settings) -> Method`` and literals, read without importing it:
+
+- ``SETTINGS``, and ``LIMITS`` of them. A setting called ``base_classes``, how many it has weights for, is compared with
+  the fold's when a study is read.
+- ``TRAINS = False`` if nothing of it is trained; ``FINETUNES = False`` if its loss asks for more than supports have.
+- ``TRAIN``: where its training differs from a study's defaults, e.g. ``{"lr": 1e-3}``; what a study or row says wins.
+- ``FUSION``: what becomes of several supports. "average", the default: of each a prediction, whose probabilities are
+  averaged; "own": one prediction sees all of them.
+- ``K_SHOT``: that rule in a few words, for readers.
+- ``SWAPS`` if it can be probed, see ``crnet.config.probe``.
 """
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from crnet.errors import CrnetError
+from crnet.model.layers import Rows
 
 
 @dataclass(frozen=True)
@@ -31,19 +40,44 @@ class Share:
     support_pixels: Tensor
 
 
+def rows(share: Share | None) -> Rows | None:
+    """Where the pairs of a part stand in the batch, for dropout that draws for the whole of it."""
+    return None if share is None else Rows([*range(share.batch)[share.rows]], share.batch)
+
+
+Embedded = Tensor | tuple[Tensor, ...]  # a photo's maps as ``Method.embed`` gives them
+
+
+def each(embedded: Embedded, change: Callable[[Tensor], Tensor]) -> Embedded:
+    """The same done to all maps of embedded photos."""
+    return change(embedded) if isinstance(embedded, Tensor) else tuple(change(maps) for maps in embedded)
+
+
+def listed(embedded: Embedded) -> list[Tensor]:
+    """The maps of embedded photos, however many."""
+    return [embedded] if isinstance(embedded, Tensor) else list(embedded)
+
+
 @dataclass
 class Pairs:
     """N support-query pairs, one support each, as the frozen encoder and the method's ``embed`` see them.
 
+    With k supports each (``shots``), which only a method with ``FUSION = "own"`` meets, what is of supports has N k
+    rows: first the k of the first query, see ``crnet.model.prototypes.per_query``.
+
     Attributes:
-        query, support: Embedded photos (N, D, h, w).
-        masked: The embedded support photo with its background removed before the encoder, (N, D, h, w).
+        query, support: Embedded photos (N, D, h, w), or tuples of such maps.
+        masked: The embedded support photo with its background removed before the encoder, likewise.
         support_mask: (N, H, W) of {0 background, 1 foreground, 255 void}.
         query_mask: Likewise; None at test.
         query_cache, support_cache: Probabilities (N, 2, h, w) kept from an earlier visit of the same photos; zeros
             where there are none; None unless the method stores a cache.
         share: Which part of a batch these pairs are; None: all of it. For methods of which ``mean_over`` is "share".
         gate: Whose supports a gate of two photos reads in place of these pairs' own; None: their own. Probes give it.
+        shots: k, the supports of each query.
+        class_index: (N,) of int64, each episode's class as its place among the fold's base classes; None at test and in
+            finetuning. Training's own scoring of base classes has it, so that what was learnt of the very class can be
+            left aside.
     """
 
     query: Tensor
@@ -55,6 +89,8 @@ class Pairs:
     support_cache: Tensor | None = None
     share: Share | None = None
     gate: "Pairs | None" = None
+    shots: int = 1
+    class_index: Tensor | None = None
 
 
 @dataclass
@@ -88,8 +124,11 @@ class Method(nn.Module):
     stores_cache = False
     mean_over = PIXELS
 
-    def embed(self, maps: list[Tensor]) -> Tensor:
-        """Chosen encoder maps [(N, C_i, h, w)] of single photos -> (N, D, h, w); photos do not see each other."""
+    def embed(self, maps: list[Tensor]) -> Embedded:
+        """Chosen encoder maps [(N, C_i, h, w)] of single photos -> (N, D, h, w), or a tuple of such maps of any sizes.
+
+        Photos do not see each other.
+        """
         raise NotImplementedError
 
     def losses(self, pairs: Pairs, auxiliary: bool = True) -> Step:

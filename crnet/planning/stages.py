@@ -133,9 +133,10 @@ class _Episodes:
 
     @cached_property
     def predicted(self) -> float:
-        """The query by each support at each scale."""
-        each = [_prediction(self.spec["train"], size, self.settings["refinements"]) for size in self.sizes]
-        return self.shots * sum(each)
+        """The query by each support, or by all together, at each scale."""
+        together = self.shots if self.network.sees_all_supports else 1
+        each = [_prediction(self.spec["train"], size, self.settings["refinements"], together) for size in self.sizes]
+        return self.shots // together * sum(each)
 
     def adapted(self, supports: int) -> float:
         """Of an episode on its own head, predicted by some of its supports: every photo is embedded anew."""
@@ -159,9 +160,10 @@ class _Episodes:
         return self.shots * (embedded + 2 * _prediction(self.spec["train"], size, 1))
 
 
-def _prediction(training: dict, size: int, refinements: int) -> float:
-    """Multiply-adds of one branch of a pair whose photos are embedded."""
-    return networks(training).prediction(size, refinements, PAIRS_TOGETHER).multiply_adds / PAIRS_TOGETHER
+def _prediction(training: dict, size: int, refinements: int, shots: int = 1) -> float:
+    """Multiply-adds of one branch of a query with so many supports whose photos are embedded."""
+    queries = max(1, PAIRS_TOGETHER // shots)
+    return networks(training).prediction(size, refinements, queries, shots).multiply_adds / queries
 
 
 def named(pools: Sequence[int] | None, episodes: int, each: int) -> float:

@@ -20,7 +20,7 @@ from crnet.data.transforms import Placement
 from crnet.encoders.features import FeatureStore
 from crnet.encoders.frozen import FrozenEncoder, autocast, compute_dtype
 from crnet.errors import CrnetError
-from crnet.methods import Pairs, Share, Step
+from crnet.methods import Pairs, Share, Step, each
 from crnet.metrics.iou import VOID, fg_counts, miou
 from crnet.model.grid import enlarged
 from crnet.runtime import provenance
@@ -36,8 +36,9 @@ from crnet.training.episodes import EpisodeSource, TrainingEpisode
 from crnet.training.optimisation import learning_rate, optimiser
 from crnet.training.sources import Batch, CachedSource, LiveSource
 
-LOG_COLUMNS = ("epoch", "step", "loss", "query", "support", "cooccurrence", "lr", "images_per_second",
-               "peak_memory_bytes", "base_miou", "support_iou", "seconds")  # fmt: skip
+# Between them stand the parts of the loss: CRNet's, and what other methods call theirs.
+LOG_FIRST, LOG_PARTS = ("epoch", "step", "loss"), ("query", "support", "cooccurrence")
+LOG_LAST = ("lr", "images_per_second", "peak_memory_bytes", "base_miou", "support_iou", "seconds")
 NOTHING_LEARNT = 0.98  # of the loss of one answer for all pixels: above it the log warns
 FAILED = "failed.json"  # marks a training that diverged; gone when it finishes after all
 
@@ -116,6 +117,7 @@ class Training:
         fold, seed = spec["fold"], spec["seed"]
         pairs = self.index.training_pairs(fold, self.settings["novel_pixels"])
         self.episodes = EpisodeSource(self.index, pairs, fold, seed, self.settings["views"])
+        self.base = {class_id: place for place, class_id in enumerate(self.index.base_classes(fold))}
         self.epoch_episodes = self.settings["epoch_episodes"] or len(pairs)
         self.source = self._open_source(workers)
         self.epoch_steps = math.ceil(self.epoch_episodes / self.settings["batch"])
@@ -199,7 +201,8 @@ class Training:
         if self.method.stores_cache:
             for branch, placements in _placements(batch).items():
                 probability = getattr(result, f"{branch}_probability")
-                self.cache.write(branch, _keys(batch, branch), placements, probability)
+                if probability is not None:
+                    self.cache.write(branch, _keys(batch, branch), placements, probability)
         sums, count = progress.sums, len(batch.episodes)
         for name, value in {"loss": result.loss, **result.parts}.items():
             sums[name] = sums.get(name, 0.0) + value.item() * count
@@ -218,7 +221,12 @@ class Training:
         groups = [batch.query, batch.support, *([batch.masked] if batch.masked else [])]
         dtype = compute_dtype(self.device, self.settings["precision"])
         maps = [torch.cat([m[rows].to(self.device, dtype) for m in level]) for level in zip(*groups, strict=True)]
-        query, support, *masked = self.method.embed(maps).chunk(len(groups))
+        embedded, count = self.method.embed(maps), len(batch.episodes[rows])
+        query, support, *masked = (
+            each(embedded, lambda m, first=first: m[first : first + count])
+            for first in range(0, count * len(groups), count)
+        )
+        classes = [self.base[episode.class_id] for episode in batch.episodes[rows]]
         pairs = Pairs(
             query,
             support,
@@ -226,6 +234,7 @@ class Training:
             batch.support_mask[rows].to(self.device),
             batch.query_mask[rows].to(self.device),
             share=share,
+            class_index=torch.tensor(classes, device=self.device),
         )
         if cached and self.method.stores_cache:
             caches = [  # chance is drawn for the whole batch
@@ -338,9 +347,10 @@ class Training:
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.method.state_dict().items()}
         weights = out / "model.safetensors"
         atomic_write(weights, save(tensors, metadata={"spec": canonical(self.spec)}))
-        log = [[row.get(column, "") for column in LOG_COLUMNS] for row in self.progress.log]
+        columns = log_columns(self.progress.log)
+        log = [[row.get(column, "") for column in columns] for row in self.progress.log]
         rows = [[_cell(value) for value in row] for row in log]
-        write_csv(out / "log.csv", LOG_COLUMNS, rows)
+        write_csv(out / "log.csv", columns, rows)
         write_json(out / "train.json", {
             "run": out.name,
             "spec": self.spec,
@@ -357,6 +367,13 @@ class Training:
         })  # fmt: skip
         (out / FAILED).unlink(missing_ok=True)
         remove_state(self.paths.state)
+
+
+def log_columns(log: list[dict[str, float]]) -> list[str]:
+    """Columns of a log, of which a method's own parts of the loss follow those that every log has."""
+    known = {*LOG_FIRST, *LOG_PARTS, *LOG_LAST}
+    own = dict.fromkeys(name for row in log for name in row if name not in known)
+    return [*LOG_FIRST, *LOG_PARTS, *own, *LOG_LAST]
 
 
 def constant_loss(share: float) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from crnet import encoders
 from crnet.errors import CrnetError
 from crnet.evaluation.predict import load_method
-from crnet.methods import Method, Pairs
+from crnet.methods import Method, Pairs, each
 from crnet.yours.load import Files
 
 
@@ -34,8 +34,8 @@ class OneSupport(nn.Module):
             pictures.append(pictures[1] * (support_mask == 1)[:, None])
         maps = self.encoder(torch.cat(pictures))
         embedded = self.method.embed([maps[i] for i in self.method.maps])
-        masked = embedded[2:3] if self.method.needs_masked else embedded[1:2]
-        pairs = Pairs(embedded[:1], embedded[1:2], masked, support_mask)
+        query, support, masked = (each(embedded, lambda m, row=row: m[row : row + 1]) for row in range(3))
+        pairs = Pairs(query, support, masked if self.method.needs_masked else support, support_mask)
         return self.method.predict(pairs, self.refinements)
 
 
