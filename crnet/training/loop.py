@@ -43,13 +43,17 @@ FAILED = "failed.json"  # marks a training that diverged; gone when it finishes 
 
 @dataclass(frozen=True)
 class Paths:
-    """Files of one training. ``state`` is the only one that a killed run leaves behind."""
+    """Files of one training. A killed run leaves ``state`` and, beside it, ``log_so_far``, for who watches it."""
 
     data: Path
     encoder: Path | None
     features: Path | None
     out: Path
     state: Path
+
+    @property
+    def log_so_far(self) -> Path:
+        return self.state.with_suffix(".csv")
 
 
 @dataclass
@@ -134,6 +138,7 @@ class Training:
 
     def run(self) -> None:
         self._restore()
+        self._write_log(self.paths.log_so_far)
         with self._notice:
             while len(self.progress.log) < self.settings["epochs"]:
                 self._epoch(len(self.progress.log))
@@ -156,6 +161,7 @@ class Training:
         self._log_epoch(epoch)
         self.progress.cpu_seconds = cpu + provenance.cpu_seconds()  # of loaders too, which have ended
         self._save()
+        self._write_log(self.paths.log_so_far)  # after the state, which a kill in between leaves with a row more
 
     def _batches(self, episodes: list[TrainingEpisode], augment: bool = True) -> Iterator[Batch]:
         """Batches of the source. Between two of them the training leaves if it is told to.
@@ -336,9 +342,7 @@ class Training:
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.method.state_dict().items()}
         weights = out / "model.safetensors"
         atomic_write(weights, save(tensors, metadata={"spec": canonical(self.spec)}))
-        log = [[row.get(column, "") for column in LOG_COLUMNS] for row in self.progress.log]
-        rows = [[_cell(value) for value in row] for row in log]
-        write_csv(out / "log.csv", LOG_COLUMNS, rows)
+        self._write_log(out / "log.csv")
         write_json(out / "train.json", {
             "run": out.name,
             "spec": self.spec,
@@ -354,7 +358,12 @@ class Training:
             "parameters": sum(t.numel() for t in tensors.values()),
         })  # fmt: skip
         (out / FAILED).unlink(missing_ok=True)
-        remove_state(self.paths.state)
+        for state in (self.paths.log_so_far, self.paths.state):
+            remove_state(state)
+
+    def _write_log(self, path: Path) -> None:
+        rows = [[_cell(row.get(column, "")) for column in LOG_COLUMNS] for row in self.progress.log]
+        write_csv(path, LOG_COLUMNS, rows)
 
 
 def constant_loss(share: float) -> float:
