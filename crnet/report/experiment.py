@@ -142,7 +142,8 @@ class Experiment:
         run_id, points = run.info.run_id, set(_points(run, record))
         history = (point for key in run.data.metrics for point in self.client.get_metric_history(run_id, key))
         self.logged[run_id] = {(point.key, point.value, point.timestamp, point.step) for point in history}
-        return self.logged[run_id] <= points and run.data.params.items() <= _params(record).items()
+        given = {(name, value) for name, value in run.data.params.items() if value != "-"}
+        return self.logged[run_id] <= points and given <= _params(record).items()
 
     def _fill(self, run: Any, record: Record) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Metric

@@ -22,7 +22,7 @@ from crnet.report.under_way import trainings
 from crnet.runtime import work_lock
 
 EVERY, POLL = 30.0, 2.0  # seconds between two looks at the logs, and until it is noticed that the study has ended
-REST = 10  # it rests as many times longer than it worked
+AGAIN = 300.0  # seconds from a look that failed: a server that hangs is not asked, and waited for, all the time
 BUSY_SECONDS = 2.0  # for an SQLite file that others have locked: the end of a study may wait for this process
 NICENESS = 10
 
@@ -38,8 +38,7 @@ def follow(plan: Plan) -> None:
     due = 0.0
     for now in _ticks():
         if now >= due:
-            following.bring_to_date()
-            due = time.monotonic() + max(EVERY, REST * (time.monotonic() - now))
+            due = now + (EVERY if following.bring_to_date() else AGAIN)
     following.end()
 
 
@@ -62,8 +61,9 @@ class _Following:
         self._shown: object = None
         self._warned = False
 
-    def bring_to_date(self) -> None:
-        self._show(self._since)
+    def bring_to_date(self) -> bool:
+        """Show what there is; returns whether that could be done."""
+        return self._show(self._since)
 
     def end(self) -> None:
         """Leave what is not finished as killed, unless the next run has begun or all was shown by the last job."""
@@ -73,17 +73,18 @@ class _Following:
             return
         self._show(math.inf)
 
-    def _show(self, since: float) -> None:
+    def _show(self, since: float) -> bool:
         try:
             found = trainings(self.plan, since)
             if found == self._shown or all(row["status"] == "scheduled" for row in found[0]):
-                return
+                return True
             study = self.plan.study.study
             made = records(*found, study, self.plan, "its logs")
             import_mlflow()  # before others have to wait for it
             with opened(self.uri, BUSY_SECONDS) as experiment_of:
                 for name, ours in in_experiments(made, study).items():
-                    experiment_of(name).bring_to(ours)
+                    if any(record.status != "SCHEDULED" for record in ours):
+                        experiment_of(name).bring_to(ours)
             self._shown = found
         except Exception as error:
             if not self._warned:
@@ -92,3 +93,5 @@ class _Following:
                 )
                 print(f"warning: {sentence}.", file=sys.stderr, flush=True)
             self._warned = True
+            return False
+        return True
