@@ -22,7 +22,7 @@ from crnet.runtime.files import write_csv, write_json
 
 pytest.importorskip("mlflow", reason="needs MLflow, which training and evaluation do without")
 
-LOG = ("epoch", "step", "loss", "lr", "images_per_second", "base_miou", "seconds")
+LOG = ("epoch", "step", "loss", "query", "cooccurrence", "lr", "images_per_second", "base_miou", "seconds")
 EXPERIMENT = "tiny · shapes5i"
 ORIGIN = {"commit": "c0ffee", "dirty": False, "device": "cpu", "dataset_digest": "ab" * 32, "seconds": 40.0}
 CLAIM = Path("work/.in-use")
@@ -53,7 +53,7 @@ class Study:
         return [name for spec in specs for name, other in self.plan.trainings.items() if other == spec]
 
     def log(self, name: str, epochs: int, loss: float = 1.0) -> None:
-        rows = [[e, 2 * e, loss / e, 0.1, 8, 0.3 + e / 10, 10 * e] for e in range(1, epochs + 1)]
+        rows = [[e, 2 * e, loss / e, 0.6, 0.4, 0.1, 8, 0.3 + e / 10, 10 * e] for e in range(1, epochs + 1)]
         write_csv(self.layout.log_so_far(name), LOG, rows)
 
     def finish(self, name: str, epochs: int = 4) -> None:
@@ -133,17 +133,20 @@ def test_a_training_under_way_is_called_as_at_its_end_and_becomes_it(study: Stud
     assert {run.info.status for run in live.values()} == {"RUNNING"}
     assert curve(study.uri, live[first]) == [(1, 1.0), (2, 0.5)]
     assert live[first].data.metrics == {"train/loss": 0.5, "train/lr": 0.1, "train/images_per_second": 8.0,
-                                        "base/miou": 50.0}  # fmt: skip
+                                        "base/miou": 50.0, "train/query": 0.6, "train/cooccurrence": 0.4}  # fmt: skip
     assert live[second].data.metrics == {}
     assert {live[name].data.tags["mlflow.parentRunId"] for name in (first, second)} == {live[above].info.run_id}
     assert live[above].data.tags["mlflow.note.content"].startswith("No mean yet: 0 of 2 are finished.")
 
     study.log(first, 3)
-    study.finish(second)
+    for name in (second, *study.of_row("base")):
+        study.finish(name)
     study.following.bring_to_date()
+    (base,) = (run for run in runs_of(study.uri, EXPERIMENT).values() if run.info.run_name == "table3 base train")
+    assert base.data.metrics["base/miou"] == pytest.approx(70.0)  # its mean needs no other run
     later = runs_of(study.uri, EXPERIMENT)
-    assert {key: run.info.status for key, run in later.items()} == {first: "RUNNING", second: "FINISHED",
-                                                                    above: "RUNNING"}  # fmt: skip
+    statuses = {first: "RUNNING", second: "FINISHED", above: "RUNNING"}
+    assert {key: later[key].info.status for key in statuses} == statuses
     assert curve(study.uri, later[first])[-1] == (3, pytest.approx(1 / 3))
     assert len(curve(study.uri, later[second])) == 4
 
@@ -296,23 +299,18 @@ def test_a_study_is_shown_while_it_runs_and_after_ctrl_c_goes_on_in_the_same_run
     folder = copy_workflow(tmp_path / "study")
     text = (ROOT / "tests/tiny.yaml").read_text()
     (folder / "study.yaml").write_text(text.replace("epoch_episodes: 8", "epoch_episodes: 400"))  # some time to look
-    options = {
-        "cwd": folder,
-        "env": environment(),
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.STDOUT,
-        "text": True,
-    }
-    job = subprocess.Popen(command(), start_new_session=True, text=True, **options)
+    said = tmp_path / "said.txt"
+    with said.open("w") as out:
+        job = subprocess.Popen(command(), cwd=folder, env=environment(), stdout=out, stderr=out, start_new_session=True)
     while not any(path.read_text().count("\n") > 1 for path in folder.glob("work/state/*.csv")):
         assert job.poll() is None
         time.sleep(0.05)
     (follower,) = [p for p in psutil.Process(job.pid).children() if p.cmdline()[3:5] == ["job", "follow"]]
     assert follower.nice() == following.NICENESS
     os.killpg(job.pid, signal.SIGINT)  # as a terminal's Ctrl-C: to all of them
-    said = job.communicate(timeout=120)[0]
+    assert job.wait(timeout=120) != 0
     follower.wait(timeout=120)
-    assert job.returncode != 0 and "warning: " not in said and "Traceback" not in said
+    assert "warning: " not in said.read_text() and "Traceback" not in said.read_text()
     uri = f"sqlite:///{folder}/mlflow.db"
     left = states(uri)
     assert "KILLED" in left.values() and "RUNNING" not in left.values()

@@ -6,7 +6,7 @@ as its network is scored with the first support and over all of them.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -208,6 +208,11 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return header, [[text(row.get(key)) for key in header] for row in rows]
 
 
+def log_columns(found: Iterable[str]) -> list[str]:
+    """Columns of logs in the order of ``training.csv``."""
+    return [*LOG_FIRST, *sorted({*found} - {*LOG_FIRST, *LOG_LAST}), *LOG_LAST]
+
+
 def _training(trained: Mapping[Path, Row], log_csvs: Sequence[Path]) -> tuple[list[str], list[list[str]]]:
     logs = []
     for path in log_csvs:
@@ -217,8 +222,7 @@ def _training(trained: Mapping[Path, Row], log_csvs: Sequence[Path]) -> tuple[li
             )
         logs.append((trained[path.parent], read_csv(path)))
     logs.sort(key=lambda log: _order(log[0]))
-    found = {key for _, lines in logs for line in lines for key in line}
-    columns = [*LOG_FIRST, *sorted(found - {*LOG_FIRST, *LOG_LAST}), *LOG_LAST]
+    columns = log_columns(key for _, lines in logs for line in lines for key in line)
     about = ["run", "method", "variant", "fold", "seed"]
     rows = [
         [*(text(row[key]) for key in about), *(line.get(key, "") for key in columns)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from crnet.config.resolve import Plan
 from crnet.config.study import Layout
-from crnet.report.runs import FAILED, flat, table, variants
+from crnet.report.runs import FAILED, flat, log_columns, table, variants
 from crnet.runtime.files import read_csv, read_json
 
 Line = dict[str, str]
@@ -28,7 +28,8 @@ def trainings(plan: Plan, since: float) -> tuple[list[Line], dict[str, list[Line
     """
     layout, rows, logs = Layout(plan), [], {}
     for name, spec in plan.trainings.items():
-        report, logs[name] = _training(Path(layout.training(name)), Path(layout.log_so_far(name)), since)
+        report, log = _training(Path(layout.training(name)), Path(layout.log_so_far(name)), since)
+        logs[name] = [{column: line.get(column, "") for column in log_columns(line)} for line in log]
         rows.append(_row({**report, "run": name, "spec": spec}, "train") | {"status": report["status"]})
     for row, label in zip(rows, variants(rows), strict=True):
         row["variant"] = label
