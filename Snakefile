@@ -94,9 +94,12 @@ onstart:
     if STUDY.device == "cpu" and workflow.local_exec:
         warm.start()
     if workflow.local_exec:
-        words = ["job", "watch", "--study", canonical(STUDY.model_dump(mode="json"))]
-        # It ends when this process does, which holds its standard input.
-        WATCH.append(subprocess.Popen([sys.executable, "-m", "crnet", *words], stdin=subprocess.PIPE))
+        trains = "train" in {job.rule.name for job in workflow.dag.needrun_jobs()}
+        for name in ["watch", "follow"] if trains else ["watch"]:
+            words = ["job", name, "--study", canonical(STUDY.model_dump(mode="json"))]
+            # It ends when this process does, which holds its standard input; Ctrl-C is for the jobs.
+            options = {"stdin": subprocess.PIPE, "start_new_session": True}
+            WATCH.append(subprocess.Popen([sys.executable, "-m", "crnet", *words], **options))
 
 
 onsuccess:

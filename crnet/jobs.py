@@ -276,6 +276,15 @@ def watch(study: dict) -> None:
 
 @job.command()
 @study_option
+def follow(study: dict) -> None:
+    """Show the trainings of the study's run in MLflow while they are under way, until standard input closes."""
+    from crnet.report.following import follow as run
+
+    run(plan_of(study))
+
+
+@job.command()
+@study_option
 @click.option("--results", type=PATH, required=True)
 def track(study: dict, results: Path) -> None:
     """Show the study's runs in MLflow."""

@@ -104,7 +104,7 @@ def jobs(folder: Path) -> dict[psutil.Process, str]:
     for process in at_work(folder):
         with contextlib.suppress(psutil.Error):
             words = process.cmdline()
-            if words[1:3] == ["-m", "crnet"] and words[4:5] != ["watch"]:
+            if words[1:3] == ["-m", "crnet"] and words[4:5] not in (["watch"], ["follow"]):
                 found[process] = _kind(words, folder)
     return found
 

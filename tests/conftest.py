@@ -91,3 +91,21 @@ def outside_encoder(tmp_path_factory, monkeypatch) -> None:
         "    return network\n"
     )
     monkeypatch.syspath_prepend(folder)
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new store; tests work on copies, since making one takes seconds."""
+    from crnet.report import tracking
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    with tracking._lock(path):
+        tracking._ensure_store(path)
+    assert sorted(file.name for file in path.parent.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
+    return path
+
+
+@pytest.fixture
+def store(empty_store: Path, tmp_path: Path) -> str:
+    (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
+    return f"sqlite:///{tmp_path}/mlflow.db"

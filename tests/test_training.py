@@ -103,6 +103,28 @@ def test_killed_at_a_random_moment_ends_with_the_same_bits(tiny, tmp_path):
     assert logs[0] == logs[1]
 
 
+def test_who_watches_a_training_finds_its_log_so_far_beside_its_state(tiny, tmp_path, monkeypatch):
+    """It is never ahead of the state, and what a second start goes on with is the beginning of the final log."""
+    where, log_epoch = paths(tiny, tmp_path), loop.Training._log_epoch
+    spec = tiny.training(train={"epochs": 3})
+
+    def killed_in_the_second(self, epoch):
+        log_epoch(self, epoch)
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "_log_epoch", killed_in_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            trained(tiny, tmp_path, spec)
+    so_far = read_csv(where.log_so_far)
+    assert [row["epoch"] for row in so_far] == ["1"]
+    trained(tiny, tmp_path, spec)
+    log = read_csv(where.out / "log.csv")
+    assert log[:1] == so_far and len(log) == 3
+    assert not list(tmp_path.glob("*run.csv*")) and not where.state.exists()
+
+
 def test_sigterm_saves_the_state_and_says_so(tiny, tmp_path):
     where = paths(tiny, tmp_path)
     command = [sys.executable, "-m", "crnet", *training(tiny.training(train={"epochs": 500}), where)]

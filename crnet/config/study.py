@@ -233,6 +233,10 @@ class Layout:
     def training(self, name: str) -> str:
         return f"{self.work}/train/{name}"
 
+    def log_so_far(self, name: str) -> str:
+        """What a training that is not finished has logged, as ``crnet.training.loop.Paths`` has it."""
+        return f"{self.work}/state/{name}.csv"
+
     def weights(self, evaluation: dict) -> str | None:
         training = evaluation["train"]
         return f"{self.training(resolve.training_name(training))}/model.safetensors" if "train" in training else None

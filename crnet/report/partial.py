@@ -23,11 +23,10 @@ from crnet.report.figures import plot_table
 from crnet.report.k_shot import plot_k_shot
 from crnet.report.page.page import CLASSES, CURVE_TABLE, write_page
 from crnet.report.probe import render_probe
-from crnet.report.runs import collect, counts_files
+from crnet.report.runs import FAILED, collect, counts_files
 from crnet.report.tables.render import render_table
 from crnet.runtime.files import atomic_write, read_csv, read_mapping
 
-FAILED = "failed.json"  # as crnet.training.loop writes it, which imports torch
 INDEX = ("runs.csv", "training.csv")
 
 

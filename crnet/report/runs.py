@@ -6,7 +6,7 @@ evaluation is two rows, as its network is scored with the first support and over
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ LOG_LAST = ["lr", "images_per_second", "peak_memory_bytes", "base_miou", "suppor
 SETTINGS = ("dataset.", "encoder.", "episodes.", "evaluate.", "finetune.", "choice.", "model.", "train.")
 KINDS = ("train", "trials", "choice", "evaluate")
 FUSED = "counts-fusion.csv"
+FAILED = "failed.json"  # as crnet.training.loop writes it, which imports torch
 SECOND_READING = "+fusion"  # ends the name of a row that shares its job with the row before
 
 # What a variant may differ in: all settings but those that name a cell of a table or follow from the code's state.
@@ -78,7 +79,7 @@ def collect(
     for kind in (list(trained.values()), tried, chosen, evaluated):
         for row, label in zip(kind, variants(kind), strict=True):
             row["variant"] = label
-    write_csv(runs_csv, *_table(sorted(rows, key=_order)))
+    write_csv(runs_csv, *table(sorted(rows, key=_order)))
     write_csv(training_csv, *_training(trained, log_csvs))
 
 
@@ -108,13 +109,13 @@ def _row(path: Path, kind: str) -> Row:
     """One run as a flat row, with its nested specification kept under "spec" for the caller to take out."""
     report = read_json(path)
     try:
-        return _flat(report, kind)
+        return flat(report, kind)
     except (AttributeError, KeyError, TypeError) as error:
         raise CrnetError(f"{path}: is not the report of a run ({error!r}); delete it and run its job again.") from error
 
 
-def _flat(report: Any, kind: str) -> Row:
-    """The row of a report, without what its counts say."""
+def flat(report: Any, kind: str) -> Row:
+    """The row of a report, without what its counts say and with its specification as "spec"; empties the report."""
     if not isinstance(report, dict):
         raise TypeError(f"it holds a {type(report).__name__} in place of names and values")
     run, spec = report.pop("run"), report.pop("spec")
@@ -209,12 +210,18 @@ def _order(row: Row) -> tuple:
     return KINDS.index(row["kind"]), row["dataset.name"], row["method"], row["variant"], *place
 
 
-def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of ``runs.csv``: the same columns for every row, settings among them that only some have."""
     fixed = {*IDENTITY, *METRICS, *PROVENANCE}
     others = sorted(set(chain.from_iterable(rows)) - fixed)
     settings = [key for key in others if key.startswith(SETTINGS)]
     header = [*IDENTITY, *METRICS, *settings, *PROVENANCE, *(key for key in others if key not in settings)]
     return header, [[text(row.get(key)) for key in header] for row in rows]
+
+
+def log_columns(found: Iterable[str]) -> list[str]:
+    """Columns of logs in the order of ``training.csv``."""
+    return [*LOG_FIRST, *sorted({*found} - {*LOG_FIRST, *LOG_LAST}), *LOG_LAST]
 
 
 def _training(trained: Mapping[Path, Row], log_csvs: Sequence[Path]) -> tuple[list[str], list[list[str]]]:
@@ -226,8 +233,7 @@ def _training(trained: Mapping[Path, Row], log_csvs: Sequence[Path]) -> tuple[li
             )
         logs.append((trained[path.parent], read_csv(path)))
     logs.sort(key=lambda log: _order(log[0]))
-    found = {key for _, lines in logs for line in lines for key in line}
-    columns = [*LOG_FIRST, *sorted(found - {*LOG_FIRST, *LOG_LAST}), *LOG_LAST]
+    columns = log_columns(key for _, lines in logs for line in lines for key in line)
     about = ["run", "method", "variant", "fold", "seed"]
     rows = [
         [*(text(row[key]) for key in about), *(line.get(key, "") for key in columns)]

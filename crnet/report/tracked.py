@@ -48,6 +48,8 @@ TAGS = {
     "versions.torch": "version.torch",
 }
 NOTE = "mlflow.note.content"
+ENDED = ("FINISHED", "FAILED")  # MLflow's states of runs that change no more
+STATES = {name.lower(): name for name in (*ENDED, "RUNNING", "KILLED", "SCHEDULED")}
 Point = tuple[str, float, float, int]  # metric, value, seconds since the start, step
 
 
@@ -68,9 +70,12 @@ class Record:
     expected: frozenset[tuple[str, str]] = frozenset()  # folds and seeds of its row; of no plan: none
 
     def content(self) -> str:
-        """Digest of what cannot change in a logged run; settings that only other runs have are not."""
+        """Digest of what cannot change in a logged run; settings that only other runs have are not.
+
+        Nor is the curve of a training that failed: who watched it has one, its files have none.
+        """
         given = {name: value for name, value in self.params.items() if value != "-"}
-        points = [(key, repr(value), step) for key, value, _, step in self.points]
+        points = [(key, repr(value), step) for key, value, _, step in self.points if self.status != "FAILED"]
         return sha256_text(canonical([given, points, self.status]))[:16]
 
 
@@ -94,7 +99,7 @@ def records(
     plan: Plan | None,
     where: str,
 ) -> list[Record]:
-    """A record for each row of ``runs.csv``, in its order.
+    """A record for each row of ``runs.csv``, or of :mod:`crnet.report.under_way`, in its order.
 
     Args:
         curves: Rows of ``training.csv`` by run.
@@ -117,8 +122,10 @@ def _record(
     params = {name: row[name] or "-" for name in row if name in IDENTITY_PARAMS or name.startswith(SETTINGS)}
     tags = {"study": study, **{tag: row[name] for name, tag in TAGS.items() if row.get(name)}}
     placed = {"table": cells[0].table, "row": cells[0].row, "cells": _cells_text(cells)} if cells else {}
+    status = STATES.get(row["status"], "FINISHED")
     seconds, final = float(row["seconds"] or 0), CHOICE if row["kind"] == "choice" else FINAL
     points = [(metric, float(row[name]), seconds, 0) for name, metric in final.items() if row.get(name)]
+    points = points if status in ENDED else []  # what it costs is not known before
     shots = f"{row['shots']}shot"
     part = {"train": "train", "evaluate": shots}.get(row["kind"], f"{row['kind']} {shots}")
     # Of the two readings of a finetuned network a table may show one: the other goes by its variant.
@@ -131,7 +138,7 @@ def _record(
         params=params,
         tags=tags | placed | {NOTE: note},
         points=[*_curve(curve), *points],
-        status="FAILED" if row["status"] == "failed" else "FINISHED",
+        status=status,
         started=datetime.fromisoformat(row["started"]).timestamp() if row.get("started") else None,
         seconds=seconds,
         dataset=(row["dataset.name"], row["dataset_digest"]) if row.get("dataset_digest") else None,
@@ -180,26 +187,30 @@ def parent(children: Sequence[Record], folds: set[str]) -> Record:
     """The run above a variant's folds and seeds: which they are, mean scores and costs, total time.
 
     There is no mean if a fold or a seed of its row is missing or failed; where no plan says which there are, it is
-    every fold of the experiment with every seed.
+    every fold of the experiment with every seed. It has ended when they have.
     """
     cells = {tuple(child.params[name] for name in CELL_PARAMS) for child in children if child.status == "FINISHED"}
     of = {name: sorted({child.params[name] for child in children}, key=int) for name in CELL_PARAMS}
     expected = set().union(*(child.expected for child in children)) or set(product(folds, of["seed"]))
+    states = [child.status for child in children]
+    under_way = [state for state in STATES.values() if state in states and state not in ENDED]
     points, lacking = [], sorted(expected - cells)
-    if not lacking:
+    if not lacking and not under_way:
         final = [{key: value for key, value, _, _ in child.points} for child in children]
         shared = sorted(key for key in set.intersection(*map(set, final)) if key.startswith(AVERAGED))
         points = [(key, fmean(values[key] for values in final), 0.0, 0) for key in shared]
-    starts = [child.started for child in children]
+    starts = [child.started for child in children if child.status != "SCHEDULED"]
     group, first = children[0].group, children[0].group.params
     chosen = {key: sorted({child.params[key] for child in children}) for key in first if key.startswith(CHOSEN)}
     whole = f"Mean over folds {', '.join(of['fold'])} and seeds {', '.join(of['seed'])}."
     note = f"No mean: fold {lacking[0][0]} with seed {lacking[0][1]} is missing or failed." if lacking else whole
+    note = f"No mean yet: {len(cells)} of {len(children)} are finished." if under_way else note
     return replace(
         group,
         params={**first, **{name: ",".join(values) for name, values in (of | chosen).items()}},
         tags=group.tags | {NOTE: f"{note} Scores are percent, `test/miou` counts void as background."},
         points=points,
+        status=under_way[0] if under_way else "FINISHED",
         started=None if None in starts else min(starts),
         seconds=sum(child.seconds for child in children),
     )

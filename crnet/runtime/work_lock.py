@@ -1,6 +1,7 @@
 """One workflow at a time in a work folder, also where several checkouts share it."""
 
 import fcntl
+import os
 from pathlib import Path
 from typing import IO
 
@@ -36,4 +37,5 @@ def hold(work: Path) -> None:
         ) from error
     except OSError:
         pass
+    os.utime(stream.fileno())  # when: what is newer in the folder, its jobs wrote
     _held.append(stream)

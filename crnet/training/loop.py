@@ -45,13 +45,17 @@ FAILED = "failed.json"  # marks a training that diverged; gone when it finishes 
 
 @dataclass(frozen=True)
 class Paths:
-    """Files of one training. ``state`` is the only one that a killed run leaves behind."""
+    """Files of one training. A killed run leaves ``state`` and, beside it, ``log_so_far``, for who watches it."""
 
     data: Path
     encoder: Path | None
     features: Path | None
     out: Path
     state: Path
+
+    @property
+    def log_so_far(self) -> Path:
+        return self.state.with_suffix(".csv")
 
 
 @dataclass
@@ -137,6 +141,7 @@ class Training:
 
     def run(self) -> None:
         self._restore()
+        self._write_log(self.paths.log_so_far)
         with self._notice:
             while len(self.progress.log) < self.settings["epochs"]:
                 self._epoch(len(self.progress.log))
@@ -159,6 +164,7 @@ class Training:
         self._log_epoch(epoch)
         self.progress.cpu_seconds = cpu + provenance.cpu_seconds()  # of loaders too, which have ended
         self._save()
+        self._write_log(self.paths.log_so_far)  # after the state, which a kill in between leaves with a row more
 
     def _batches(self, episodes: list[TrainingEpisode], augment: bool = True) -> Iterator[Batch]:
         """Batches of the source. Between two of them the training leaves if it is told to.
@@ -347,10 +353,7 @@ class Training:
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.method.state_dict().items()}
         weights = out / "model.safetensors"
         atomic_write(weights, save(tensors, metadata={"spec": canonical(self.spec)}))
-        columns = log_columns(self.progress.log)
-        log = [[row.get(column, "") for column in columns] for row in self.progress.log]
-        rows = [[_cell(value) for value in row] for row in log]
-        write_csv(out / "log.csv", columns, rows)
+        self._write_log(out / "log.csv")
         write_json(out / "train.json", {
             "run": out.name,
             "spec": self.spec,
@@ -366,7 +369,13 @@ class Training:
             "parameters": sum(t.numel() for t in tensors.values()),
         })  # fmt: skip
         (out / FAILED).unlink(missing_ok=True)
-        remove_state(self.paths.state)
+        for state in (self.paths.log_so_far, self.paths.state):
+            remove_state(state)
+
+    def _write_log(self, path: Path) -> None:
+        columns = log_columns(self.progress.log)
+        rows = [[_cell(row.get(column, "")) for column in columns] for row in self.progress.log]
+        write_csv(path, columns, rows)
 
 
 def log_columns(log: list[dict[str, float]]) -> list[str]:
