@@ -259,6 +259,16 @@ def watch(study: dict) -> None:
 
 @job.command()
 @study_option
+@click.option("--out", type=PATH, required=True, help="JSON that the workflow reads.")
+def requests(study: dict, out: Path) -> None:
+    """Predict the memory and time that each job will ask a cluster for."""
+    from crnet.planning.cluster import write
+
+    write(plan_of(study), out)
+
+
+@job.command()
+@study_option
 @click.option("--results", type=PATH, required=True)
 def track(study: dict, results: Path) -> None:
     """Show the study's runs in MLflow."""

@@ -1,6 +1,5 @@
 """Several GPUs in one machine: each job takes one, before torch is loaded. Pretended devices."""
 
-import io
 import json
 import os
 import signal
@@ -151,5 +150,5 @@ def test_a_machine_without_the_driver_has_none(machine, monkeypatch):
 @pytest.mark.parametrize(("preset", "count"), [("2,3", 2), ("GPU-77", 1), ("MIG-a/1/0,MIG-b/1/0,MIG-c/1/0", 3)])
 def test_the_profile_lets_as_many_jobs_run_as_there_are_devices(preset, count, monkeypatch):
     monkeypatch.setenv(VISIBLE, preset)
-    profile = (ROOT / "profiles/default/profile.yaml").read_text()
-    assert ProfileConfigFileParser().parse(io.StringIO(profile))["resources"] == [f"gpu={count}"]
+    with open(ROOT / "profiles/default/profile.yaml", encoding="utf-8") as profile:
+        assert ProfileConfigFileParser().parse(profile)["resources"] == [f"gpu={count}"]

@@ -10,7 +10,6 @@ localrules:
     classes,
     losses,
     page,
-    sheet,
     track,
     tables,
 
@@ -199,6 +198,7 @@ rule sheet:
     conda:
         "../../environment.yml"
     resources:
+        **asked("sheet"),
         gpu=GPU,
         limits=LIMITS,
     params:

@@ -11,10 +11,13 @@ rule features:
         "logs/features/{name}.log",
     benchmark:
         "logs/benchmarks/features/{name}.tsv"
+    group:
+        together()
     conda:
         "../../environment.yml"
     threads: STUDY.threads
     resources:
+        **asked("features"),
         gpu=GPU,
         limits=LIMITS,
     params:
@@ -41,10 +44,13 @@ rule train:
         "logs/train/{run}.log",
     benchmark:
         "logs/benchmarks/train/{run}.tsv"
+    group:
+        together()
     conda:
         "../../environment.yml"
     threads: STUDY.threads
     resources:
+        **asked("train"),
         gpu=GPU,
         limits=LIMITS,
     params:
@@ -74,10 +80,13 @@ rule tune:
         "logs/finetune/{name}.log",
     benchmark:
         "logs/benchmarks/finetune/{name}.tsv"
+    group:
+        together()
     conda:
         "../../environment.yml"
     threads: STUDY.threads
     resources:
+        **asked("tune"),
         gpu=GPU,
         limits=LIMITS,
     params:
@@ -108,10 +117,13 @@ rule evaluate:
         "logs/benchmarks/evaluate/{run}.tsv"
     wildcard_constraints:
         run=r"(?!.*-finetuned-)[^/]+",
+    group:
+        together()
     conda:
         "../../environment.yml"
     threads: STUDY.threads
     resources:
+        **asked("evaluate"),
         gpu=GPU,
         limits=LIMITS,
     params:
