@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
@@ -14,7 +15,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 from crnet import warm
 from crnet.runtime import surroundings, work_lock
-from crnet.config import claims as paper_claims, labels, resolve, study as studies, tuning
+from crnet.config import claims as paper_claims, labels, requests, resolve, study as studies, tuning
 from crnet.errors import CrnetError
 from crnet.report.headline import headline
 from crnet.runtime.files import canonical
@@ -61,6 +62,7 @@ report: "workflow/report/study.rst"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/cluster.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/runs.smk"
 include: "workflow/rules/report.smk"

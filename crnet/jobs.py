@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from crnet.errors import CrnetError
+from crnet.runtime import gpu_lease
 from crnet.runtime.limits import Limits
 from crnet.runtime.out_of_memory import needs_memory
 
@@ -50,10 +51,18 @@ def _limits(context: click.Context, option: click.Parameter, given: dict) -> Lim
         raise click.BadParameter(f"--limits: {error}.") from error
 
 
+def _one_gpu(context: click.Context, option: click.Parameter, device: str) -> str:
+    """Options are read before the command imports torch, which sees one GPU from then on."""
+    if device == "cuda" and not context.resilient_parsing:
+        gpu_lease.take()
+    return device
+
+
 JSON = _JsonParameter()
 spec_option = click.option("--spec", type=JSON, required=True, help="What to do, as JSON; '-' reads it from stdin.")
 threads_option = click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
-device_option = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+devices = click.Choice(["cpu", "cuda"])
+device_option = click.option("--device", type=devices, default="cpu", show_default=True, callback=_one_gpu)
 data_option = click.option("--data", type=PATH, required=True, help="Folder of the prepared data set.")
 stores_option = click.option("--features", type=PATH, multiple=True, help="Test photos' features at one scale.")
 limits_help = "What it may hold at once, as JSON: pairs_at_once, photos_at_once, pool_gib."
@@ -281,6 +290,16 @@ def follow(study: dict) -> None:
     from crnet.report.following import follow as run
 
     run(plan_of(study))
+
+
+@job.command()
+@study_option
+@click.option("--out", type=PATH, required=True, help="JSON that the workflow reads.")
+def requests(study: dict, out: Path) -> None:
+    """Predict the memory and time that each job will ask a cluster for."""
+    from crnet.planning.cluster import write
+
+    write(plan_of(study), out)
 
 
 @job.command()

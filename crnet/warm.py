@@ -5,17 +5,21 @@ then hands its command over and stays as the job's face: signals, output and exi
 whichever of the two dies takes the other along. Where there is no such process, commands run as ever.
 """
 
+import atexit
 import contextlib
 import gc
 import importlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -47,6 +51,18 @@ def start(address: str = ".snakemake/warm") -> subprocess.Popen:
     _started.append(server)  # as long as it is referred to, its ``stdin`` is open
     os.environ[ADDRESS] = f"{_environment()}{os.pathsep}{address}"
     return server
+
+
+def start_for_batch() -> None:
+    """As ``start``, for the short jobs that a node of a cluster does for one submission; waits until it listens.
+
+    Its socket lies in the node's own temporary folder: other nodes do batches of the same study.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="crnet-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    server = start(str(folder / "warm"))
+    while server.poll() is None and not (folder / "warm").exists():
+        time.sleep(0.05)
 
 
 def _environment() -> str:

@@ -13,6 +13,7 @@ from stores import client, dump, runs_of
 from crnet.config import study as studies
 from crnet.config.resolve import Plan
 from crnet.config.study import Layout
+from crnet.config.tuning import CHOSEN
 from crnet.metrics.iou import QUERY_COLUMNS
 from crnet.report import following, tracking
 from crnet.report.following import _Following
@@ -70,13 +71,16 @@ class Study:
         at, results = self.layout, Path(self.layout.results)
         for name in self.plan.trainings:
             self.finish(name)
-        for name, spec in self.plan.tunings.items():
-            choice = {"run": name, "spec": spec, "miou": 40.0, "lr": 1e-3, "steps": 2, **ORIGIN}
-            write_json(f"{at.tuning(name)}/choice.json", choice)
+        for name, spec in self.plan.trials.items():
+            write_json(f"{at.finetuning(name)}/trials.json", {"run": name, "spec": spec, **ORIGIN})
+        chosen = dict.fromkeys(CHOSEN) | {"lr": 1e-3, "steps": 2}
+        for name, spec in self.plan.choices.items():
+            choice = {"run": name, "spec": spec, "miou": 40.0, **chosen, "trials": [], "trials_sha256": [], **ORIGIN}
+            write_json(f"{at.finetuning(name)}/choice.json", choice)
         for name, spec in self.plan.evaluations.items():
             folder = Path(at.evaluation(name))
-            chosen = {"lr": 1e-3, "steps": 2} if "finetune" in spec else {}
-            write_json(folder / "evaluation.json", {"run": name, "spec": spec, "choice": chosen, **ORIGIN})
+            choice = chosen if "finetune" in spec else {}
+            write_json(folder / "evaluation.json", {"run": name, "spec": spec, "choice": choice, **ORIGIN})
             for counts in counts_files(folder, spec):
                 header = ("episode_seed", "episode", "class", "query", *QUERY_COLUMNS)
                 write_csv(counts, header, [[0, 0, 1, "a", *(10, 20, 60, 80), *(10, 40, 60, 100)]])
@@ -86,7 +90,8 @@ class Study:
     def index(self, results: Path) -> None:
         trained = sorted([*Path("work/train").glob("*/train.json"), *Path("work/train").glob("*/failed.json")])
         logs = [path.with_name("log.csv") for path in trained if path.name == "train.json"]
-        others = sorted(results.glob("finetune/*/choice.json")), sorted(results.glob("evaluate/*/evaluation.json"))
+        kinds = ("finetune/*/trials.json", "finetune/*/choice.json", "evaluate/*/evaluation.json")
+        others = [sorted(results.glob(kind)) for kind in kinds]
         collect(trained, logs, *others, results / "runs.csv", results / "training.csv")
 
 

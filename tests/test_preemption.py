@@ -158,6 +158,27 @@ def test_killed_and_preempted_it_ends_with_the_same_bytes(tiny, made, tmp_path, 
     assert left == {path.relative_to(tmp_path / "undisturbed") for path in (tmp_path / "undisturbed").rglob("*")}
 
 
+@pytest.mark.parametrize("kind", [features, pretraining, evaluation, trials])
+def test_of_two_copies_the_later_one_goes_on_and_the_earlier_leaves_in_one_sentence(
+    tiny, made, tmp_path, kind: Callable[..., Job]
+):
+    """As where a node that was thought dead is still at work."""
+    job, moments = kind(tiny, made), Moments()
+    cli(job.arguments(tmp_path / "alone"), standalone_mode=False)
+    folder = tmp_path / "both"
+    with job.start(folder) as earlier:
+        moments.wait(earlier, folder / job.state)
+        with job.start(folder) as later:
+            said = [each.communicate(timeout=120)[1] for each in (earlier, later)]
+    assert (earlier.returncode, later.returncode) == (2, 0), f"seed {moments.seed}: {said}"
+    sentence = said[0].strip().splitlines()[-1]
+    assert sentence.startswith(f"crnet: {folder / job.state}: another copy of this job has ")
+    assert sentence.endswith("; this one leaves, and has changed nothing since.")
+    assert job.contents(folder) == job.contents(tmp_path / "alone"), f"seed {moments.seed}"
+    left = {path.relative_to(folder) for path in folder.rglob("*")}
+    assert left == {path.relative_to(tmp_path / "alone") for path in (tmp_path / "alone").rglob("*")}
+
+
 def test_a_store_of_another_size_is_begun_anew(tiny, tmp_path):
     """What a killed run left is of no use to other settings, and a finished store is not taken for the new one."""
     out = tmp_path / "features"
@@ -204,6 +225,26 @@ class TestTraining:
         same = ("epoch", "step", "loss", "base_miou")
         rows = [[[row[key] for key in same] for row in read_csv(w.out / "log.csv")] for w in (undisturbed, where)]
         assert rows[0] == rows[1]
+
+    def test_of_two_copies_the_later_one_goes_on(self, tiny, tmp_path):
+        """The earlier one stands still, as on a node that is thought dead, until the other has finished."""
+        where = {name: paths(tiny, tmp_path / name) for name in ("alone", "both")}
+        train(tiny.training(), where["alone"], "cpu", 1)
+        command = training(tiny.training(), where["both"], "--checkpoint-seconds=0")
+        moments = Moments()
+        with Job(command, (), "").start(tmp_path) as earlier:
+            moments.wait(earlier, where["both"].state)
+            earlier.send_signal(signal.SIGSTOP)
+            train(tiny.training(), where["both"], "cpu", 1)
+            finished = {path: path.stat().st_mtime_ns for path in where["both"].out.iterdir()}
+            earlier.send_signal(signal.SIGCONT)
+            errors = earlier.communicate(timeout=60)[1]
+        assert earlier.returncode == 2, errors
+        assert "another copy of this job has finished" in errors
+        assert {path: path.stat().st_mtime_ns for path in where["both"].out.iterdir()} == finished
+        weights = [(w.out / "model.safetensors").read_bytes() for w in where.values()]
+        assert weights[0] == weights[1]
+        assert not list((tmp_path / "both").glob("run.pt*"))
 
     def test_a_notice_to_all_its_processes_ends_it_as_one_to_itself(self, tiny, tmp_path):
         """A scheduler's SIGTERM reaches the photo loaders too."""

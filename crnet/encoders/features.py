@@ -121,6 +121,7 @@ def _create(out: Path, items: int, examples: list[Tensor], dtype: type) -> list[
     arrays = []
     try:
         for path, shape in zip(paths, shapes, strict=True):
+            path.unlink(missing_ok=True)  # a new file: another copy of the job may still write to the old one
             array = open_memmap(path, mode="w+", dtype=dtype, shape=shape)
             if hasattr(os, "posix_fallocate"):  # not on macOS
                 with open(path, "r+b") as stream:

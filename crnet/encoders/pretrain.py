@@ -23,6 +23,7 @@ from crnet.encoders.frozen import autocast
 from crnet.errors import CrnetError
 from crnet.runtime.checkpoint import is_finite, load_state, remove_state, save_state
 from crnet.runtime.files import atomic_write, canonical
+from crnet.runtime.ownership import Owner
 from crnet.runtime.preemption import Notice, Preempted
 from crnet.runtime.seeding import derive
 
@@ -74,10 +75,13 @@ def pretrain(encoder: nn.Module, settings: dict, out: Path, threads: int) -> lis
         One row per ``LOG_EVERY`` steps: ``step``, ``loss`` (mean since the row before), ``lr``.
 
     Raises:
-        CrnetError: The state beside ``out`` is of other settings, or loss or weights are no longer finite.
+        CrnetError: The state beside ``out`` is of other settings, loss or weights are no longer finite, or another copy
+            of the job has begun after this one.
         Preempted: SIGTERM arrived; the state is saved.
     """
     state_path = out.with_suffix(".state")
+    owner = Owner(state_path)
+    owner.take()
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(derive("pretraining weights", settings["seed"]))
     model = Pretraining(encoder, generator, settings["precision"]).to(memory_format=torch.channels_last)
@@ -103,6 +107,7 @@ def pretrain(encoder: nn.Module, settings: dict, out: Path, threads: int) -> lis
                 print(f"step {done}: loss {total / LOG_EVERY:.3f}, {time.monotonic() - start:.0f} s", flush=True)
                 total = 0.0
             if notice.given or time.monotonic() - saved > SAVE_SECONDS:
+                owner.check()
                 learnt = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
                 _require_finite(learnt, done, settings, state_path)
                 progress = {"settings": canonical(settings), "step": done, "total": total, "log": log}
@@ -111,6 +116,7 @@ def pretrain(encoder: nn.Module, settings: dict, out: Path, threads: int) -> lis
             if notice.given:
                 raise Preempted(f"stopped by SIGTERM after step {done} of pre-training; the state is in {state_path}.")
 
+    owner.check()
     _require_finite(model.state_dict(), settings["steps"], settings, state_path)
     tensors = {name: tensor.contiguous() for name, tensor in model.encoder.state_dict().items()}
     atomic_write(out, save(tensors, {"settings": canonical(settings)}))

@@ -13,12 +13,14 @@ from crnet.config import resolve, sources, study, tuning
 from crnet.config.defaults import scaled
 from crnet.config.labels import encoder_text
 from crnet.config.names import Spec
+from crnet.config.requests import MARGIN
 from crnet.config.resolve import Cell, Plan
 from crnet.config.study import Layout
 from crnet.data.archives.archives import is_verified
 from crnet.data.grid import CORNERS, TILES
 from crnet.data.index import ABOUT, reading
 from crnet.errors import CrnetError
+from crnet.planning import cluster
 from crnet.planning.disk import (
     MIB,
     DataSet,
@@ -56,7 +58,7 @@ def describe(files: Sequence[Path], rates: Sequence[Path] = ()) -> str:
     measured = rates or of_this_machine(plan.study.device, study.ROOT / FOLDER)
     demand = Demand(plan, layout, data)
     hours = Hours(plan, layout, demand, load(measured) if measured else None)
-    parts = [_runs(plan), _work(plan, data), _hours_lines(hours)]
+    parts = [_runs(plan), _work(plan, data), _hours_lines(hours), _cluster_lines(hours, demand)]
     parts += [_data_lines(plan, layout, data), _disk_lines(needs)]
     parts += [_machine_lines(plan, needs, demand), _source_lines(plan, layout)]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
@@ -242,6 +244,36 @@ def _hours_lines(hours: Hours) -> list[str]:
         lines += _line("not counted", f"{plural(len(hours.unknown), 'job')} of unknown work, e.g. {example}")
     if hours.missing:
         lines += _line("not counted", f"what was not measured: {'; '.join(sorted(hours.missing))}")
+    return lines
+
+
+def _cluster_lines(hours: Hours, demand: Demand) -> list[str]:
+    """What profiles/slurm would ask for."""
+    plan, gpu = hours.plan, int(hours.plan.study.device == "cuda")
+    rows = [("cluster", "rule", "jobs", "submissions", "asks for", "memory", "GPUs", "CPUs")]
+    for rule, jobs, submissions, minutes, memory in cluster.sums(plan, demand, hours.rates):
+        asked = time_text(60 * minutes)
+        rows.append(
+            (
+                "cluster",
+                rule,
+                str(jobs),
+                str(submissions),
+                asked,
+                amount(1e6 * memory),
+                str(gpu),
+                str(plan.study.threads),
+            )
+        )
+    lines = [*_aligned(rows, (0, 1)), ""]
+    whole, unit = cluster.hours(plan, demand, hours.rates), "GPU-hours" if gpu else "hours of jobs"
+    known = "not known before the data are prepared" if whole is None else f"about {time_text(3600 * whole)} in all"
+    how = (
+        "as measured"
+        if hours.rates
+        else f"at {cluster.ASSUMED[plan.study.device]:.1e} multiply-adds a second, which is assumed"
+    )
+    lines += _line(unit, f"{known}, {how}; a job asks for {MARGIN} times its time, memory and time at the first try")
     return lines
 
 

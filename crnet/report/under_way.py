@@ -8,6 +8,7 @@ from typing import Any
 
 from crnet.config.resolve import Plan
 from crnet.config.study import Layout
+from crnet.config.tuning import CHOSEN
 from crnet.report.runs import FAILED, flat, log_columns, table, variants
 from crnet.runtime.files import read_csv, read_json
 
@@ -54,14 +55,16 @@ def _training(folder: Path, log: Path, since: float) -> tuple[dict[str, Any], li
 
 
 def _later(plan: Plan) -> list[Mapping[str, Any]]:
-    """What trials and evaluations are known to be before they are run."""
-    chosen = {"lr": None, "steps": None}
-    tuned = [_row({"run": name, "spec": spec, "miou": None, **chosen}, "tune") for name, spec in plan.tunings.items()]
+    """What trials, choices and evaluations are known to be before they are run."""
+    chosen = dict.fromkeys(CHOSEN)
+    tried = [_row({"run": name, "spec": spec}, "trials") for name, spec in plan.trials.items()]
+    unknown = {"miou": None, **chosen, "trials": None, "trials_sha256": None}
+    choices = [_row({"run": name, "spec": spec, **unknown}, "choice") for name, spec in plan.choices.items()]
     evaluated = [
         _row({"run": name, "spec": spec, "choice": chosen if "finetune" in spec else {}}, "evaluate")
         for name, spec in plan.evaluations.items()
     ]
-    return [*tuned, *evaluated]
+    return [*tried, *choices, *evaluated]
 
 
 def _row(report: dict[str, Any], kind: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from crnet.errors import CrnetError
 from crnet.runtime.files import atomic_write, canonical, sha256_text
+from crnet.runtime.ownership import SUFFIX
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _START_OVER = "move it away to start from the beginning"
@@ -94,8 +95,9 @@ def _from_json(path: Path, content: bytes) -> dict[str, Any] | None:
 
 
 def remove_state(path: Path) -> None:
-    """Remove the state, the one before it, and what a kill in the middle of a write left of them."""
-    for left in (path, _previous(path), *path.parent.glob(f".{glob.escape(path.name)}.*")):
+    """Remove the state, the one before it, what a kill in the middle of a write left of them, and its owner's name."""
+    owner = path.with_name(path.name + SUFFIX)
+    for left in (path, _previous(path), *path.parent.glob(f".{glob.escape(path.name)}.*"), owner):
         left.unlink(missing_ok=True)
 
 

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from crnet.runtime.checkpoint import load_json, remove_state, save_json
 from crnet.runtime.files import canonical, sha256_text
+from crnet.runtime.ownership import Owner
 from crnet.runtime.preemption import Notice, Preempted
 from crnet.runtime.provenance import cpu_seconds
 
@@ -19,6 +20,7 @@ class SavedRows:
     Whoever makes the rows appends each when all of it is done: SIGTERM cuts the work anywhere.
 
     Raises:
+        CrnetError: Another copy of the job has begun after this one: at a save, and at its end.
         Preempted: At its end, if SIGTERM arrived; the rows are saved.
     """
 
@@ -34,6 +36,8 @@ class SavedRows:
         self.identity = sha256_text(canonical(identity))
         self.rows: list[Any] = []  # in order; what JSON can hold
         before = cpu = 0.0
+        self._owner = Owner(state)
+        self._owner.take()
         kept = None if state is None else load_json(state)
         if kept is not None and kept["identity"] == self.identity:
             self.rows, before, cpu = kept["rows"], kept["seconds"], kept.get("cpu_seconds", 0.0)
@@ -59,7 +63,9 @@ class SavedRows:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         try:
-            if error is not None and self.rows:
+            if error is None:
+                self._owner.check()  # results are written next
+            elif self.rows:
                 self._save()
         finally:
             self._notice.__exit__()
@@ -81,6 +87,7 @@ class SavedRows:
 
     def _save(self) -> None:
         if self.state is not None:
+            self._owner.check()
             self._before_save()
             spent = {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
             save_json(self.state, {"identity": self.identity, "rows": self.rows, **spent})

@@ -28,6 +28,7 @@ from crnet.runtime.checkpoint import is_finite, load_state, remove_state, save_s
 from crnet.runtime.files import atomic_write, canonical, sha256_file, write_csv, write_json
 from crnet.runtime.limits import NONE, Limits
 from crnet.runtime.machine import configure
+from crnet.runtime.ownership import Owner
 from crnet.runtime.preemption import Notice, Preempted
 from crnet.runtime.seeding import derive
 from crnet.training.accumulation import accumulate, shares
@@ -86,8 +87,8 @@ def train(
 
     Raises:
         CrnetError: Data, features or encoder do not fit the specification; there is too little memory; a file cannot
-            be written; or loss or weights are no longer finite, which ``failed.json`` in ``paths.out`` then says for
-            tables and index.
+            be written; another copy of the job has begun after this one; or loss or weights are no longer finite, which
+            ``failed.json`` in ``paths.out`` then says for tables and index.
         Preempted: SIGTERM arrived; the state is saved.
     """
     configure(device, threads)
@@ -129,7 +130,7 @@ class Training:
         self.optimiser = optimiser(self.method, self.settings)
         self.cache = ProbabilityCache(spec["model"].get("cache_reset", 0.0), fold, seed, self.settings["size"])
         self.progress = _Progress()
-        self._notice = Notice()
+        self._notice, self._owner = Notice(), Owner(paths.state)
 
     def _open_source(self, workers: int) -> CachedSource | LiveSource:
         unseen = self.index.unseen_classes(self.spec["fold"])
@@ -140,6 +141,7 @@ class Training:
         return CachedSource(store, self.method, void_classes, self.settings["void"])
 
     def run(self) -> None:
+        self._owner.take()
         self._restore()
         self._write_log(self.paths.log_so_far)
         with self._notice:
@@ -319,6 +321,7 @@ class Training:
 
     def _save(self) -> None:
         """Keep the state, unless it is no good: a finite loss can have gradients that are not."""
+        self._owner.check()
         self.encoder.verify()  # or a second start would go on from what a drifting encoder gave
         progress = self.progress
         parts = {"weight": self.method.state_dict(), "value of the optimiser": self.optimiser.state_dict()}
@@ -348,6 +351,7 @@ class Training:
         print(f"resumed at step {self.progress.step} of {self.steps}", flush=True)
 
     def _finish(self) -> None:
+        self._owner.check()
         self.encoder.verify()
         out = self.paths.out
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.method.state_dict().items()}

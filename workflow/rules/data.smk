@@ -1,6 +1,13 @@
 # Archives, prepared data sets, encoder weights, test episodes.
 
 
+# Nodes may have no way to the internet; the others take seconds.
+localrules:
+    download,
+    episodes,
+    feasible,
+
+
 rule download:
     # The archive itself is not declared: Snakemake deletes declared outputs, and users may have placed it there.
     output:
@@ -31,6 +38,8 @@ rule data:
         "logs/benchmarks/data/{name}.tsv"
     conda:
         "../../environment.yml"
+    resources:
+        **asked("data"),
     params:
         spec=lambda wc: canonical(DATASETS[f"{AT.work}/data/{wc.name}"]),
         archives=AT.archives,
@@ -55,6 +64,8 @@ rule encoder:
     conda:
         "../../environment.yml"
     threads: STUDY.threads
+    resources:
+        **asked("encoder"),
     params:
         spec=lambda wc: canonical(ENCODERS[f"{AT.work}/encoders/{wc.name}.safetensors"]),
         archives=AT.archives,

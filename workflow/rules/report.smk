@@ -11,7 +11,6 @@ localrules:
     classes,
     losses,
     page,
-    sheet,
     track,
     tables,
 
@@ -220,6 +219,7 @@ rule sheet:
     conda:
         "../../environment.yml"
     resources:
+        **asked("sheet"),
         gpu=GPU,
         limits=LIMITS,
     params:

@@ -15,10 +15,13 @@ rule features:
         "logs/features/{name}.log",
     benchmark:
         "logs/benchmarks/features/{name}.tsv"
+    group:
+        together()
     conda:
         "../../environment.yml"
     threads: STUDY.threads
     resources:
+        **asked("features"),
         gpu=GPU,
         limits=LIMITS,
     params:
@@ -45,10 +48,13 @@ rule train:
         "logs/train/{run}.log",
     benchmark:
         "logs/benchmarks/train/{run}.tsv"
+    group:
+        together()
     conda:
         "../../environment.yml"
     threads: STUDY.threads
     resources:
+        **asked("train"),
         gpu=GPU,
         limits=LIMITS,
     params:
@@ -78,10 +84,13 @@ rule trials:
         "logs/finetune/{name}.log",
     benchmark:
         "logs/benchmarks/finetune/{name}.tsv"
+    group:
+        together()
     conda:
         "../../environment.yml"
     threads: STUDY.threads
     resources:
+        **asked("trials"),
         gpu=GPU,
         limits=LIMITS,
     params:
@@ -131,10 +140,13 @@ rule evaluate:
         "logs/benchmarks/evaluate/{run}.tsv"
     wildcard_constraints:
         run=r"(?!.*-finetuned-)[^/]+",
+    group:
+        together()
     conda:
         "../../environment.yml"
     threads: STUDY.threads
     resources:
+        **asked("evaluate"),
         gpu=GPU,
         limits=LIMITS,
     params:
@@ -182,10 +194,13 @@ rule probe:
         "logs/probe/{run}.log",
     benchmark:
         "logs/benchmarks/probe/{run}.tsv"
+    group:
+        together()
     conda:
         "../../environment.yml"
     threads: STUDY.threads
     resources:
+        **asked("probe"),
         gpu=GPU,
         limits=LIMITS,
     params:
