@@ -74,8 +74,9 @@ class HSNet(Method):
     def correlations(self, pairs) -> list[Tensor]:
         """Of each level: (N k, maps, query sides, support sides), in [0, 1]."""
         each = []
+        cells = foreground_share(pairs.support_mask, pairs.support[0].shape[-2:])  # of the finest level
         for query, support in zip(pairs.query, pairs.support, strict=True):
-            share = foreground_share(pairs.support_mask, support.shape[-2:])
+            share = F.adaptive_avg_pool2d(cells, support.shape[-2:])
             each.append(correlation(query.repeat_interleave(pairs.shots, 0), support * share.to(support.dtype)))
         ends = [sum(self.levels[: level + 1]) for level in range(len(self.levels))]
         return [torch.stack(each[end - count : end], 1) for count, end in zip(self.levels, ends, strict=True)]
