@@ -30,14 +30,14 @@ def test_stages_are_counted_and_work_is_weighed(tiny_study, monkeypatch):
     made = Progress(tiny_study)
     assert made.counts(made.done()) == {
         "data": (0, 2), "encoders": (0, 1), "episodes": (0, 4), "features": (0, 6), "trainings": (0, 10),
-        "trials": (0, 2), "evaluations": (0, 26), "finetuned evaluations": (0, 2),
+        "trials": (0, 2), "evaluations": (0, 26), "finetuned evaluations": (0, 2), "probes": (0, 2),
     }  # fmt: skip
     finish(made, "train", 4)
     assert made.counts(made.done())["trainings"] == (4, 10)
-    assert made.share(made.done()) == pytest.approx(4 / 53)  # of the jobs, until their work is counted
+    assert made.share(made.done()) == pytest.approx(4 / 55)  # of the jobs, until their work is counted
     made.predict()
     by_work = made.share(made.done())
-    assert by_work != pytest.approx(4 / 53)
+    assert by_work != pytest.approx(4 / 55)
     finish(made, "train")
     assert by_work < made.share(made.done()) < 1
     for rule in progress.STAGES:
