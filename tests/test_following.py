@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from snake import ROOT, command, copy_workflow, environment, snakemake
 from stores import client, dump, runs_of
 
@@ -295,15 +296,16 @@ def runs_in(uri: str) -> int:
 
 
 def states(uri: str) -> dict[str, str]:
-    names = [experiment.name for experiment in client(uri).search_experiments() if experiment.name.startswith("tiny")]
-    return {key: run.info.status for name in names for key, run in runs_of(uri, name).items()}
+    return {key: run.info.status for key, run in runs_of(uri, EXPERIMENT).items()}
 
 
 def test_a_study_is_shown_while_it_runs_and_after_ctrl_c_goes_on_in_the_same_runs(tmp_path: Path) -> None:
     psutil = pytest.importorskip("psutil")
     folder = copy_workflow(tmp_path / "study")
-    text = (ROOT / "tests/tiny.yaml").read_text()
-    (folder / "study.yaml").write_text(text.replace("epoch_episodes: 8", "epoch_episodes: 400"))  # some time to look
+    study = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text())
+    study |= {"tables": ["table3"], "benchmarks": {"pascal": study["benchmarks"]["pascal"] | {"folds": [0]}}}
+    study["train"]["epoch_episodes"] = 400  # some time to look
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
     said = tmp_path / "said.txt"
     with said.open("w") as out:
         job = subprocess.Popen(command(), cwd=folder, env=environment(), stdout=out, stderr=out, start_new_session=True)
