@@ -22,6 +22,7 @@ from crnet.encoders.features import write_store
 from crnet.encoders.frozen import FrozenEncoder
 from crnet.runtime.checkpoint import load_json, load_state, save_json
 from crnet.runtime.files import canonical, read_csv, read_json
+from crnet.runtime.ownership import SUFFIX
 from crnet.runtime.preemption import Notice, Preempted
 from crnet.runtime.saved_rows import SavedRows
 from crnet.training import loop
@@ -168,7 +169,13 @@ def test_of_two_copies_the_later_one_goes_on_and_the_earlier_leaves_in_one_sente
     folder = tmp_path / "both"
     with job.start(folder) as earlier:
         moments.wait(earlier, folder / job.state)
+        earlier.send_signal(signal.SIGSTOP)
+        owner = Path(f"{folder / job.state}{SUFFIX}")
+        name = owner.read_text()
         with job.start(folder) as later:
+            while later.poll() is None and owner.exists() and owner.read_text() == name:
+                time.sleep(0.01)
+            earlier.send_signal(signal.SIGCONT)
             said = [each.communicate(timeout=120)[1] for each in (earlier, later)]
     assert (earlier.returncode, later.returncode) == (2, 0), f"seed {moments.seed}: {said}"
     sentence = said[0].strip().splitlines()[-1]

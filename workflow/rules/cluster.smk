@@ -13,9 +13,8 @@ if DEFAULTS is not None:
         if subprocess.run([sys.executable, "-m", "crnet", *words]).returncode:
             raise WorkflowError("crnet: the jobs' memory and time were not predicted, see above.")
     REQUESTS = requests.load(file, int(DEFAULTS["runtime"].value) if "runtime" in DEFAULTS else requests.LONGEST)
-    # Else a group is what hangs together, and each of these jobs stands alone.
-    sizes = {batch: requests.BATCH_JOBS for batch in REQUESTS.batches}
-    workflow.group_settings = replace(workflow.group_settings, group_components=sizes)
+    # Else a group is what hangs together, and each of these jobs stands alone: `batch` is profiles/default's.
+    workflow.parent_groupids.update(dict.fromkeys(REQUESTS.batches, "batch"))
 
 
 def asked(rule):
@@ -29,6 +28,5 @@ def together():
 
 
 # torch is imported once for the jobs of a batch, by the inner of a node's two Snakemakes, which runs them.
-in_batch = workflow.remote_exec and workflow.group_settings.local_groupid != "local" and "--executor" not in sys.argv
-if in_batch and STUDY.device == "cpu":
+if "--local-groupid" in sys.argv and "--executor" not in sys.argv and STUDY.device == "cpu":
     warm.start_for_batch()
