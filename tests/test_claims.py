@@ -12,7 +12,7 @@ from test_figures import texts
 from test_tables import write_counts
 
 from crnet.config import study
-from crnet.config.claims import CLAIMS, claims_job, load_claims
+from crnet.config.claims import CLAIMS, OTHERS, claims_job, load_claims, rivals
 from crnet.config.schema import load_table
 from crnet.errors import CrnetError
 from crnet.metrics.intervals import Interval, difference, interval, read_fold
@@ -296,6 +296,8 @@ def wrong(**changes) -> dict:
         (wrong(second={"row": "a"}), ["claims.0", "same cell"]),
         (wrong(at_least=10, direction="not-more"), ["claims.0", "'at_least' needs the direction 'more'"]),
         (wrong(direction="less"), ["claims.0.direction", "'more'", "'not-more'"]),
+        (wrong(first={"row": "others"}), ["claims.0", "'first' is one row"]),
+        (wrong(second={"row": "others"}), ["x.second", "small has no row of another method"]),
         (wrong(papper=1.0), ["claims.0.papper", "unknown key", "paper"]),
         (wrong(metric="iou"), ["claims.0.metric", "'miou'", "'fbiou_pairs'"]),
         (wrong(paper=float("nan")), ["claims.0.paper", "nan"]),
@@ -322,8 +324,12 @@ def test_papers_sizes_are_the_differences_of_its_cells():
     for claim in claims:
         values = []
         for place in (claim.first, claim.second):
-            row = next(row for row in load_table(folder, place.table).rows if row.id == place.row)
-            values.append(row.paper.get(f"{place.shots}-shot", {}).get(claim.metric))
+            table = load_table(folder, place.table)
+            ids = [each.row for each in rivals(claim, table, table)] if place.row == OTHERS else [place.row]
+            printed = [
+                row.paper.get(f"{place.shots}-shot", {}).get(claim.metric) for row in table.rows if row.id in ids
+            ]
+            values.append(max((value for value in printed if value is not None), default=None))  # of others the best
         if claim.paper is not None and None not in values:
             assert values[0] - values[1] == pytest.approx(claim.paper, abs=0.001), claim.id
             checked += 1
@@ -343,7 +349,7 @@ def test_job_of_a_study_holds_all_claims_with_counts_or_a_reason():
     assert job["places"]["table4/stripped-fusion/1-shot"]["absent"] == "Table 4 is not in this study"
     assert job["places"]["table5/pgnet/1-shot"]["reported"]
     for claim in job["claims"]:
-        for side in (claim["first"], claim["second"]):
+        for side in (claim["first"], *(claim["rivals"] or [claim["second"]])):
             assert bool(job["places"][side]["cells"]) != bool(job["places"][side]["absent"])
 
 
@@ -360,3 +366,41 @@ def test_a_job_fits_into_one_argument_of_a_command():
 def test_claims_are_read_without_torch():
     code = "import sys, crnet.config.claims; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def against_all(**more) -> dict:
+    return entry("best", "high/1", "all/1", rivals={"low/1": "Low", "middle/1": "Middle", "quoted/1": "Quoted"}, **more)
+
+
+def test_all_others_are_the_best_of_those_that_are_run(tmp_path):
+    quality = {"high/1": 55, "low/1": 40, "middle/1": 50, "quoted/1": None}
+    job = make_job(tmp_path, [against_all(), entry("one", "high/1", "middle/1")], quality=quality)
+    lines, page = lines_of(job, tmp_path)
+    assert (lines["best"]["verdict"], lines["best"]["second"]) == ("supported", "middle/1")
+    assert all(lines["best"][key] == lines["one"][key] for key in ("estimate", "low", "high"))
+    assert "**supported** (against Middle, the best of the 2 others that are run)" in page
+    assert "judged against the one with the highest mean here" in page
+    ahead = make_job(tmp_path, [against_all()], quality={**quality, "middle/1": 65})
+    assert lines_of(ahead, tmp_path)[0]["best"]["verdict"] == "contradicted"
+
+
+def test_an_other_that_is_not_whole_might_be_the_best(tmp_path):
+    quality = {"high/1": 55, "low/1": 40, "middle/1": 50, "quoted/1": None}
+    job = make_job(tmp_path, [against_all()], quality=quality)
+    Path(job["places"]["low/1"]["cells"][0]["counts"]).unlink()
+    line = lines_of(job, tmp_path)[0]["best"]
+    assert line["verdict"] == "not run" and "low, 1: missing (fold 0, seed 0)" in line["note"]
+    job["places"]["low/1"] |= {"cells": [], "absent": "the study has no encoder vgg16"}
+    line = lines_of(job, tmp_path)[0]["best"]
+    assert line["verdict"] == "supported" and "Middle, the best of the 1 others that are run" in line["note"]
+    for key in ("low/1", "middle/1"):
+        job["places"][key] |= {"cells": [], "reported": True, "absent": "the other method is quoted, not run"}
+    assert lines_of(job, tmp_path)[0]["best"]["verdict"] == "not testable"
+
+
+def test_others_of_the_papers_tables_are_of_other_methods():
+    folder = ROOT / "configs/tables"
+    claim = next(claim for claim in load_claims(ROOT / CLAIMS, folder).claims if claim.id == "best-5")
+    table = load_table(folder, "table6")
+    found = [place.row for place in rivals(claim, table, table)]
+    assert found == [row.id for row in table.rows if not row.id.startswith("crnet")]

@@ -1,5 +1,7 @@
 """The paper's claims as data (``configs/claims.yaml``): two cells, and what the paper says of their difference.
 
+In place of the second's row may stand ``others``: all rows of its table that are of another method than the first's.
+
 A claim is checked against the tables under ``configs/tables`` whether or not a study runs them: a study that leaves
 a table out must say "not run" for its claims, and a misspelt row must not look like one.
 """
@@ -12,7 +14,7 @@ from pydantic import Field, model_validator
 
 from crnet.config.elsewhere import MARK
 from crnet.config.labels import encoder_text, named_with, table_name
-from crnet.config.resolve import Plan
+from crnet.config.resolve import Plan, method_of, without_left_out
 from crnet.config.schema import Metric, Sentence, Shots, Slug, Strict, Table, distinct_ids, load_table, parse
 from crnet.config.settings import component
 from crnet.config.study import Layout, check_command, table_job
@@ -20,6 +22,7 @@ from crnet.config.yaml_files import load_yaml
 from crnet.errors import CrnetError
 
 CLAIMS = Path("configs/claims.yaml")
+OTHERS = "others"
 Points = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 
@@ -51,6 +54,8 @@ class Claim(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.first.row == OTHERS:
+            raise ValueError("'first' is one row; only 'second' may be 'others'")
         if self.first == self.second:
             raise ValueError("'first' and 'second' are the same cell; compare two")
         if self.at_least is not None and self.direction != "more":
@@ -89,6 +94,8 @@ def load_claims(path: Path, tables_folder: Path) -> Claims:
                 tables.append(_checked(load(place.table), place))
             except CrnetError as error:
                 raise CrnetError(f"{path}: {claim.id}.{side}: {error}") from error
+        if claim.second.row == OTHERS and not rivals(claim, *tables):
+            raise CrnetError(f"{path}: {claim.id}.second: {claim.second.table} has no row of another method.")
         one, other = (table.benchmark for table in tables)
         if one != other:
             raise CrnetError(
@@ -101,12 +108,22 @@ def load_claims(path: Path, tables_folder: Path) -> Claims:
 def _checked(table: Table, place: Place) -> Table:
     """The table of a place; raises CrnetError if it has no such cell."""
     rows = [row.id for row in table.rows]
-    if place.row not in rows:
+    if place.row not in (*rows, OTHERS):
         raise CrnetError(f"{place.table} has no row {place.row!r}; known: {', '.join(rows)}.")
     if place.shots not in table.shots:
         known = ", ".join(map(str, table.shots))
         raise CrnetError(f"{place.table} has no {place.shots}-shot column; known shots: {known}.")
     return table
+
+
+def rivals(claim: Claim, of_first: Table, of_second: Table) -> dict[Place, str]:
+    """The places that ``others`` stands for, each with its row's label: of other methods, run or quoted."""
+    mine = next(method_of(of_first, row) for row in of_first.rows if row.id == claim.first.row)
+    return {
+        Place(table=claim.second.table, row=row.id, shots=claim.second.shots): row.label
+        for row in of_second.rows
+        if row.reported or method_of(of_second, row) != mine
+    }
 
 
 def claims_job(plan: Plan, layout: Layout, path: Path) -> dict[str, Any]:
@@ -121,16 +138,25 @@ def claims_job(plan: Plan, layout: Layout, path: Path) -> dict[str, Any]:
         study, title, caption, orientation_only, generated (some data are generated), encoders {role: text},
         margin, places {key: {cells [{fold, seed, counts}], folds, dataset_folds (how many the data set has),
         absent (why there are no cells), reported}} and claims [{id, claim, where, table, first and second (keys
-        of places), shots, metric, direction, bound, at_least, paper, note}].
+        of places), shots, metric, direction, bound, at_least, paper, note}], and where second is ``others`` also rivals
+        {key: label}.
 
     Raises:
         CrnetError: as ``load_claims``.
     """
     folder, study = path.parent / "tables", plan.study
     claims = load_claims(path, folder)
-    used = dict.fromkeys(place for claim in claims.claims for place in (claim.first, claim.second))
-    rows = {name: load_table(folder, name).rows for name in {place.table for place in used}}
-    quoted = {(name, row.id) for name in rows for row in rows[name] if row.reported}
+    named = {place.table for claim in claims.claims for place in (claim.first, claim.second)}
+    known = {name: without_left_out(study, load_table(folder, name)) for name in named}
+    others = {
+        claim.id: rivals(claim, known[claim.first.table], known[claim.second.table])
+        for claim in claims.claims
+        if claim.second.row == OTHERS
+    }
+    used = dict.fromkeys(
+        place for claim in claims.claims for place in (claim.first, *others.get(claim.id, [claim.second]))
+    )
+    quoted = {(name, row.id) for name in known for row in known[name].rows if row.reported}
     tables = {name: table_job(plan, layout, name) for name in plan.tables}
     comparisons = [each for table in tables.values() for each in _elsewhere(table)]
     used |= dict.fromkeys(place for _, *places in comparisons for place in places)
@@ -148,6 +174,7 @@ def claims_job(plan: Plan, layout: Layout, path: Path) -> dict[str, Any]:
                 "table": claim.first.table,
                 "first": claim.first.key,
                 "second": claim.second.key,
+                "rivals": {place.key: label for place, label in others.get(claim.id, {}).items()},
                 "shots": " vs ".join(map(str, dict.fromkeys([claim.first.shots, claim.second.shots]))),
                 "bound": claims.bound(claim),
             }

@@ -195,12 +195,17 @@ def without_left_out(study: Study, table: Table) -> Table:
     """The table as a study runs it: rows of the methods that it leaves out are reported with the paper's values."""
 
     def as_run(row: Row) -> Row:
-        if row.reported or (_merge(table.set, row.set).method or DEFAULT_METHOD) not in study.leave_out:
+        if row.reported or method_of(table, row) not in study.leave_out:
             return row
         return row.model_copy(update={"reported": True, "set": Switches(), "shots": None, "absent": {}})
 
     rows = [as_run(row) for row in table.rows]
     return table.model_copy(update={"rows": rows})
+
+
+def method_of(table: Table, row: Row) -> str:
+    """The method of a row that is run."""
+    return _merge(table.set, row.set).method or DEFAULT_METHOD
 
 
 def role(table: Table, row: Row) -> str:

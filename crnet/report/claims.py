@@ -17,7 +17,8 @@ An interval that holds the bound leaves a claim *undecided*. ``not-more`` is for
 a gain was not found is no support, that it is surely smaller than the margin is; a loss supports it too. The margin
 stands in ``configs/claims.yaml``. A verdict is about the direction; whether the paper's size lies inside the interval
 is a question of its own. Claims whose cells the study lacks are *not run*, and those against figures that the paper
-quotes are *not testable*; both are listed, never left out.
+quotes are *not testable*; both are listed, never left out. A claim against all others is judged against the one of
+them that the study runs and that is best here, which the verdict names.
 """
 
 import math
@@ -112,7 +113,8 @@ def _read(cell: Mapping[str, Any]) -> list[FoldCounts] | str:
 
 
 def _judge(job: Mapping[str, Any], claim: Mapping[str, Any], rows: Mapping[str, list[FoldCounts] | str]) -> Judged:
-    sides = [claim["first"], claim["second"]]
+    chosen, notes = _against_the_best(job, claim, rows)
+    sides = [chosen["first"], chosen["second"]]
     quoted = [rows[side] for side in sides if job["places"][side]["reported"]]
     if quoted:
         return Judged(claim, NOT_TESTABLE, why=str(quoted[0]))
@@ -134,11 +136,11 @@ def _judge(job: Mapping[str, Any], claim: Mapping[str, Any], rows: Mapping[str, 
             found[void] = Interval(*points)
     verdicts = dict.fromkeys(VOIDS, UNDECIDED)
     verdicts |= {void: verdict(interval, claim["direction"], claim["bound"]) for void, interval in found.items()}
-    notes = [] if len(found) == len(VOIDS) else [UNDEFINED]
+    notes += [] if len(found) == len(VOIDS) else [UNDEFINED]
     if [part.seeds for part in first] != [part.seeds for part in second]:
         notes.append("training seeds differ, so they are left out apart")
     return Judged(
-        claim,
+        chosen,
         verdicts[HEADLINE],
         found,
         verdicts,
@@ -149,6 +151,26 @@ def _judge(job: Mapping[str, Any], claim: Mapping[str, Any], rows: Mapping[str, 
         pairs=tuple(part.pairs for part in first),
         why="; ".join(notes),
     )
+
+
+def _against_the_best(
+    job: Mapping[str, Any], claim: Mapping[str, Any], rows: Mapping[str, list[FoldCounts] | str]
+) -> tuple[Mapping[str, Any], list[str]]:
+    """A claim against all others as one against the best of them, and a note that names it.
+
+    Of those that are run one that is not whole stands for them, as it might be the best; if none is run, a quoted one.
+    """
+    rivals, first = claim.get("rivals"), rows[claim["first"]]
+    if not rivals:
+        return claim, []
+    run = [key for key in rivals if not job["places"][key]["reported"] and job["places"][key]["cells"]]
+    partly = [key for key in run if isinstance(rows[key], str)]
+    if not run or partly or isinstance(first, str):
+        left = [key for key in rivals if not job["places"][key]["reported"]]
+        return {**claim, "second": (partly or run or left or [*rivals])[0]}, []
+    gains = {key: difference(first, rows[key], claim["metric"], HEADLINE).value for key in run}
+    best = min(gains, key=lambda key: math.inf if math.isnan(gains[key]) else gains[key])
+    return {**claim, "second": best}, [f"against {rivals[best]}, the best of the {len(run)} others that are run"]
 
 
 def _csv_row(result: Judged) -> list[Any]:
@@ -263,6 +285,8 @@ def caption(job: Mapping[str, Any], results: Sequence[Judged]) -> list[str]:
         "lies inside the interval is asked apart from the direction; the paper gives its sizes without an interval."
     )
     found = evaluations(cell for row in job["places"].values() for cell in row["cells"])
+    if any(result.claim.get("rivals") for result in tested):
+        rule += " A claim against all others is judged against the one with the highest mean here, which is named."
     paragraphs = [
         " ".join([job["caption"], *data_sentences([about for _, about in found])]),
         estimator,
