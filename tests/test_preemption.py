@@ -169,9 +169,9 @@ def test_of_two_copies_the_later_one_goes_on_and_the_earlier_leaves_in_one_sente
         moments.wait(earlier, folder / job.state)
         earlier.send_signal(signal.SIGSTOP)
         owner = Path(f"{folder / job.state}{SUFFIX}")
-        name = owner.read_text()
+        name = owner.read_text(encoding="utf-8")
         with job.start(folder) as later:
-            while later.poll() is None and owner.exists() and owner.read_text() == name:
+            while later.poll() is None and owner.exists() and owner.read_text(encoding="utf-8") == name:
                 time.sleep(0.01)
             earlier.send_signal(signal.SIGCONT)
             said = [each.communicate(timeout=120)[1] for each in (earlier, later)]
