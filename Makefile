@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CPU_WHEELS ?=
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: demo test chaos lint format reference lock clean
+.PHONY: demo test chaos cluster lint format reference lock clean
 
 demo: .venv/ready
 	@$(RUN) snakemake --cores all
@@ -21,6 +21,11 @@ test: .venv/ready lint
 # The long form of tests/test_chaos.py; CRNET_CHAOS_SEED draws the same kills again.
 chaos: .venv/ready
 	$(RUN) CRNET_CHAOS_KILLS=$${CRNET_CHAOS_KILLS:-40} pytest tests/test_chaos.py
+
+# Through a real SLURM, whose jobs and nodes are ended: CRNET_CLUSTER names a script that starts one, 1 is one that runs.
+cluster: .venv/ready
+	@$(PIP) --editable '.[slurm]'
+	$(RUN) CRNET_CLUSTER=$${CRNET_CLUSTER:-1} pytest tests/test_cluster.py
 
 lint: .venv/ready
 	$(RUN) ruff check .

@@ -67,7 +67,7 @@ def test_every_job_of_a_network_has_a_prediction(name):
     for job, each in asked.jobs.items():
         assert 1500 < asked.memory(each["rule"], job) < 64_000
         assert 5 < asked.minutes(each["rule"], job) <= DAY
-    assert asked.submissions("evaluate") < jobs["evaluate"] / 4
+    assert asked.submissions("evaluate") < jobs["evaluate"] / 2
 
 
 def test_the_plan_says_what_the_cluster_is_asked_for():

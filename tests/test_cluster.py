@@ -1,0 +1,186 @@
+"""The tiny study through a real SLURM, undisturbed and with its jobs ended in every way that a cluster has.
+
+Slow, and only where a cluster is at hand that may be disturbed: CRNET_CLUSTER=1, or =START, a script that starts one.
+The nodes need 2 CPUs each, and a partition `low` whose jobs those of the default one preempt. `make cluster` runs it.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import pytest
+import yaml
+from chaos import contents
+from snake import ROOT, copy_workflow, environment, snakemake
+
+CLUSTER = os.environ.get("CRNET_CLUSTER", "")
+pytestmark = pytest.mark.skipif(not CLUSTER, reason="needs SLURM, and CRNET_CLUSTER to say that it may be disturbed")
+SECONDS = 3600
+STUDY = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text(encoding="utf-8"))
+# Trainings long enough to be met at work, and few of them.
+LONG = STUDY | {
+    "tables": ["table4"],
+    "train": STUDY["train"] | {"epochs": 150},
+    "benchmarks": {"k-shot": STUDY["benchmarks"]["k-shot"]},
+}
+
+
+def slurm(*words: str) -> str:
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    if CLUSTER != "1":
+        subprocess.run([CLUSTER], check=True)
+    assert shutil.which("sbatch"), "CRNET_CLUSTER is set, and there is no SLURM here"
+    assert "low" in slurm("sinfo", "-ho", "%R")
+
+
+def folder_of(study: dict, folder: Path) -> Path:
+    copy_workflow(folder)
+    (folder / "study.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
+    return folder
+
+
+class Study:
+    """A study under way through SLURM."""
+
+    def __init__(self, folder: Path, *options: str):
+        self.folder, self.log = folder, folder / "said.txt"
+        command = [sys.executable, "-m", "snakemake", "--profile", "profiles/slurm", "--cores", "2",
+                   "--latency-wait", "20", *options, "--configfile", "study.yaml"]  # fmt: skip
+        with open(self.log, "a", encoding="utf-8") as log:
+            self.process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=log, stderr=log)
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+    def job(self, rule: str, but: Collection[str] = ()) -> str:
+        """Wait until a job of a rule is at work, as its log shows; returns its number, none of those in ``but``."""
+        deadline = time.monotonic() + SECONDS
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.said[-3000:]
+            for line in slurm("squeue", "-ho", "%i %T %k").splitlines():
+                number, state, comment = line.split(maxsplit=2)
+                if state == "RUNNING" and number not in but and re.search(rf"(rule|group)_{rule}\b", comment):
+                    begun = time.time() - 10
+                    if any(path.stat().st_mtime > begun for path in (self.folder / "logs" / rule).glob("*.log")):
+                        return number
+            time.sleep(0.2)
+        raise AssertionError(f"no job of {rule} came:\n{self.log.read_text(encoding='utf-8')[-3000:]}")
+
+    def finish(self) -> None:
+        assert self.process.wait(SECONDS) == 0, self.said[-3000:]
+
+    def end(self) -> None:
+        """As Ctrl-C, which cancels its jobs too."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(SECONDS)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Callable[[dict], dict[str, str]]:
+    """What a study leaves that is run on this machine alone."""
+    known: dict[str, dict[str, str]] = {}
+
+    def run(study: dict) -> dict[str, str]:
+        if (key := yaml.safe_dump(study)) not in known:
+            folder = folder_of(study, tmp_path_factory.mktemp("alone"))
+            done = snakemake(folder)
+            assert done.returncode == 0, done.output
+            known[key] = results(folder)
+        return known[key]
+
+    return run
+
+
+def results(folder: Path) -> dict[str, str]:
+    """Files of results, data, features, weights -> digests, without times; a state that is left shows as one more."""
+    wanted = ("out/", "work/data/", "work/encoders/", "work/features/", "work/train/", "work/state/")
+    return {name: digest for name, digest in contents(folder).items() if name.startswith(wanted)}
+
+
+def test_the_study_has_the_same_bytes_as_alone(tmp_path, alone):
+    study = Study(folder_of(STUDY, tmp_path / "study"))
+    study.finish()
+    assert results(study.folder) == alone(STUDY)
+    submitted = re.findall(r"submitted with SLURM jobid \d+ \(log: .*slurm_logs/((?:group|rule)_\w+)", study.said)
+    assert len(submitted) < 16, f"the many short jobs go together: {submitted}"
+
+
+def cancel(number: str) -> None:
+    slurm("scancel", number)
+
+
+def time_out(number: str) -> None:
+    """As where less was asked for than the job needs."""
+    slurm("scontrol", "update", f"JobId={number}", "TimeLimit=0:01")
+
+
+def preempt(number: str) -> None:
+    """A job of the better partition takes the node for a while."""
+    slurm("sbatch", "-p", default_partition(), "-w", node_of(number), "-c2", "-t1", "-o/dev/null", "--wrap", "sleep 20")
+
+
+def requeue(number: str) -> None:
+    slurm("scontrol", "update", f"JobId={number}", "Requeue=1")  # it was submitted as one that is not to be
+    slurm("scontrol", "requeue", number)
+
+
+def lose(number: str) -> None:
+    """The node's daemon is killed and its job is not: two copies of the job are at work when it has begun elsewhere."""
+    node = node_of(number)
+    os.kill(daemon(node), signal.SIGKILL)
+    LOST.append(node)
+
+
+LOST: list[str] = []
+FAULTS = [("train", cancel), ("train", time_out), ("train", preempt), ("train", requeue), ("train", lose),
+          ("evaluate", cancel), ("evaluate", preempt)]  # fmt: skip
+
+
+def default_partition() -> str:
+    return next(name[:-1] for name in slurm("sinfo", "-ho", "%P").split() if name.endswith("*"))
+
+
+def node_of(number: str) -> str:
+    return slurm("squeue", "-hj", number, "-o", "%N").strip()
+
+
+def daemon(node: str) -> int:
+    """The process of a node's slurmd, where the nodes are this machine."""
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it ended
+            words = file.read_bytes().split(b"\0")
+            if words[0].endswith(b"slurmd") and node.encode() in words:
+                return int(file.parent.name)
+    raise AssertionError(f"no slurmd of {node} runs here")
+
+
+def test_ended_in_every_way_the_jobs_go_on_by_themselves(tmp_path, alone):
+    low = ("--retries", "9", "--default-resources", "slurm_partition=low", "runtime=60", "mem_mb=2000")
+    study, hit = Study(folder_of(LONG, tmp_path / "study"), *low), set()
+    try:
+        for rule, fault in FAULTS:
+            number = study.job(rule, hit)
+            hit.add(number)
+            fault(number)
+            print(f"{time.strftime('%X')} {fault.__name__} {rule}: SLURM job {number}", flush=True)
+        study.finish()
+    finally:
+        for node in LOST:
+            subprocess.run(["slurmd", "-N", node], check=True)
+        study.end()
+    states = slurm("sacct", "-Xnj", ",".join(hit), "-o", "jobid,state%30")
+    print(states)
+    assert results(study.folder) == alone(LONG)
