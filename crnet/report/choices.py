@@ -48,5 +48,5 @@ def sentences(choices: Sequence[Mapping[str, str | float | int]]) -> list[str]:
 
 def _of(number: int, whole: int) -> str:
     if whole == 1:
-        return "In the one choice of finetuning"
-    return f"In {number} of {whole} choices of finetuning"
+        return "In the one choice of finetuning's settings,"
+    return f"In {number} of {whole} choices of finetuning's settings,"
