@@ -197,11 +197,11 @@ def test_readers_are_told_one_sentence_a_kind():
 
     assert sentences([]) == []
     (only,) = sentences([choice()])
-    assert only.startswith("In the one choice of finetuning steps and learning rate were chosen by trials of the other")
+    assert only.startswith("In the one choice of finetuning's settings, steps and learning rate were chosen by trials of the other")
     how, own, untouched, edge = sentences(
         [choice(end="most", lr="highest"), choice(end="most"), choice("0"), choice(tried_on="validation")]
     )
     assert how.startswith("In 3 of 4 choices")
     assert own.startswith("In 1 of 4 choices") and "validation classes of its split" in own
-    assert untouched.startswith("In 1 of 4 choices of finetuning no step at all was best")
+    assert untouched.startswith("In 1 of 4 choices of finetuning's settings, no step at all was best")
     assert edge.startswith("In 2 of 4 choices") and "(the most steps 2 times, the highest rate once)" in edge
