@@ -19,7 +19,7 @@ PAPER, LIMITS = ROOT / "configs/studies/paper.yaml", ROOT / "configs/limits"
 pytestmark = pytest.mark.usefixtures("outside_encoder")
 
 
-@pytest.mark.parametrize("name", ["demo", "photos", "photos-three-seeds"])
+@pytest.mark.parametrize("name", ["demo", "photos"])
 def test_no_committed_run_took_more_than_predicted_nor_less_than_a_third(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     predicted, rows = demand_of_runs(name, ROOT)

@@ -15,7 +15,7 @@ from crnet.report.page.page import write_page
 from crnet.report.partial import render
 from crnet.runtime.files import read_csv, write_csv
 
-NAME = "photos-three-seeds"
+NAME = "photos"
 STUDY = ROOT / f"configs/studies/{NAME}.yaml"
 
 
