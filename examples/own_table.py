@@ -24,7 +24,7 @@ def folds_of(results: Path, job: Mapping, row: str, shots: int = 1) -> list[Fold
     return [read_fold(fold, by_seed) for fold, by_seed in files.items()]
 
 
-def main(name: str = "photos-three-seeds") -> None:
+def main(name: str = "photos") -> None:
     plan = study.load([ROOT / f"configs/studies/{name}.yaml"])
     layout = study.Layout(plan)
     rows = {}

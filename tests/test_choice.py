@@ -197,7 +197,7 @@ def test_readers_are_told_one_sentence_a_kind():
 
     assert sentences([]) == []
     (only,) = sentences([choice()])
-    assert only.startswith("In the one choice of finetuning's settings, steps and learning rate were chosen by trials of ")
+    assert only.startswith("In the one choice of finetuning's settings, steps and learning rate were chosen by trials")
     how, own, untouched, edge = sentences(
         [choice(end="most", lr="highest"), choice(end="most"), choice("0"), choice(tried_on="validation")]
     )
