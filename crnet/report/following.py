@@ -17,7 +17,7 @@ from pathlib import Path
 from crnet.config.resolve import Plan
 from crnet.config.study import Layout
 from crnet.report.tracked import records
-from crnet.report.tracking import import_mlflow, in_experiments, opened, reason, store_uri
+from crnet.report.tracking import import_mlflow, in_experiments, make_store, opened, reason, store_uri
 from crnet.report.under_way import trainings
 from crnet.runtime import work_lock
 
@@ -76,14 +76,16 @@ class _Following:
     def _show(self, since: float) -> bool:
         try:
             found = trainings(self.plan, since)
-            if found == self._shown or all(row["status"] == "scheduled" for row in found[0]):
+            if found == self._shown:
                 return True
-            study = self.plan.study.study
-            made = records(*found, study, self.plan, "its logs")
             import_mlflow()  # before others have to wait for it
-            with opened(self.uri, BUSY_SECONDS) as experiment_of:
-                for name, ours in in_experiments(made, study).items():
-                    if any(record.status != "SCHEDULED" for record in ours):
+            make_store(self.uri)  # early: whoever wants to watch will open it soon
+            study = self.plan.study.study
+            by_experiment = in_experiments(records(*found, study, self.plan, "its logs"), study)
+            begun = {n: ours for n, ours in by_experiment.items() if any(each.status != "SCHEDULED" for each in ours)}
+            if begun:
+                with opened(self.uri, BUSY_SECONDS) as experiment_of:
+                    for name, ours in begun.items():
                         experiment_of(name).bring_to(ours)
             self._shown = found
         except Exception as error:

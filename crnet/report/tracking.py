@@ -137,6 +137,13 @@ def opened(uri: str, busy: float | None = None) -> Iterator[Callable[[str], Expe
         yield lambda name: Experiment(client, name, path and path.resolve().parent / "mlruns")
 
 
+def make_store(uri: str) -> None:
+    """Make an SQLite store that is not there; a `mlflow ui` that does so at the same time would leave it unusable."""
+    if path := _sqlite_path(uri):
+        with _lock(path):
+            _ensure_store(path)
+
+
 def in_experiments(made: Sequence[Record], study: str) -> dict[str, list[Record]]:
     """The runs of a study by the names of their experiments."""
     found: dict[str, list[Record]] = {}
