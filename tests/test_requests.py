@@ -82,7 +82,7 @@ class TestSnakemake:
     @pytest.fixture(scope="class")
     def folder(self, tmp_path_factory) -> Path:
         folder = copy_workflow(tmp_path_factory.mktemp("cluster"))
-        (folder / "study.yaml").write_text((ROOT / "tests/tiny.yaml").read_text())
+        (folder / "study.yaml").write_text((ROOT / "tests/tiny.yaml").read_text(encoding="utf-8"))
         return folder
 
     @staticmethod
@@ -110,6 +110,12 @@ class TestSnakemake:
         assert "runtime" not in self.resources(done.output)["train"][0]
         assert "Group job" not in done.output
         assert not (folder / "work/requests").exists() or not list((folder / "work/requests").iterdir())
+
+    def test_machines_that_share_no_files_are_refused_in_one_sentence(self, folder):
+        done = snakemake(folder, "--dry-run", "--shared-fs-usage", "persistence")
+        assert done.returncode != 0
+        assert "crnet: the jobs of a study need a file system that all machines share" in done.output
+        assert "Traceback" not in done.output
 
 
 def test_the_profile_names_what_snakemake_and_its_plugin_know():

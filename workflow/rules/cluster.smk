@@ -1,6 +1,14 @@
 # What jobs ask a cluster for, and which short ones go there together. Without a cluster it is nothing.
 # It is one where `default-resources` are given, as profiles/slurm does: other executors than SLURM's may be too.
 
+if workflow.storage_settings.default_storage_provider or SharedFSUsage.INPUT_OUTPUT not in (
+    workflow.storage_settings.shared_fs_usage
+):
+    raise WorkflowError(
+        "crnet: the jobs of a study need a file system that all machines share: states of trainings and features are "
+        "files that do not travel to object storage; leave out --default-storage-provider and see docs/clusters.md."
+    )
+
 DEFAULTS = workflow.resource_settings.default_resources
 REQUESTS = None
 
