@@ -225,8 +225,8 @@ class Study(Strict):
         orientation_only: The data differ from the paper's: its values are shown for orientation only.
         tables: Names of ``configs/tables``.
         benchmarks: What the tables' ``benchmark`` stands for.
-        encoders: Role -> ``name`` of ``crnet list encoders`` or ``package.module:factory``, with its settings; null:
-            rows that ask for it are not run.
+        encoders: Role -> ``name`` of ``crnet list encoders``, ``timm:MODEL`` or ``package.module:factory``, with its
+            settings; null: rows that ask for it are not run.
         seeds: Of trainings.
         shots: Those of the tables that are run; null: all.
         controls: Methods below every table.

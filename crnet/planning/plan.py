@@ -11,6 +11,7 @@ from pathlib import Path
 from crnet.config import resolve, sources, study
 from crnet.config.resolve import Cell, Plan
 from crnet.config.study import Layout
+from crnet.cost.networks import encoder
 from crnet.data.archives.archives import is_verified
 from crnet.data.index import ABOUT, reading
 from crnet.errors import CrnetError
@@ -51,7 +52,7 @@ def describe(files: Sequence[Path], rates: Sequence[Path] = ()) -> str:
     demand = Demand(plan, layout, data)
     hours = Hours(plan, layout, demand, load(measured) if measured else None)
     parts = [_runs(plan), _work(plan, data), _hours_lines(hours)]
-    parts += [_data_lines(plan, layout, data), _disk_lines(needs)]
+    parts += [_data_lines(plan, layout, data), _encoder_lines(plan), _disk_lines(needs)]
     parts += [_machine_lines(plan, needs, demand), _source_lines(plan, layout)]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
@@ -241,6 +242,12 @@ def _data_lines(plan: Plan, layout: Layout, data: Sequence[DataSet]) -> list[str
         rows.append(("archive     ", archive.name, amount(archive_bytes(archive, path)), state))
     none = "everything is generated" if all(each.generated for each in data) else "nothing to download"
     return lines + (_aligned(rows, (0, 1, 3)) if rows else _line("archives", f"none: {none}"))
+
+
+def _encoder_lines(plan: Plan) -> list[str]:
+    """How models of timm, which have any strides and sizes, were made to fit."""
+    fitted = {spec["name"]: encoder(spec).about for spec in plan.encoders.values()}
+    return [line for name, about in fitted.items() if about for line in _line("encoder", f"{name}: {about}")]
 
 
 def _source_lines(plan: Plan, layout: Layout) -> list[str]:
