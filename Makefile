@@ -61,7 +61,7 @@ reference: .venv/ready
 # Exact versions for Python 3.11 and 3.12 on every platform; environment.yml carries the same list for conda.
 lock: .venv/ready
 	$(BIN)/python -m pip install --quiet uv
-	$(RUN) uv pip compile pyproject.toml --extra test --universal --python-version 3.11 \
+	$(RUN) uv pip compile pyproject.toml --extra test --extra timm --universal --python-version 3.11 \
 		--no-header --no-annotate --no-emit-index-url --output-file requirements.lock
 	{ sed '/- pip:/q' environment.yml; sed 's/.*/      - "&"/' requirements.lock; } > environment.new
 	mv environment.new environment.yml

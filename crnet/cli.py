@@ -260,7 +260,7 @@ def track(results: Path, files: tuple[Path, ...]) -> None:
 @click.option("--scaling", "with_scaling", is_flag=True, help="Also how cost grows with episodes, shots and data.")
 @click.option("--size", type=click.IntRange(32, 1024), help="Side of the input in pixels. [default: 321]")
 @click.option("--width", type=click.IntRange(1, 4096), help="Channels of the head. [default: 256]")
-@click.option("--encoder", help="Built-in, or package.module:factory. [default: resnet50, random weights]")
+@click.option("--encoder", help="Built-in, timm:MODEL or package.module:factory. [default: resnet50, random weights]")
 @click.option("--threads", type=click.IntRange(1), default=capacity.cores(), show_default=True)
 @device_option
 @click.option("--json", type=PATH, help="Write all figures here too.")

@@ -415,7 +415,7 @@ def test_resolve_refuses_what_it_does_not_know(name, overrides, message):
 
 def test_official_weights_carry_their_checksum_in_their_name():
     weights = [archive for archive in archives.OFFICIAL.values() if archive.name.endswith(".pth")]
-    assert len(weights) == 2
+    assert len(weights) == 3
     for archive in weights:
         assert archive.checksum == "sha256:" + archive.name.removesuffix(".pth").split("-")[1]
 

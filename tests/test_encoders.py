@@ -11,15 +11,16 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from crnet import encoders
 from crnet.config.settings import components
-from crnet.encoders import resnet50, vgg16
+from crnet.encoders import resnet50, resnet101, vgg16
 from crnet.encoders.frozen import FrozenEncoder
 from crnet.errors import CrnetError
 
 CPU = torch.device("cpu")
+BUILT_IN = sorted(name for name, about in components("encoder").items() if "LAYERS" in about.literals)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (65, 63), (113, 50)])
-@pytest.mark.parametrize("name", sorted(components("encoder")))
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_maps_are_at_an_eighth_of_the_input_in_the_order_asked_for(name, size):
     module = import_module(f"crnet.encoders.{name}")
     last, *others = module.LAYERS
@@ -33,7 +34,12 @@ def test_maps_are_at_an_eighth_of_the_input_in_the_order_asked_for(name, size):
 
 
 @pytest.mark.parametrize(
-    ("module", "model"), [(resnet50, torchvision.models.resnet50), (vgg16, torchvision.models.vgg16)]
+    ("module", "model"),
+    [
+        (resnet50, torchvision.models.resnet50),
+        (resnet101, torchvision.models.resnet101),
+        (vgg16, torchvision.models.vgg16),
+    ],
 )
 def test_weights_come_from_torchvisions_file_and_another_file_is_refused(module, model, tmp_path):
     torch.manual_seed(0)
@@ -53,7 +59,7 @@ def test_weights_come_from_torchvisions_file_and_another_file_is_refused(module,
         module.prepare(module.SETTINGS, tmp_path, out, 1)
 
 
-@pytest.mark.parametrize("name", sorted(components("encoder")))
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_batch_norm_folded_gives_the_same_maps(name):
     module = import_module(f"crnet.encoders.{name}")
     torch.manual_seed(0)
@@ -76,10 +82,13 @@ def test_batch_norm_folded_gives_the_same_maps(name):
             assert (one - other).abs().max() < 1e-4 * one.abs().max()
 
 
-def test_resnet_is_torchvisions_dilated_one():
+@pytest.mark.parametrize(
+    ("module", "model"), [(resnet50, torchvision.models.resnet50), (resnet101, torchvision.models.resnet101)]
+)
+def test_resnet_is_torchvisions_dilated_one(module, model):
     torch.manual_seed(0)
-    ours = resnet50.network(["layer2", "layer4"]).eval()
-    theirs = torchvision.models.resnet50(weights=None, replace_stride_with_dilation=[False, True, True]).eval()
+    ours = module.network(["layer2", "layer4"]).eval()
+    theirs = model(weights=None, replace_stride_with_dilation=[False, True, True]).eval()
     theirs.load_state_dict({k.removeprefix("body."): v for k, v in ours.state_dict().items()}, strict=False)
     extract = create_feature_extractor(theirs, ["layer2", "layer4"])
     images = torch.randn(1, 3, 64, 64)

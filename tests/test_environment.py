@@ -30,7 +30,8 @@ def test_lock_pins_everything_exactly_and_names_no_index():
 def test_lock_satisfies_the_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pinned = {pin.name.lower(): str(pin.specifier).removeprefix("==") for pin in PINS}
-    for text in [*project["dependencies"], *project["optional-dependencies"]["test"]]:
+    extras = project["optional-dependencies"]
+    for text in [*project["dependencies"], *extras["test"], *extras["timm"]]:
         wanted = Requirement(text)
         assert wanted.specifier.contains(pinned[wanted.name.lower()]), text
         assert "==" not in str(wanted.specifier), f"{text}: exact versions are the lock's"

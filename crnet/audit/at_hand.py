@@ -13,7 +13,7 @@ from tqdm import tqdm
 from crnet.audit.folder import Folder
 from crnet.audit.ledger import UNREADABLE, Check, Ledger, shown
 from crnet.config import resolve
-from crnet.config.settings import component
+from crnet.config.settings import brings_weights, component
 from crnet.data.index import SPLITS, Index
 from crnet.data.packed import BROKEN_ZIP
 from crnet.data.pixels import read_ids
@@ -147,7 +147,7 @@ def _published(check: Check, data: Path, index: Index) -> None:
 def _encoder_file(folder: Folder, check: Check, spec: dict, recorded: tuple[str, str] | None) -> None:
     path = folder.encoder(spec)
     if path is None:
-        own = "brings its own weights" if ":" in spec["name"] else "is not at hand in a work folder"
+        own = "brings its own weights" if brings_weights(spec["name"]) else "is not at hand in a work folder"
         check.unknown(f"the encoder {spec['name']} {own}")
     elif recorded is None:
         check.unknown("no report names its digest")

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from crnet.audit.folder import Folder
 from crnet.audit.ledger import Check
 from crnet.config import resolve
+from crnet.config.settings import brings_weights
 from crnet.data.episodes import Episode, EpisodeTable
 from crnet.encoders.frozen import compute_dtype
 from crnet.evaluation.finetune import Finetuner
@@ -103,7 +104,7 @@ def _missing(folder: Folder, name: str, tables: Mapping[str, EpisodeTable], devi
         return f"the data set {train['dataset']['name']} of the runs is not at hand"
     if absent := resolve.absent_encoder(train["encoder"]["name"]):
         return absent.removesuffix(".")
-    if ":" not in train["encoder"]["name"] and folder.encoder(train["encoder"]) is None:
+    if not brings_weights(train["encoder"]["name"]) and folder.encoder(train["encoder"]) is None:
         return f"the encoder {train['encoder']['name']} is not at hand"
     if "train" in train and folder.weights(train) is None:
         return "the weights are not at hand"

@@ -1,6 +1,5 @@
 """What the bench works on: generated photos of PASCAL's size as JPEG files, encoder and head with random weights."""
 
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from torch import nn
 
 from crnet import encoders, methods
 from crnet.config.defaults import EVALUATE, EVALUATE_LIMITS, FINETUNE, TRAIN, TRAIN_LIMITS
-from crnet.config.resolve import alignment_of
-from crnet.config.settings import check, component
+from crnet.config.resolve import alignment_of, encoder_spec
+from crnet.config.settings import brings_weights, check, component, is_timm
 from crnet.data import episodes, transforms
 from crnet.data.episodes import Episode
 from crnet.data.formats import voc
@@ -38,7 +37,7 @@ class Options:
 
     Attributes:
         size: Side of the network's input in pixels, as fitted to the encoder.
-        encoder: A built-in encoder, or ``package.module:factory``.
+        encoder: A built-in encoder, ``timm:MODEL``, or ``package.module:factory``.
         width: Channels of the head.
         photo: (height, width) of the photos.
         train_photos, test_photos: How many there are.
@@ -72,7 +71,7 @@ class Options:
 
     def __post_init__(self):
         """Take the nearest size that fits the encoder; raises CrnetError on an encoder that is not known."""
-        object.__setattr__(self, "size", fitted(self.size, alignment_of({"name": self.encoder})))
+        object.__setattr__(self, "size", fitted(self.size, alignment_of(encoder_spec({"name": self.encoder}, "encoder"))))
 
     @classmethod
     def quick(cls, **changes) -> "Options":
@@ -108,8 +107,10 @@ class Inputs:
 
     def _describe_encoder(self) -> dict:
         name = self.options.encoder
-        if encoders.is_factory(name):
+        if brings_weights(name):
             return {"name": name}
+        if is_timm(name):
+            return encoder_spec({"name": name, "weights": "random"}, "--encoder")
         about = component("encoder", name, "--encoder")
         layers = ["layer2", "layer3"] if name == "resnet50" else about.literals["DEFAULT_LAYERS"]
         return {"name": name, "layers": layers, **about.settings({}, name)}
@@ -117,10 +118,10 @@ class Inputs:
     def _write_encoder(self) -> Path | None:
         """Random weights for a built-in encoder; batch-norm statistics of the photos keep its maps in scale."""
         name = self.options.encoder
-        if encoders.is_factory(name):
+        if brings_weights(name):
             return None
         torch.manual_seed(derive("bench encoder"))
-        network = importlib.import_module(component("encoder", name, "bench").module).network(self._encoder["layers"])
+        network = encoders.network(self._encoder)
         for name, norm in network.named_modules():
             if isinstance(norm, nn.BatchNorm2d):
                 norm.momentum = None  # the mean over all that is seen

@@ -7,7 +7,7 @@ from typing import Any
 from crnet.config import resolve, tuning
 from crnet.config.resolve import Plan
 from crnet.config.schema import Row
-from crnet.config.settings import component
+from crnet.config.settings import brings_weights, component
 
 BACKBONE = "Backbone"  # the column of a table in which a row that is run names its encoder
 
@@ -18,20 +18,21 @@ def switches(row: Row, encoder: Mapping[str, Any] | None) -> dict[str, bool | st
     if row.reported or encoder is None or not isinstance(word, str):
         return row.ticks
     same = re.sub(r"[\W_]", "", word).lower() == encoder["name"]
-    ran = " ".join(filter(None, [encoder["name"], "+".join(_layers(encoder))]))
+    ran = " ".join(filter(None, [encoder["name"], "+".join(map(str, _layers(encoder)))]))
     return row.ticks if same else row.ticks | {BACKBONE: ran}
 
 
 def encoder_text(spec: Mapping[str, Any]) -> str:
     """How captions name an encoder, e.g. ``small (layer3, layer4)``."""
     layers = _layers(spec)
-    return f"{spec['name']} ({', '.join(layers)})" if layers else spec["name"]
+    return f"{spec['name']} ({', '.join(map(str, layers))})" if layers else spec["name"]
 
 
-def _layers(encoder: Mapping[str, Any]) -> Sequence[str]:
+def _layers(encoder: Mapping[str, Any]) -> Sequence[str | int]:
     """The layers whose maps it gives; none where a factory decides."""
-    if encoder.get("layers") is None and ":" not in encoder["name"]:
-        return component("encoder", encoder["name"], "encoders").literals["DEFAULT_LAYERS"]
+    if encoder.get("layers") is None and not brings_weights(encoder["name"]):
+        literals = component("encoder", encoder["name"], "encoders").literals
+        return literals.get("DEFAULT_LAYERS") or literals["SETTINGS"]["layers"]
     return encoder.get("layers") or ()
 
 

@@ -21,7 +21,16 @@ from crnet.config.defaults import (
 )
 from crnet.config.names import Spec, name_of, slug
 from crnet.config.schema import Row, Study, Switches, Table, load_table
-from crnet.config.settings import FACTORY, check, component, components, sees_all_supports
+from crnet.config.settings import (
+    FACTORY,
+    Component,
+    brings_weights,
+    check,
+    component,
+    components,
+    is_timm,
+    sees_all_supports,
+)
 from crnet.data.grid import CORNERS, TILES, fitted
 from crnet.errors import CrnetError
 
@@ -80,9 +89,9 @@ def dataset_name(spec: Spec) -> str:
 
 
 def encoder_name(spec: Spec) -> str:
-    """``layers`` only selects among an encoder's maps: two selections share one set of weights."""
+    """``layers`` only selects among a built-in's maps: two selections share its weights; timm builds what they need."""
     called = re.sub(r"\W+", "-", spec["name"], flags=re.ASCII)
-    return name_of(called, {key: value for key, value in spec.items() if key != "layers"})
+    return name_of(called, {key: value for key, value in spec.items() if key != "layers" or is_timm(spec["name"])})
 
 
 def features_spec(training: Spec) -> Spec | None:
@@ -331,11 +340,13 @@ def _dataset(given: Mapping[str, Any], fold: int, where: str) -> Spec:
 
 
 def absent_encoder(name: str) -> str | None:
-    """A sentence if the module of an encoder ``package.module:factory`` is not here; it is not imported.
+    """A sentence if the module of an encoder ``package.module:factory``, or timm, is not here; it is not imported.
 
     Whoever trains or predicts asks; tables and their audit are made from counts and need no encoder.
     """
-    if ":" not in name:
+    if is_timm(name) and importlib.util.find_spec("timm") is None:
+        return f"encoder {name!r} needs the library timm; `pip install 'crnet[timm]'` brings it."
+    if not brings_weights(name):
         return None
     module = name.split(":")[0]
     own = module.replace("_", "-")
@@ -359,13 +370,21 @@ def _encoder(encoders: Mapping[str, Any], role: str, where: str) -> Spec:
         raise CrnetError(f"{where}.encoder: unknown encoder role {role!r}; the study defines: {', '.join(encoders)}.")
     if encoders[role] is None:
         raise CrnetError(f"encoders.{role}: is null, but controls and other rows need it; name an encoder.")
-    place, settings, known = f"encoders.{role}", dict(encoders[role]), components("encoder")
-    name, choices = settings.pop("name", None), f"{', '.join(known)}, or package.module:factory"
+    return encoder_spec(encoders[role], f"encoders.{role}")
+
+
+def encoder_spec(given: Mapping[str, Any], place: str) -> Spec:
+    """An encoder's settings, whole; raises CrnetError on what does not fit. ``place`` begins the sentence."""
+    settings, known = dict(given), components("encoder")
+    names = ", ".join(f"{name}:MODEL" if name == "timm" else name for name in known)
+    name, choices = settings.pop("name", None), f"{names}, or package.module:factory"
     if name is None:
         raise CrnetError(f"{place}.name: is missing; known: {choices}.")
+    if is_timm(name):
+        return {"name": name, **_timm(component("encoder", name, place), settings, place)}
     if isinstance(name, str) and FACTORY.fullmatch(name):
         return {"name": name, **check(settings, FACTORY_SETTINGS, FACTORY_LIMITS, place)}
-    if not isinstance(name, str) or name not in known:
+    if not isinstance(name, str) or name not in known or name == "timm":
         raise CrnetError(f"{place}.name: unknown encoder {name!r}; known: {choices}.")
     layers = settings.pop("layers", known[name].literals["DEFAULT_LAYERS"])
     available = known[name].literals["LAYERS"]
@@ -374,3 +393,22 @@ def _encoder(encoders: Mapping[str, Any], role: str, where: str) -> Spec:
             f"{place}.layers: {layers!r} is not a list of layers of {name}; known: {', '.join(available)}."
         )
     return {"name": name, "layers": list(layers), **known[name].settings(settings, place)}
+
+
+def _timm(about: Component, given: Mapping[str, Any], place: str) -> Spec:
+    """The settings of a model of timm; whether timm has the model is found when it is built."""
+    model = about.name.partition(":")[2]
+    usual = {"alignment": "corners"} if re.match(about.literals["CORNERS"], model) else {}
+    settings = about.settings({**usual, **given}, place)
+    layers, weights, digest = settings["layers"], settings["weights"], settings["sha256"]
+    if len(set(layers)) < len(layers):
+        raise CrnetError(f"{place}.layers: {layers} names a map twice; keep one.")
+    from_file = weights not in ("pretrained", "random")
+    if from_file and not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise CrnetError(
+            f"{place}.sha256: {digest!r} is not the SHA-256 of {weights}, 64 lowercase hex digits; a file of weights "
+            "is used only with its checksum (`sha256sum FILE`)."
+        )
+    if not from_file and digest:
+        raise CrnetError(f"{place}.sha256: goes with a file or URL as weights, not with {weights!r}; leave it out.")
+    return settings

@@ -250,9 +250,9 @@ class Study(Strict):
         orientation_only: The data differ from the paper's: its values are shown for orientation only.
         tables: Names of ``configs/tables``.
         benchmarks: What the tables' ``benchmark`` stands for.
-        encoders: Role -> ``name`` of ``crnet list encoders``, with its settings, or ``package.module:factory``, with
-            ``alignment``: ``corners`` (default) if its cells lie at pixels 8i of the input, as a ResNet's, ``tiles`` if
-            at 8i + 3.5, as VGG16's; null: rows that ask for it are not run.
+        encoders: Role -> ``name`` of ``crnet list encoders`` or ``timm:MODEL``, with its settings, or
+            ``package.module:factory``, with ``alignment``: ``corners`` (default) if its cells lie at pixels 8i of the
+            input, as a ResNet's, ``tiles`` if at 8i + 3.5, as VGG16's; null: rows that ask for it are not run.
         seeds: Of trainings.
         shots: Those of the tables that are run; null: all.
         leave_out: Methods whose rows are not run: they are printed with the paper's values only.

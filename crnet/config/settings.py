@@ -8,7 +8,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from crnet.data.splits import Splits
 from crnet.errors import CrnetError
 
 PACKAGE = Path(__file__).resolve().parents[1]
-LITERALS = {"SETTINGS", "LIMITS", "LAYERS", "DEFAULT_LAYERS", "ALIGNMENT", "ARCHIVES", "OWN",
+LITERALS = {"SETTINGS", "LIMITS", "LAYERS", "DEFAULT_LAYERS", "ALIGNMENT", "CORNERS", "ARCHIVES", "OWN",
              "TRAINS", "FINETUNES", "TRAIN", "FUSION", "K_SHOT", "SWAPS"}  # fmt: skip
 # A component from outside the package: what stands behind the colon is the function that makes it.
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+# An encoder that the library timm builds: ``timm:MODEL`` or ``timm:MODEL.WEIGHTS``, as timm calls them.
+TIMM = re.compile(r"timm:(\w+(?:\.\w+)?)", re.ASCII)
 KINDS = {"method": "methods", "encoder": "encoders", "dataset": "data/sets"}  # kind -> folder
 
 
@@ -40,7 +42,7 @@ class Component:
 
     @property
     def module(self) -> str:
-        if ":" in self.name:
+        if ":" in self.name and not is_timm(self.name):
             return self.name.split(":")[0]
         return f"crnet.{KINDS[self.kind].replace('/', '.')}.{self.path.stem}"
 
@@ -65,6 +67,16 @@ class Component:
     def settings(self, given: Mapping[str, Any], where: str) -> dict[str, Any]:
         """Defaults completed by ``given``; raises CrnetError on an unknown key or a value that does not fit."""
         return check(given, self.literals["SETTINGS"], self.literals.get("LIMITS", {}), where)
+
+
+def is_timm(name: Any) -> bool:
+    """Whether an encoder is one of the library timm's models."""
+    return isinstance(name, str) and TIMM.fullmatch(name) is not None
+
+
+def brings_weights(encoder: str) -> bool:
+    """Whether an encoder is ``package.module:factory``, which makes its weights itself; of others we have a file."""
+    return ":" in encoder and not is_timm(encoder)
 
 
 def read_literals(path: Path) -> dict[str, Any]:
@@ -114,6 +126,8 @@ def component(kind: str, name: str, where: str) -> Component:
     if kind != "encoder" and isinstance(name, str) and FACTORY.fullmatch(name):
         return _from_outside(kind, name, where)
     known = components(kind)
+    if kind == "encoder" and is_timm(name):
+        return replace(known["timm"], name=name)
     if not isinstance(name, str) or name not in known:
         raise CrnetError(f"{where}: unknown {kind} {name!r}{_nearest(name, known)}; known: {', '.join(known)}.")
     return known[name]

@@ -5,6 +5,7 @@ Nothing is run again for it; the plan, the page and the audit say where it diffe
 
 import ast
 import hashlib
+import importlib.metadata
 import io
 import tokenize
 from collections import Counter
@@ -13,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from crnet.config.settings import PACKAGE, component, components, module_file
+from crnet.config.settings import PACKAGE, component, components, is_timm, module_file
 
 KINDS = ("method", "encoder")
 FOLLOWED = ("model", "methods", "encoders")  # rooms whose files count with the method or encoder that imports them
@@ -24,11 +25,14 @@ Used = Mapping[str, Any]  # of a run: "method" and "encoder", by name, and what 
 def recorded(training: Mapping[str, Any]) -> dict[str, str]:
     """What a run stores beside its result: ``method_source`` and ``encoder_source``, 64 hex digits, "" if not found.
 
+    Of an encoder of timm also the library's version, ``timm_version``.
+
     Args:
         training: The specification of the training, or of what stands for it with a control.
     """
     used = {"method": training["method"], "encoder": training["encoder"]["name"]}
-    return {f"{kind}_source": digest(kind, used[kind]) for kind in KINDS}
+    library = {"timm_version": importlib.metadata.version("timm")} if is_timm(used["encoder"]) else {}
+    return {f"{kind}_source": digest(kind, used[kind]) for kind in KINDS} | library
 
 
 def used(report: Mapping[str, Any]) -> Used:
@@ -73,7 +77,10 @@ def digest(kind: str, name: str) -> str:
 
     Comments, docstrings, blank lines and blanks at line ends do not count. Nothing is imported.
     """
-    path = module_file(name) if ":" in name else component(kind, name, kind).path if name in components(kind) else None
+    if ":" in name and not is_timm(name):
+        path = module_file(name)
+    else:
+        path = component(kind, name, kind).path if is_timm(name) or name in components(kind) else None
     if path is None:
         return ""
     sha = hashlib.sha256()

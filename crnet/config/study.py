@@ -12,7 +12,7 @@ from crnet.config.labels import control_label, encoder_text, run_labels, switche
 from crnet.config.names import for_paths
 from crnet.config.resolve import Cell, Plan
 from crnet.config.schema import Study, parse
-from crnet.config.settings import component, k_shot
+from crnet.config.settings import brings_weights, component, k_shot
 from crnet.config.yaml_files import load_yaml
 from crnet.data.archives import archives
 from crnet.errors import CrnetError, one_line
@@ -216,7 +216,8 @@ class Layout:
 
     def encoder(self, spec: dict) -> str | None:
         """The encoder's weights; a factory brings its own."""
-        return None if ":" in spec["name"] else f"{self.work}/encoders/{resolve.encoder_name(spec)}.safetensors"
+        own = brings_weights(spec["name"])
+        return None if own else f"{self.work}/encoders/{resolve.encoder_name(spec)}.safetensors"
 
     def features(self, training: dict) -> str | None:
         spec = resolve.features_spec(training)

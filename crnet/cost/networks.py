@@ -62,12 +62,14 @@ class Encoder:
 
     Attributes:
         channels: Of its maps.
+        about: How a model of timm was made to fit, "" for others.
         weight_bytes: Of weights and buffers as they are loaded, in float32 and once more in the precision used.
     """
 
     def __init__(self, spec: dict):
         self._name, self._network = spec["name"], encoders.without_values(spec)
         self.channels = tuple(self._network.channels)
+        self.about: str = getattr(self._network, "about", "")
         self.weight_bytes = 8 * sum(tensor.numel() for tensor in _state(self._network))
 
     @cache  # noqa: B019 - all counts are kept as long as the process

@@ -1,9 +1,10 @@
 """The Siamese encoder (paper 4.2): one frozen network for support and query, named by the study.
 
 A built-in encoder is a file of this folder with ``SETTINGS``, ``LAYERS``, ``DEFAULT_LAYERS`` and ``ALIGNMENT`` as
-literals, ``network(layers)`` and ``prepare(settings, archives, out, threads)``. Any other is
-``package.module:factory``, a function without arguments whose result turns images (N, 3, H, W) into a list of stride-8
-maps and has ``.channels``; where its cells lie (``crnet/data/grid.py``) the study says: ``alignment``.
+literals, ``network(layers)`` and ``prepare(settings, archives, out, threads)``. ``timm:MODEL`` is a model of the
+library timm, see ``timm.py``. Any other is ``package.module:factory``, a function without arguments whose result turns
+images (N, 3, H, W) into a list of stride-8 maps and has ``.channels``; where its cells lie (``crnet/data/grid.py``) the
+study says: ``alignment``.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from crnet.config.settings import brings_weights, component, is_timm
 from crnet.data.grid import CORNERS, STRIDE, fitted
 from crnet.errors import CrnetError
 from crnet.runtime.files import atomic_write
@@ -26,10 +28,6 @@ from crnet.runtime.out_of_memory import ran_out
 # Channel statistics of ImageNet, RGB in [0, 1]; every encoder gets images normalised with them.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-
-
-def is_factory(name: str) -> bool:
-    return ":" in name
 
 
 def build(spec: dict, weights: Path | None) -> nn.Module:
@@ -41,10 +39,10 @@ def build(spec: dict, weights: Path | None) -> nn.Module:
     Raises:
         CrnetError: The factory cannot be imported or breaks its contract, or the weights do not fit.
     """
-    if is_factory(spec["name"]):
+    if brings_weights(spec["name"]):
         encoder = _from_factory(spec)
     else:
-        encoder = _module(spec["name"]).network(spec["layers"])
+        encoder = network(spec)
         try:
             encoder.load_state_dict(load_file(weights), strict=True)
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -60,17 +58,29 @@ def without_values(spec: dict) -> nn.Module:
     Raises:
         CrnetError: A factory cannot be imported or breaks its contract.
     """
-    if is_factory(spec["name"]):
+    if brings_weights(spec["name"]):
         return _from_factory(spec).requires_grad_(False).to("meta")
     with torch.device("meta"):
-        network = _module(spec["name"]).network(spec["layers"]).eval().requires_grad_(False)
-    fold_batch_norm(network)
-    return network
+        encoder = network(spec).eval().requires_grad_(False)
+    if may_fold(spec["name"]):
+        fold_batch_norm(encoder)
+    return encoder
+
+
+def network(spec: dict) -> nn.Module:
+    """A built-in encoder, or one of timm, with values of chance."""
+    module = _module(spec["name"])
+    return module.network(spec if is_timm(spec["name"]) else spec["layers"])
+
+
+def may_fold(name: str) -> bool:
+    """Whether ``fold_batch_norm`` holds for an encoder: timm's batch norms may have an activation in them."""
+    return ":" not in name
 
 
 def _module(name: str) -> ModuleType:
-    """The file of a built-in encoder."""
-    return importlib.import_module(f"crnet.encoders.{name.replace('-', '_')}")
+    """The file of a built-in encoder, or of timm's."""
+    return importlib.import_module(component("encoder", name, "encoder").module)
 
 
 def _from_factory(spec: dict) -> nn.Module:
@@ -145,6 +155,9 @@ def convert_torchvision(source: Path, network: nn.Module, out: Path, classifier:
 
 
 def prepare(spec: dict, archives: Path, out: Path, threads: int) -> None:
-    """Write the weights file of a built-in encoder; see the ``prepare`` of its file."""
+    """Write the weights file of an encoder that is no factory; see the ``prepare`` of its file."""
+    if is_timm(spec["name"]):
+        _module(spec["name"]).prepare(spec, archives, out, threads)
+        return
     settings = {key: value for key, value in spec.items() if key not in ("name", "layers")}
     _module(spec["name"]).prepare(settings, archives, out, threads)

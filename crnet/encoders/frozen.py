@@ -35,7 +35,7 @@ class FrozenEncoder:
         self.name: str = spec["name"]
         self.channels = tuple(network.channels)
         self.digest = self._in_use = encoders.digest(network)
-        if not encoders.is_factory(self.name):
+        if encoders.may_fold(self.name):
             encoders.fold_batch_norm(network)
             self._in_use = encoders.digest(network)
         self.network = network.to(device, memory_format=torch.channels_last)

@@ -39,7 +39,7 @@ CLASSES_A_PHOTO, CLASSES_A_SCENE = 2.9, 2.1
 # (228 photos of COCO); scenes of 64 and 160 px with their masks took 9 and 22 KB.
 MASK_FILE_BYTES, RUN_LENGTHS_BYTES = 4400, 2700
 SCENE_BYTES, SCENE_PIXEL_BYTES = 8000, 0.55
-ENCODER_BYTES = 100e6  # ResNet-50 and VGG16 without their classifiers have 94 and 59 MB
+ENCODER_BYTES = 100e6  # at least: ResNet-50 and VGG16 without their classifiers have 94 and 59 MB
 COUNT_BYTES = 100  # a row of counts, one a predicted episode; 67 bytes in the demo, photos have more pixels
 
 
@@ -226,11 +226,16 @@ def _prepared(layout: Layout, data: Sequence[DataSet]) -> Need:
 
 def _encoders(plan: Plan, layout: Layout) -> Need:
     files = {path: spec for spec in plan.encoders.values() if (path := layout.encoder(spec))}
-    sizes = {Path(path): ENCODER_BYTES if "archive" in spec else MIB for path, spec in files.items()}
+    sizes = {Path(path): _encoder_bytes(spec) for path, spec in files.items()}
     basis = "the encoder brings its own"
     if sizes:
         basis = f"weights of {plural(len(sizes), 'encoder')}, {amount(max(sizes.values()))} at most"
     return _need("encoders", layout.work, sizes, basis)
+
+
+def _encoder_bytes(spec: dict) -> float:
+    least = ENCODER_BYTES if "archive" in spec else MIB
+    return max(least, encoder(spec).weight_bytes / 2)  # which are of two precisions
 
 
 def _features(plan: Plan, layout: Layout, data: Mapping[str, DataSet]) -> Need:

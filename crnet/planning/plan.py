@@ -16,6 +16,7 @@ from crnet.config.names import Spec
 from crnet.config.requests import MARGIN
 from crnet.config.resolve import Cell, Plan
 from crnet.config.study import Layout
+from crnet.cost.networks import encoder
 from crnet.data.archives.archives import is_verified
 from crnet.data.grid import CORNERS, TILES
 from crnet.data.index import ABOUT, reading
@@ -59,7 +60,7 @@ def describe(files: Sequence[Path], rates: Sequence[Path] = ()) -> str:
     demand = Demand(plan, layout, data)
     hours = Hours(plan, layout, demand, load(measured) if measured else None)
     parts = [_runs(plan), _work(plan, data), _hours_lines(hours), _cluster_lines(hours, demand)]
-    parts += [_data_lines(plan, layout, data), _disk_lines(needs)]
+    parts += [_data_lines(plan, layout, data), _encoder_lines(plan), _disk_lines(needs)]
     parts += [_machine_lines(plan, needs, demand), _source_lines(plan, layout)]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
@@ -117,8 +118,8 @@ def _input_lines(plan: Plan) -> list[str]:
         found["trained"] |= {training["train"]["size"]} if "train" in training else set()
         found["tested"] |= {scaled(tested["size"], scale) for scale in tested["scales"]}
     lines = []
-    for encoder, found in sides.items():
-        spec = json.loads(encoder)
+    for described, found in sides.items():
+        spec = json.loads(described)
         at = ", ".join(f"{how} at {', '.join(map(str, sorted(each)))} px" for how, each in found.items() if each)
         fit = FITS[resolve.alignment_of(spec)]
         lines += _line("input", f"{encoder_text(spec)}: {at}; its cells fit {fit}")
@@ -307,6 +308,12 @@ def _data_lines(plan: Plan, layout: Layout, data: Sequence[DataSet]) -> list[str
         rows.append(("archive     ", archive.name, amount(archive_bytes(archive, path)), state))
     none = "everything is generated" if all(each.generated for each in data) else "nothing to download"
     return lines + (_aligned(rows, (0, 1, 3)) if rows else _line("archives", f"none: {none}"))
+
+
+def _encoder_lines(plan: Plan) -> list[str]:
+    """How models of timm, which have any strides and sizes, were made to fit."""
+    fitted = {spec["name"]: encoder(spec).about for spec in plan.encoders.values()}
+    return [line for name, about in fitted.items() if about for line in _line("encoder", f"{name}: {about}")]
 
 
 def _source_lines(plan: Plan, layout: Layout) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from crnet import __version__
 from crnet.config.resolve import Spec
+from crnet.config.settings import is_timm
 from crnet.errors import CrnetError
 from crnet.metrics.intervals import METHOD, interval, read_fold, unknown
 from crnet.report.tables.cells import METRIC_MEANINGS, METRIC_NAMES, VOIDS
@@ -20,6 +21,7 @@ OWN = (WEIGHTS, ENCODER, EXPORTED, CARD, LICENCE, PROGRAM)
 LICENCES = {
     "small": (True, "trained by crnet on pictures that it generated; MIT, as crnet"),
     "resnet50": (False, "torchvision's, BSD 3-Clause, trained on ImageNet, whose photos are for research only"),
+    "resnet101": (False, "torchvision's, BSD 3-Clause, trained on ImageNet, whose photos are for research only"),
     "vgg16": (False, "torchvision's, BSD 3-Clause, trained on ImageNet, whose photos are for research only"),
     "resnet50v2": (False, "the ONNX model zoo's, Apache 2.0, trained on ImageNet, whose photos are for research only"),
 }
@@ -48,7 +50,7 @@ def export(
     if (run / EXPORTED).is_file():
         raise CrnetError(f"{run}: is an exported folder already; copy it, or give a run of a study.")
     encoder = found.spec["train"]["encoder"]["name"]
-    free, licence = LICENCES.get(encoder, (False, "unknown to crnet: it is a module of yours"))
+    free, licence = _licence_of(encoder)
     brings = found.encoder is not None and (free or with_encoder)
     fresh_folder(out, force, set(OWN))
     if program:
@@ -77,6 +79,16 @@ def export(
     }
     write_json(out / EXPORTED, about)  # last: where it is, all of it is there
     return f"{out}: {about['run']}, {'with' if brings else 'without'} the encoder {encoder} ({licence})"
+
+
+def _licence_of(encoder: str) -> tuple[bool, str]:
+    """As in ``LICENCES``."""
+    if not is_timm(encoder):
+        return LICENCES.get(encoder, (False, "unknown to crnet: it is a module of yours"))
+    from crnet.encoders import timm
+
+    said = timm.licence(encoder)
+    return False, f"timm says of its weights: {said}" if said else "timm says nothing of its weights' licence"
 
 
 def _scores(found: Files, run: Path) -> dict[str, Any]:

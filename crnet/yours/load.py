@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from crnet.config import resolve
+from crnet.config.settings import brings_weights
 from crnet.errors import CrnetError
 from crnet.runtime.files import DamagedFile, read_mapping, sha256_file
 from crnet.yours.model import Model
@@ -84,7 +85,7 @@ def _of_study(run: Path, work: Path | None, encoder: Path | None) -> Files:
     work = run.resolve().parents[2].parent / "work" if work is None else work
     train = spec["train"]
     weights = work / "train" / resolve.training_name(train) / "model.safetensors" if "train" in train else None
-    if encoder is None and ":" not in train["encoder"]["name"]:
+    if encoder is None and not brings_weights(train["encoder"]["name"]):
         encoder = work / "encoders" / f"{resolve.encoder_name(train['encoder'])}.safetensors"
     return _files(run / REPORT, report, encoder, weights)
 
@@ -99,7 +100,7 @@ def _exported(run: Path, encoder: Path | None) -> Files:
     if ":" in method:
         what = "code on PYTHONPATH that a folder of somebody else must not run"
         raise CrnetError(f"{run}: asks for the method {method}, {what}; load it from the study that trained it.")
-    if ":" in name:
+    if brings_weights(name):
         if str(encoder) != name:
             what = "code on PYTHONPATH that is run when it is loaded"
             raise CrnetError(f"{run}: asks for the encoder {name}, {what}; if you trust it, give {name!r} as encoder.")

@@ -67,8 +67,9 @@ OFFICIAL: dict[str, Archive] = {
             "md5:0a379cfc70b0e71301e0f377548639bd",
             252_872_794,
         ),
-        # torchvision.models: {ResNet50,VGG16}_Weights.IMAGENET1K_V1; the SHA-256 begins with what the name carries.
+        # torchvision.models: {ResNet50,ResNet101,VGG16}_Weights.IMAGENET1K_V1; names carry how their SHA-256 begins.
         ("https://download.pytorch.org/models/resnet50-0676ba61.pth", "sha256:0676ba61", 102_530_333),
+        ("https://download.pytorch.org/models/resnet101-63fe2227.pth", "sha256:63fe2227", None),  # 170.5 MiB
         ("https://download.pytorch.org/models/vgg16-397923af.pth", "sha256:397923af", 553_433_881),
         # The file's pointer in the ONNX model zoo's repository.
         (

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from crnet import __version__
 from crnet.config import sources
-from crnet.config.settings import components
+from crnet.config.settings import components, is_timm
 from crnet.data.archives.archives import OFFICIAL
 from crnet.report.runs import SECOND_READING
 from crnet.report.tables.markdown import grid
@@ -77,6 +77,9 @@ def _weights(line: Line) -> str:
     archive = line.get("encoder.archive", "")
     if not factory:
         return _archive(archive) if archive else ""
+    if is_timm(line["encoder.name"]):
+        weights, digest = line.get("encoder.weights", ""), line.get("encoder.sha256", "")
+        return f"{weights}, by timm {line.get('timm_version', '')}" + (f", sha256 `{digest}`" if digest else "")
     text = f"brought by the module `{module}`, which is no part of crnet"
     shipped = components("encoder").get(module.replace("_", "-"))
     if shipped and (archive := shipped.literals["SETTINGS"].get("archive")):
