@@ -71,7 +71,8 @@ class Options:
 
     def __post_init__(self):
         """Take the nearest size that fits the encoder; raises CrnetError on an encoder that is not known."""
-        object.__setattr__(self, "size", fitted(self.size, alignment_of(encoder_spec({"name": self.encoder}, "encoder"))))
+        encoder = encoder_spec({"name": self.encoder}, "encoder")
+        object.__setattr__(self, "size", fitted(self.size, alignment_of(encoder)))
 
     @classmethod
     def quick(cls, **changes) -> "Options":
