@@ -71,31 +71,32 @@ def test_counts_of_the_papers_study():
     # Each of 2 models: fusion at 3 shots, finetune at 2, finetune + fusion at 2: 7 x 12 cells, controls 3 x 8; the last
     # two are one evaluation: 5 x 12. Trials are one a training: 2 x 12.
     assert row(text, "table4") == ["6", "-", "-", "192", "24", "24", "144"]
-    assert row(text, "table5") == ["2", "8", "-", "32", "24", "-", "32"]  # 2 x 12 + 8
-    assert row(text, "table6") == ["2", "8", "-", "32", "24", "24", "32"]
+    assert row(text, "table5") == ["10", "-", "-", "128", "120", "-", "128"]  # 10 x 12 + 8
+    assert row(text, "table6") == ["10", "-", "-", "128", "120", "24", "128"]
     assert row(text, "table7") == ["4", "-", "-", "28", "12", "-", "28"]  # 4 rows x 2 shots x 3 seeds + 2 controls x 2
-    # Alone: 440 cells; less the controls' 8 + 8 + 8 + 24 + 8 + 8 + 4 = 68 they are trained; 4 x 24 + 24 are finetuned.
-    assert row(text, "if no cell shared") == ["440", "372", "120", "440"]
-    # Trainings: condition, cross-reference, both, refinement, full, full with VGG16: 6 x 12, and COCO's 4 x 3.
+    # Alone: 632 cells; less the controls' 8 + 8 + 8 + 24 + 8 + 8 + 4 = 68 they are trained; 4 x 24 + 24 are finetuned.
+    assert row(text, "if no cell shared") == ["632", "564", "120", "632"]
+    # Trainings: condition, cross-reference, both, refinement, full, full with VGG16, and 8 other methods, which Tables 5
+    # and 6 share: 14 x 12, and COCO's 4 x 3.
     # Trials: both, full, full with VGG16: 3 x 12.
-    # Evaluations, PASCAL: table 2's 3, table 3's other 3, 4 numbers of refinements, VGG16: 11 x 12 + 8 = 140;
-    # k-shot: table 4's 144 and VGG16's 12 = 156; COCO 28.
-    assert row(text, "study, all shared") == ["84", "36", "324"]
-    assert row(text, "saved") == ["288", "84", "116"]
+    # Evaluations, PASCAL: table 2's 3, table 3's other 3, 4 numbers of refinements, VGG16, 8 others: 19 x 12 + 8 = 236;
+    # k-shot: table 4's 144, VGG16's 12 and 8 x 12 = 252; COCO 28.
+    assert row(text, "study, all shared") == ["180", "36", "516"]
+    assert row(text, "saved") == ["384", "84", "116"]
     assert "left out  " not in text.replace("left out  cells", "")
 
 
 def test_work_of_the_papers_study():
     text = " ".join(described(PAPER).split())
-    # A fold trains on the 13,680 published pairs but its own: 3 x 13,680 over 4 folds; 6 kinds x 3 seeds, 200 epochs.
-    assert "72 runs on pascal5i of 200 epochs x the fold's training pairs: 147,744,000 episodes" in text
+    # A fold trains on the 13,680 published pairs but its own: 3 x 13,680 over 4 folds; 14 kinds x 3 seeds, 200 epochs.
+    assert "168 runs on pascal5i of 200 epochs x the fold's training pairs: 344,736,000 episodes" in text
     assert "12 runs on coco2014 of 200 epochs x 10,260 episodes: 24,624,000 episodes" in text
     # 3 rates x 40 episodes x 300 steps, on which those of 25 and 100 are stations: 36,000 each.
     assert "36 runs of 3 rates x 3 numbers of steps on 40 episodes: 1,296,000 steps" in text
     # Table 4's 2 models x 2 shots x 12, of which all are also fused, and table 6's 12 of VGG16; 1,000 episodes each.
     assert "60 evaluations, 48 of them also fused: 60,000 episodes, at most 18,000,000 steps" in text
-    # 140 of PASCAL and 28 of COCO with 5 x 1,000 episodes, 156 of k-shot with 1,000.
-    assert "996,000 episodes, the finetuned ones among them" in text
+    # 236 of PASCAL and 28 of COCO with 5 x 1,000 episodes, 252 of k-shot with 1,000.
+    assert "1,572,000 episodes, the finetuned ones among them" in text
 
 
 def test_counts_of_the_demo():

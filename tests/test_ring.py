@@ -325,6 +325,9 @@ def test_a_table_says_what_each_method_makes_of_several_supports(tmp_path):
     plan = resolved(tmp_path, [{"id": "a", "label": "One", "set": {"method": "pl"}}, {"id": "b", "label": "Two"}])
     [note] = study.table_job(plan, study.Layout(plan), "mine")["notes"]
     assert note.endswith("One: mean of the prototypes; Two: mean of probabilities.")
+    quoted = [{"id": "a", "set": {"method": "pl"}, "paper": {"1-shot": {"miou": 40.0}}}, {"id": "b"}]
+    plan = resolved(tmp_path, quoted)
+    assert "no failed reproduction" in study.table_job(plan, study.Layout(plan), "mine")["notes"][0]
     alone = resolved(tmp_path, [{"id": "a", "set": {"method": "pl"}}])
     assert study.table_job(alone, study.Layout(alone), "mine")["notes"] == []
 

@@ -306,7 +306,7 @@ def table_job(plan: Plan, layout: Layout, name: str) -> dict[str, Any]:
     return {
         **study.model_dump(include={"study", "caption", "orientation_only"}),
         **table.model_dump(include={"title", "source", "shots", "metrics"}),
-        "notes": [*table.notes, *_several_supports(plan, name), *elsewhere.note(others)],
+        "notes": [*table.notes, *_other_methods(plan, name), *elsewhere.note(others)],
         "table": name,
         "folds": list(benchmark.folds),
         "study_title": study.title,
@@ -317,16 +317,25 @@ def table_job(plan: Plan, layout: Layout, name: str) -> dict[str, Any]:
     }
 
 
-def _several_supports(plan: Plan, name: str) -> list[str]:
-    """A sentence on what the methods of a table that runs several make of several supports, where it has several."""
-    labels = {row.id: row.label for row in plan.tables[name].rows}
-    cells = [cell for cell in plan.cells if cell.table == name and cell.shots > 1]
+def _other_methods(plan: Plan, name: str) -> list[str]:
+    """What to know of a table that runs several methods: how they differ from what is quoted, their k-shot rules."""
+    rows = {row.id: row for row in plan.tables[name].rows}
+    cells = [cell for cell in plan.cells if cell.table == name and cell.row in rows]
     run = {cell.row: plan.evaluations[cell.evaluation]["train"]["method"] for cell in cells}
-    methods = {method: labels[row] for row, method in run.items() if row in labels}
-    if len(methods) < 2:
+    if len(set(run.values())) < 2:
         return []
-    rules = "; ".join(f"{label}: {k_shot(method)}" for method, label in methods.items())
-    return [f"All are trained with one support and tested with several by a rule of their own. {rules}."]
+    notes = []
+    if any(rows[row].paper for row, method in run.items() if method != resolve.DEFAULT_METHOD):
+        notes.append(
+            "The other methods too are run on a frozen encoder, at one scale, with one support in training. Most of "
+            "their authors trained the encoder, so a distance to the values that the paper quotes is no failed "
+            "reproduction. PL and A-MCG are readings of papers without code, PGNet of one with a re-implementation; "
+            "R-DFCN's quoted mIoU is of other pairs. crnet/methods says of each what is other here."
+        )
+    if any(cell.shots > 1 for cell in cells):
+        rules = {method: f"{rows[row].label}: {k_shot(method)}" for row, method in run.items()}
+        notes.append(f"Several supports, by each method's own rule. {'; '.join(rules.values())}.")
+    return notes
 
 
 def _episodes(plan: Plan, table: str) -> dict[tuple[int, int], str]:
