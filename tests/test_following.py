@@ -316,8 +316,8 @@ def test_a_study_is_shown_while_it_runs_and_after_ctrl_c_goes_on_in_the_same_run
     (follower,) = [p for p in psutil.Process(job.pid).children() if p.cmdline()[3:5] == ["job", "follow"]]
     assert follower.nice() == following.NICENESS
     os.killpg(job.pid, signal.SIGINT)  # as a terminal's Ctrl-C: to all of them
-    assert job.wait(timeout=120) != 0
-    follower.wait(timeout=120)
+    assert job.wait(timeout=600) != 0
+    follower.wait(timeout=600)
     assert "warning: " not in said.read_text() and "Traceback" not in said.read_text()
     uri = f"sqlite:///{folder}/mlflow.db"
     left = states(uri)
