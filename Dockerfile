@@ -10,7 +10,8 @@ FROM python:${PYTHON}-slim-bookworm
 ARG DEVICE=cpu
 ARG CPU_WHEELS=
 
-# git: runs record their commit. No compiler: every package is there as a wheel.
+# git: runs record their commit. No compiler: every package is there as a wheel. Debian's mirrors keep no old versions.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends git \
     && rm -rf /var/lib/apt/lists/* \
@@ -41,6 +42,6 @@ RUN pip install --no-cache-dir --no-deps --editable . \
 # and Git believes the folder though it is another's.
 RUN git config --system --add safe.directory /crnet
 ENV HOME=/tmp PYTHONDONTWRITEBYTECODE=1 OMP_WAIT_POLICY=PASSIVE
-USER crnet
+USER 1000
 ENTRYPOINT ["snakemake"]
 CMD ["--cores", "all"]
