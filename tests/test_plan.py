@@ -76,7 +76,7 @@ def test_counts_of_the_papers_study():
     assert row(text, "table7") == ["4", "-", "-", "28", "12", "-", "28"]  # 4 rows x 2 shots x 3 seeds + 2 controls x 2
     # Alone: 632 cells; less the controls' 8 + 8 + 8 + 24 + 8 + 8 + 4 = 68 they are trained; 4 x 24 + 24 are finetuned.
     assert row(text, "if no cell shared") == ["632", "564", "120", "632"]
-    # Trainings: condition, cross-reference, both, refinement, full, full with VGG16, and 8 other methods, which Tables 5
+    # Trainings: condition, cross-reference, both, refinement, full, full with VGG16, and 8 other methods, that Tables 5
     # and 6 share: 14 x 12, and COCO's 4 x 3.
     # Trials: both, full, full with VGG16: 3 x 12.
     # Evaluations, PASCAL: table 2's 3, table 3's other 3, 4 numbers of refinements, VGG16, 8 others: 19 x 12 + 8 = 236;
