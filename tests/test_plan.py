@@ -76,8 +76,8 @@ def test_counts_of_the_papers_study():
     assert row(text, "table7") == ["4", "-", "-", "28", "12", "-", "28"]  # 4 rows x 2 shots x 3 seeds + 2 controls x 2
     # Alone: 632 cells; less the controls' 8 + 8 + 8 + 24 + 8 + 8 + 4 = 68 they are trained; 4 x 24 + 24 are finetuned.
     assert row(text, "if no cell shared") == ["632", "564", "120", "632"]
-    # Trainings: condition, cross-reference, both, refinement, full, full with VGG16, and 8 other methods, that Tables 5
-    # and 6 share: 14 x 12, and COCO's 4 x 3.
+    # Trainings: condition, cross-reference, both, refinement, full, full with VGG16, and the 8 other methods of Tables
+    # 5 and 6, which share them: 14 x 12, and COCO's 4 x 3.
     # Trials: both, full, full with VGG16: 3 x 12.
     # Evaluations, PASCAL: table 2's 3, table 3's other 3, 4 numbers of refinements, VGG16, 8 others: 19 x 12 + 8 = 236;
     # k-shot: table 4's 144, VGG16's 12 and 8 x 12 = 252; COCO 28.
@@ -114,17 +114,20 @@ def test_counts_of_the_demo():
 
 def heads(file: Path) -> tuple[int, int]:
     """Bytes of all heads of a study, counted in the real ones, and of the largest of COCO's."""
+    import torch
+
     from crnet import methods
 
     channels = {"layer3": 1024, "layer4": 2048, "conv4": 512, "conv5": 512}
 
     @cache
-    def size(layers: tuple[str, ...], model: str) -> int:
-        head = methods.build("crnet", tuple(channels[layer] for layer in layers), json.loads(model))
+    def size(method: str, layers: tuple[str, ...], model: str) -> int:
+        with torch.device("meta"):
+            head = methods.build(method, tuple(channels[layer] for layer in layers), json.loads(model))
         return 4 * sum(weight.numel() for weight in head.parameters())
 
     trainings = study.load([file]).trainings.items()
-    each = {name: size(tuple(s["encoder"]["layers"]), json.dumps(s["model"])) for name, s in trainings}
+    each = {name: size(s["method"], tuple(s["encoder"]["layers"]), json.dumps(s["model"])) for name, s in trainings}
     return sum(each.values()), max(size for name, size in each.items() if "coco" in name)
 
 
@@ -152,11 +155,11 @@ def test_disk_of_the_papers_study():
         # The largest is COCO's with refinement: weights, momentum, 2 x 41 x 41 x 2 bytes a pair and branch; and the one
         # before.
         "states": 2 * (2 * largest + 240_070 * 2 * 6724),
-        "results": 100 * (996_000 + 60_000 + 36 * 40 * 10),  # of trials: 3 rates x 3 numbers of steps, and none
+        "results": 100 * (1_572_000 + 60_000 + 36 * 40 * 10),  # of trials: 3 rates x 3 numbers of steps, and none
     }
     assert found == {name: (pytest.approx(size), pytest.approx(size)) for name, size in expected.items()}
     text = described(PAPER)
-    assert row(text, "total")[:2] == [f"{sum(expected.values()) / GIB:.2f} GiB"] * 2 == ["37.78 GiB"] * 2
+    assert row(text, "total")[:2] == [f"{sum(expected.values()) / GIB:.2f} GiB"] * 2 == ["40.34 GiB"] * 2
     assert "22.80 GiB  22.80 GiB  7 of 7 archives to download" in text
     assert "1.1 x 2 archives, 3 archives read in place" in text
 
@@ -271,9 +274,9 @@ def test_warnings(monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=30 * GIB))
     text = describe([PAPER])
     assert "WARNING       this machine has no NVIDIA GPU, and the study needs one (device: cuda)" in text
-    assert re.search(r"WARNING too little disk for .*: 30\.00 GiB free, 37\.78 GiB needed", " ".join(text.split()))
+    assert re.search(r"WARNING too little disk for .*: 30\.00 GiB free, 40\.34 GiB needed", " ".join(text.split()))
     monkeypatch.setattr(planning, "has_nvidia_gpu", lambda: True)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=40 * GIB))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=44 * GIB))
     monkeypatch.setattr("crnet.runtime.capacity.cores", lambda: 16)
     monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 64 * GIB // 4096}[name])
     text = describe([PAPER])
