@@ -93,6 +93,8 @@ onstart:
             f"crnet: study {STUDY.study} needs a GPU (device: cuda) and this machine has none; run it on one, "
             "through a cluster profile, or set 'device: cpu'."
         )
+    # Else a node's Snakemake knows batches of one job each, and starts another Snakemake for each of them.
+    workflow.executor_plugin.common_settings.pass_group_args = True
     if STUDY.device == "cpu" and workflow.local_exec:
         warm.start()
     if workflow.local_exec:
