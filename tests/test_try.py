@@ -24,7 +24,7 @@ from crnet.cli import cli
 from crnet.errors import CrnetError
 from crnet.yours import try_page
 
-SECONDS = 120  # for whatever a busy machine has to do
+SECONDS = 300  # for whatever a busy machine has to do
 
 
 def has(name: str) -> str:
@@ -103,6 +103,7 @@ def driver(served, tmp_path_factory):
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     browser = Chrome(options=options, service=Service(DRIVER))
     browser.set_page_load_timeout(SECONDS)
+    browser.set_script_timeout(SECONDS)
     yield browser
     browser.quit()
 
