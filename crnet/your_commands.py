@@ -68,6 +68,11 @@ def quick(files, cores, **named) -> None:
     click.echo(run(plan, cell(plan, **named), files, cores))
 
 
+encoder_option = click.option(
+    "--encoder", help="The encoder's weights, or module:factory, where an exported folder lacks them."
+)
+
+
 def of_trained_network(command: Callable) -> Callable:
     """Options of a command that takes a trained network, of a run or a cell; it gets ``run`` and ``work``."""
 
@@ -102,7 +107,7 @@ def of_trained_network(command: Callable) -> Callable:
 @click.option("--strategy", type=click.Choice(["fusion", "finetune", "finetune-fusion"]), help="[default: the run's]")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Of finetuning. [default: what trials chose]")
 @click.option("--steps", type=click.IntRange(1), help="Likewise.")
-@click.option("--encoder", help="The encoder's weights, or module:factory, where an exported folder lacks them.")
+@encoder_option
 @click.option("--threads", type=click.IntRange(1), default=capacity.cores(), show_default=True)
 @device_option
 @force_option
@@ -120,6 +125,27 @@ def segment(run, work, supports, first, more, out, probability, force, encoder, 
     check(first + more, out, probability, force)
     model = load(run, work, encoder, device, threads)
     click.echo(segment_files(model, pairs, first + more, out, probability, force, **how))
+
+
+@click.command("try")
+@of_trained_network
+@encoder_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Listen here; others than this machine may come.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="[default: the first free one from 7860 on]")
+@click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page.")
+@click.option("--threads", type=click.IntRange(1), default=capacity.cores(), show_default=True)
+@device_option
+def try_page(run, work, encoder, host, port, browser, threads, device) -> None:
+    """A page in the browser: drop a photo, paint what is meant, drop queries. Needs `pip install 'crnet[try]'`.
+
+    \b
+    crnet try --run out/demo/evaluate/NAME
+    """
+    from crnet.yours.load import load
+    from crnet.yours.try_page import require_gradio, serve
+
+    require_gradio()
+    serve(load(run, work, encoder, device, threads), run.name, host, port, browser)
 
 
 @click.command()
@@ -218,4 +244,4 @@ def predictions(files, out, threads, device, force, **named) -> None:
     click.echo(write_predictions(plan, cell(plan, **named), out, device, threads, force))
 
 
-COMMANDS = (quick, segment, export, episodes_for_others, score, predictions)
+COMMANDS = (quick, segment, try_page, export, episodes_for_others, score, predictions)

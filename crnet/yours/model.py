@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from crnet.config.defaults import EVALUATE_LIMITS, FINETUNE
+from crnet.config.defaults import EVALUATE, EVALUATE_LIMITS, FINETUNE
+from crnet.config.settings import check
 from crnet.data.episodes import Episode
 from crnet.errors import CrnetError
 from crnet.evaluation.finetune import Finetuner
@@ -96,6 +97,7 @@ class Model:
         strategy: str | None = None,
         lr: float | None = None,
         steps: int | None = None,
+        refinements: int | None = None,
     ) -> Iterator[Segmented]:
         """One query after the other, in their order, so that many fit into little memory; as ``segment``.
 
@@ -103,13 +105,16 @@ class Model:
             strategy: Of several supports: "fusion", "finetune" (predicts with the first one) or "finetune-fusion".
                 None: as the run was evaluated, fusion for one support.
             lr, steps: Of finetuning, where no trials chose them or others are wanted.
+            refinements: Runs of the mask refinement, 1 to 50; None: as the run was evaluated.
         """
+        refinements = self.spec["evaluate"]["refinements"] if refinements is None else refinements
+        check({"refinements": refinements}, EVALUATE, EVALUATE_LIMITS, "segment")
         names = self._add_supports(list(supports))
         try:
             strategy = strategy or (self.strategy if len(names) > 1 else "fusion")
             if strategy not in STRATEGIES:
                 raise CrnetError(f"strategy: unknown {strategy!r}; known: {', '.join(STRATEGIES)}.")
-            self.predictor.settings = {**self.spec["evaluate"], "shots": len(names)}
+            self.predictor.settings = {**self.spec["evaluate"], "shots": len(names), "refinements": refinements}
             if strategy == "fusion":
                 yield from self._fused(names, queries)
             else:
