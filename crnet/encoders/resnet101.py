@@ -12,6 +12,7 @@ SETTINGS = {
 LIMITS = {"archive": {"resnet101-63fe2227.pth"}}
 LAYERS = {"layer2": 512, "layer3": 1024, "layer4": 2048}
 DEFAULT_LAYERS = ["layer3", "layer4"]  # as in resnet50
+ALIGNMENT = "corners"  # of its cells: see crnet/data/grid.py
 
 network = partial(DilatedResNet, "resnet101")
 
