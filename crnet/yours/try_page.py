@@ -200,5 +200,6 @@ def _gradio(folder: str) -> ModuleType:
     """Gradio, told before it is imported to send nothing and to write into ``folder`` alone."""
     os.environ.update(GRADIO_ANALYTICS_ENABLED="0", HF_HUB_DISABLE_TELEMETRY="1", GRADIO_TEMP_DIR=folder)
     os.environ |= {"GRADIO_SHARE": "0", "GRADIO_EXAMPLES_CACHE": folder}
+    os.environ |= {"MPLCONFIGDIR": folder, "XDG_CACHE_HOME": folder}  # of what Gradio imports
     tempfile.tempdir = folder
     return importlib.import_module("gradio")
