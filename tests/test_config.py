@@ -43,7 +43,7 @@ DEMO = yaml.safe_load((ROOT / "configs/studies/demo.yaml").read_text())
         ({"evaluate": {"scales": [1.0, 9.0]}}, ["evaluate.scales", "9.0"]),
         ({"evaluate": {"shots": 5}}, ["evaluate.shots", "table"]),
         ({"sheet": {"table": "table3", "row": "fall"}}, ["sheet.row", "'fall'", "full"]),
-        ({"probe": {"table": "table9", "rows": ["both"]}}, ["probe.table", "'table9'", "table2", "probe: null"]),
+        ({"probe": {"table": "table9", "rows": ["both"]}}, ["probe.table", "'table9'", "table2"]),
         ({"probe": {"rows": ["bot"]}}, ["probe.rows", "table2 has no row 'bot'", "both"]),
         ({"probe": {"table": "table3", "rows": ["prototype"]}}, ["probe.rows: prototype", "probe rows of crnet"]),
         ({"probe": {"table": "table2", "rows": ["all-foreground"]}}, ["probe.rows: all-foreground", "crnet"]),

@@ -14,7 +14,7 @@ from crnet import methods
 from crnet.config import tuning
 from crnet.config.defaults import FINETUNE, FINETUNE_LIMITS
 from crnet.config.settings import check
-from crnet.data import episodes, index, packed
+from crnet.data import episodes, index, packed, transforms
 from crnet.data.index import Index
 from crnet.encoders.features import FeatureStore, write_store
 from crnet.encoders.frozen import FrozenEncoder
@@ -149,8 +149,7 @@ class TestNovelClasses:
         for batch in source.batches(wanted, 4, augment=False):
             for episode, mask in zip(batch.episodes, batch.query_mask.numpy(), strict=True):
                 truth = data.read_mask(episode.query)
-                size = np.linspace(0, 1, tiny.SIZE, endpoint=False) + 0.5 / tiny.SIZE
-                there = truth[np.ix_((size * truth.shape[0]).astype(int), (size * truth.shape[1]).astype(int))]
+                there = transforms.squash_mask(truth, tiny.SIZE)
                 novel = np.isin(there, list(unseen))
                 assert mask.shape == there.shape
                 assert not (mask == 1)[novel].any(), "a pixel of a novel class is foreground"
@@ -219,7 +218,7 @@ class Drifting(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.conv, self.norm = nn.Conv2d(3, 8, 8, 8), nn.BatchNorm2d(8)
+        self.conv, self.norm = nn.Conv2d(3, 8, 9, 8, 4), nn.BatchNorm2d(8)
     def forward(self, x):
         if len(x) > 1:  # not when it is first tried
             self.norm.running_mean += 1e-6

@@ -151,7 +151,10 @@ class TestJob:
         blind = run(tmp_path / "blind", tmp_path / "blind.safetensors")
         assert (counts(blind, "gate") == counts(blind, "untouched")).all()
         assert (counts(blind, "category") != counts(blind, "untouched")).any()
-        seeing = run(tmp_path / "seeing")
+        expand = "cross_reference.support.expand.weight"
+        state[expand] = 100 * load_file(weights)[expand]  # as they are born, importances hardly differ
+        save_file(state, tmp_path / "seeing.safetensors")
+        seeing = run(tmp_path / "seeing", tmp_path / "seeing.safetensors")
         assert (counts(seeing, "gate") != counts(seeing, "untouched")).any()
 
         job = made_job([row("both", ["gate", "category"], {(0, 0): blind})])

@@ -62,7 +62,7 @@ def test_every_job_of_a_network_has_a_prediction(name):
     demand = Demand(plan, layout, [DataSet(spec, layout) for spec in plan.datasets.values()])
     asked = Requests(cluster.predict(plan, demand, None), DAY)
     jobs = Counter(each["rule"] for each in asked.jobs.values())
-    assert jobs["train"] == len(plan.trainings) and jobs["tune"] == len(plan.tunings)
+    assert jobs["train"] == len(plan.trainings) and jobs["trials"] == len(plan.trials)
     assert jobs["evaluate"] + jobs["finetune"] == len(plan.evaluations)
     for job, each in asked.jobs.items():
         assert 1500 < asked.memory(each["rule"], job) < 64_000
@@ -73,8 +73,8 @@ def test_every_job_of_a_network_has_a_prediction(name):
 def test_the_plan_says_what_the_cluster_is_asked_for():
     lines = describe([ROOT / "configs/studies/paper.yaml"]).splitlines()
     rows = {line.split()[1]: line.split() for line in lines if line.startswith("cluster")}
-    assert rows["train"][2:4] == ["84", "84"] and rows["train"][-2:] == ["1", "4"]  # jobs, submissions, GPU, CPUs
-    assert int(rows["evaluate"][3]) < int(rows["evaluate"][2]) == 264
+    assert rows["train"][2:4] == ["180", "180"] and rows["train"][-2:] == ["1", "4"]  # jobs, submissions, GPU, CPUs
+    assert int(rows["evaluate"][3]) < int(rows["evaluate"][2]) == 456
     assert any(line.startswith("GPU-hours") and "multiply-adds a second, which is assumed" in line for line in lines)
 
 
@@ -97,7 +97,7 @@ class TestSnakemake:
         done = snakemake(folder, "--dry-run", "--default-resources", "runtime=300", "mem_mb=4000")
         assert done.returncode == 0, done.output
         found = self.resources(done.output)
-        for rule in ("features", "train", "tune", "evaluate", "finetune"):
+        for rule in ("features", "train", "trials", "evaluate", "finetune", "probe"):
             assert {each["runtime"] for each in found[rule]} <= {"6", "7"}, "minutes: seconds of work, and an allowance"
             assert all(1500 < int(each["mem_mb"]) < 4000 for each in found[rule])
         assert found["data"][0]["runtime"] == "240"

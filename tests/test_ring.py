@@ -27,7 +27,7 @@ LAYERS_2_3, LAYERS_3_4, CONV_4_5 = (512, 1024), (1024, 2048), (512, 512)
 BLOCKS = (512,) * 4 + (1024,) * 6 + (2048,) * 3  # of ResNet-50 from its second stage on
 SMALL = {"width": 16, "side_width": 16, "hashed": 16, "dropout": 0.0, "classify_dropout": 0.0, "base_classes": 2,
          "initialisation": "kaiming"}  # fmt: skip
-CHANNELS, MAP, SIZE = (12, 16), 12, 48
+CHANNELS, MAP, SIZE = (12, 16), 12, 96
 
 
 def build(name: str, channels: tuple[int, ...] = CHANNELS, settings: dict | None = None) -> Method:

@@ -6,7 +6,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from test_ring import MAP, pairs, small
-from torch.nn import functional as F
 
 from crnet import methods
 from crnet.config.defaults import FINETUNE
@@ -17,6 +16,7 @@ from crnet.errors import CrnetError
 from crnet.evaluation.finetune import Finetuner
 from crnet.evaluation.predict import Predictor
 from crnet.methods import Method, Pairs, each
+from crnet.model.grid import at_own_size
 from crnet.runtime.limits import Limits
 
 OWN = sorted(name for name in components("method") if sees_all_supports(name))
@@ -120,7 +120,7 @@ def test_a_predictor_shows_all_supports_at_once(made, name):
             logits = predictor.method.predict(
                 Pairs(embed([query]), embed(supports), seen, torch.stack(masks), shots=3), 5
             )
-        large = F.interpolate(logits.float(), index.size(episode.query), mode="bilinear")
+        large = at_own_size(logits.float(), (size, size), index.size(episode.query))
         torch.testing.assert_close(probability, large[0].softmax(0), rtol=1e-3, atol=1e-4)
     little, _ = made(name, Limits(2, 2), shots=3)
     for (_, a), b in zip(little.probabilities(chosen), found, strict=True):

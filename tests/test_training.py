@@ -382,7 +382,7 @@ def test_a_photo_that_is_augmented_and_seen_in_a_view_is_flipped_once_for_each(t
     index = Index.load(tiny.data)
     pair = index.training_pairs(0)[0]
     photo, mask = index.read_image(pair.image), index.class_mask(pair.image, pair.class_id)
-    settings = {"size": 65, "views": "flip"}
+    settings = {"size": 65, "views": "flip", "void": "ignored"}
     for seed, view in product(range(4), (0, 1)):
         episode = TrainingEpisode(pair.class_id, pair.image, pair.image, view, view, seed)
         *query, support, support_mask, placement = _EpisodePhotos(index, [episode], settings, "support", ())[0]

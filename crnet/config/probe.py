@@ -6,10 +6,12 @@ all else stays. Which of them a method has is said by the literal ``SWAPS`` of i
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from crnet.config.names import Spec, name_of, slug
 from crnet.config.resolve import Plan
+from crnet.config.schema import load_table
 from crnet.config.settings import component, components
 from crnet.errors import CrnetError
 
@@ -36,19 +38,22 @@ def probe_name(spec: Spec) -> str:
     return name_of(f"{slug(spec['train'])}-probe", spec)
 
 
-def add_probes(plan: Plan) -> None:
-    """Fill ``plan.probes``: one a row, fold and training seed.
+def add_probes(plan: Plan, tables_folder: Path, shipped: Path) -> None:
+    """Fill ``plan.probes``: one a row, fold and training seed; none where the study does not run the probe's table.
+
+    So a study that extends another with tables of its own need not speak of the other's probe.
 
     Raises:
-        CrnetError: A table or row that the study does not run at 1 shot, a method that has nothing to swap, or a fold
-            of one class, which has no other.
+        CrnetError: There is no such table, the study does not run a row at 1 shot, a method has nothing to swap, or a
+            fold has one class, and so no other.
     """
     wanted = plan.study.probe
     if wanted is None:
         return
     if wanted.table not in plan.tables:
-        known = ", ".join(plan.tables)
-        raise CrnetError(f"probe.table: {wanted.table!r} is not among the study's tables: {known}; or say probe: null.")
+        if not (shipped / f"{wanted.table}.yaml").is_file():
+            load_table(tables_folder, wanted.table, "probe.table")
+        return
     for row in wanted.rows:
         places = _evaluations(plan, row)
         if not places:

@@ -333,10 +333,10 @@ def _fields_at(model: type[BaseModel], loc: tuple) -> list[str]:
     return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
 
 
-def load_table(folder: Path, name: str) -> Table:
-    """The table ``<folder>/<name>.yaml``; raises CrnetError that lists the known tables."""
+def load_table(folder: Path, name: str, where: str = "tables") -> Table:
+    """The table ``<folder>/<name>.yaml``; raises CrnetError, which begins with ``where`` and lists the known tables."""
     path = folder / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-        raise CrnetError(f"tables: unknown table {name!r}; known in {folder}: {known}.")
+        raise CrnetError(f"{where}: unknown table {name!r}; known in {folder}: {known}.")
     return parse(Table, load_yaml(path), str(path))

@@ -62,7 +62,7 @@ def load(files: Iterable[Path] = (), overrides: Mapping[str, Any] | None = None,
 def planned(study: Study, root: Path = ROOT) -> Plan:
     """The plan of a study that is checked already; raises CrnetError where it does not fit the tables."""
     plan = resolve.resolve(study, root / TABLES)
-    probe.add_probes(plan)
+    probe.add_probes(plan, root / TABLES, ROOT / TABLES)
     return plan
 
 

@@ -214,7 +214,7 @@ class Finetuner:
             first.append(probabilities[0])
             if fuse and predictor.sees_all_supports:
                 [together] = self._logits(episode, photos, scale, together=True)
-                probabilities = [predictor.at_own_size(together, episode.query).softmax(0)]
+                probabilities = [predictor.at_own_size(together, episode.query, scale).softmax(0)]
             every += probabilities
         return torch.stack(first).mean(0), torch.stack(every).mean(0) if fuse else None
 

@@ -104,7 +104,7 @@ class PFENet(Method):
         return self.enter_query(features), self.enter_support(features), maps[-1]
 
     def _logits(self, pairs):
-        """Logits (N, 2, h, w), and those of each grid (N, 2, its size)."""
+        """Logits (N, 2, h, w), and those of each grid, likewise."""
         query, size = pairs.query[0], pairs.query[0].shape[-2:]
         vector = mean_of_shots(foreground_average_pooling(pairs.support[1], pairs.support_mask), pairs.shots)
         likeness = prior(pairs.query[2], pairs.support[2], pairs.support_mask, pairs.shots).to(query.dtype)
@@ -116,7 +116,7 @@ class PFENet(Method):
             if last is not None:
                 x = x + self.passed[number - 1](torch.cat([x, resize(last, grid)], 1))
             last = x = x + self.enrich[number](x)
-            inner.append(self.inner[number](x))
+            inner.append(resize(self.inner[number](x), size))
             found.append(resize(x, size))
         x = self.join(torch.cat(found, 1))
         return self.classify(x + self.residual(x)), inner

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from crnet.config import resolve
-from crnet.config.settings import brings_weights
+from crnet.config.settings import brings_weights, components
 from crnet.errors import CrnetError
 from crnet.runtime.files import DamagedFile, read_mapping, sha256_file
 from crnet.yours.model import Model
@@ -49,6 +49,8 @@ def load(
     """
     found = find(Path(run), None if work is None else Path(work), None if encoder is None else Path(encoder))
     try:
+        if ":" not in (method := found.spec["train"]["method"]) and method not in components("method"):
+            raise KeyError(method)
         model = Model(found.spec, found.encoder, found.weights, found.choice, device, threads)
     except (KeyError, TypeError, ImportError) as error:  # a specification of another version, or made up
         made = found.report.get("crnet", "that made it")
