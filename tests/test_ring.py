@@ -287,7 +287,9 @@ def resolved(tmp_path: Path, rows: list[dict], **changes) -> study.Plan:
     rows = [{"label": row["id"], **row} for row in rows]
     table = {"title": "t", "source": "s", "benchmark": "k-shot", "shots": [1, 5], "rows": rows}
     (tmp_path / "configs/tables/mine.yaml").write_text(yaml.safe_dump(table), encoding="utf-8")
-    return study.load([ROOT / "configs/studies/demo.yaml"], {"tables": ["mine"], "sheet": None, **changes}, tmp_path)
+    return study.load(
+        [ROOT / "configs/studies/demo.yaml"], {"tables": ["mine"], "sheet": None, "leave_out": [], **changes}, tmp_path
+    )
 
 
 def test_a_methods_own_training_yields_to_what_study_and_row_say(tmp_path):
