@@ -102,7 +102,9 @@ class Study:
         render([self.file])
 
     def evaluation(self) -> Path:
-        return sorted(self.results.glob("evaluate/crnet-*-1shot-????????"))[0]
+        """One of Table 2."""
+        names = {c.evaluation for c in self.plan.cells if c.table == "table2" and c.evaluation.startswith("crnet-")}
+        return self.results / "evaluate" / min(names)
 
     def probe(self) -> Path:
         return sorted(self.results.glob("probe/*-probe-*"))[0]

@@ -60,7 +60,7 @@ def add_probes(plan: Plan, tables_folder: Path, shipped: Path) -> None:
             known = ", ".join(dict.fromkeys(c.row for c in plan.cells if (c.table, c.shots) == (wanted.table, SHOTS)))
             raise CrnetError(
                 f"probe.rows: {wanted.table} has no row {row!r} that this study runs at 1 shot; it runs: "
-                f"{known or 'none'}."
+                f"{known or 'none, by its shots, encoders and leave_out'}."
             )
         for evaluation in places.values():
             _check(evaluation["train"], row)

@@ -320,6 +320,7 @@ def _source_lines(plan: Plan, layout: Layout) -> list[str]:
     """What is there already and was made by another source than the one that is here: it is not run again by itself."""
     reports = [Path(layout.training(name)) / "train.json" for name in plan.trainings]
     reports += [Path(layout.finetuning(name)) / "trials.json" for name in plan.trials]
+    reports += [Path(layout.finetuning(name)) / "choice.json" for name in plan.choices]
     reports += [Path(layout.evaluation(name)) / "evaluation.json" for name in plan.evaluations]
     reports += [Path(layout.probe(name)) / "probe.json" for name in plan.probes]
     runs = []
