@@ -1,5 +1,5 @@
-# The benchmark in a container, as a user who is not root. Its steps were tried by hand; no daemon was at hand to build it.
-#   docker build -t crnet .                                    # CPU
+# The benchmark in a container, as a user who is not root. It passes hadolint; no daemon was at hand to build it.
+#   docker build -t crnet --build-arg CPU_WHEELS=URL .         # CPU: URL is the index of PyTorch's CPU wheels
 #   docker build -t crnet:cuda --build-arg DEVICE=cuda .       # GPUs: run it with --gpus all
 #   docker run --rm -v "$PWD/out:/crnet/out" -v "$PWD/work:/crnet/work" --user "$(id -u):$(id -g)" crnet
 #   apptainer build crnet.sif docker-daemon://crnet:latest     # clusters; run it with --nv where there are GPUs
@@ -21,13 +21,13 @@ WORKDIR /crnet
 COPY requirements.lock pyproject.toml README.md ./
 RUN if [ "$DEVICE" = cuda ]; then \
         pip install --no-cache-dir --requirement requirements.lock; \
-    elif [ "$DEVICE" = cpu ]; then \
+    elif [ "$DEVICE" = cpu ] && [ -n "$CPU_WHEELS" ]; then \
         grep -E '^torch(vision)?==' requirements.lock > /tmp/torch.txt \
         && grep -vE '^(torch|torchvision|triton|nvidia-|cuda-)' requirements.lock > /tmp/others.txt \
         && pip install --no-cache-dir --no-deps --index-url "$CPU_WHEELS" --requirement /tmp/torch.txt \
         && pip install --no-cache-dir --no-deps --requirement /tmp/others.txt; \
     else \
-        echo "DEVICE is cpu or cuda, not $DEVICE" >&2; exit 1; \
+        echo "DEVICE is cuda, or cpu with CPU_WHEELS, the index of PyTorch's CPU wheels" >&2; exit 1; \
     fi \
     && rm -f /tmp/torch.txt /tmp/others.txt
 
