@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -98,7 +99,13 @@ def test_a_preemption_notice_while_snakemake_chooses_its_next_jobs(archives, tmp
     folder = checkout(tmp_path / "study", *archives)
     run = Run(folder)
     snakemake = psutil.Process(run.process.pid)
-    while run.running and not any(child.name() == "cbc" for child in snakemake.children()):
+
+    def chooses() -> bool:
+        with suppress(psutil.NoSuchProcess):  # a child that has ended meanwhile
+            return any(child.name() == "cbc" for child in snakemake.children())
+        return False
+
+    while run.running and not chooses():
         time.sleep(0.001)
     if not run.running:
         pytest.skip("Snakemake chooses without the solver cbc here")

@@ -70,7 +70,7 @@ class TestDivergence:
         plan, layout, name, spec = diverged(ROOT / "tests/tiny.yaml", why, **tables)
         assert failures(plan, layout) == {name: why}
         report = Path(layout.training(name)) / "failed.json"
-        collect([report], [], [], [], tmp_path / "runs.csv", tmp_path / "training.csv")
+        collect([report], [], [], [], [], tmp_path / "runs.csv", tmp_path / "training.csv")
         (row,) = read_csv(tmp_path / "runs.csv")
         assert (row["run"], row["status"], row["failed"]) == (name, "failed", why)
         job = mark(study.table_job(plan, layout, "table3"), plan, layout, failures(plan, layout))

@@ -134,7 +134,7 @@ def test_runs_have_the_names_of_rows_and_every_row_has_the_mean_of_its_table(pub
              if "table4/" in run.data.tags.get("cells", "") and "test/miou" in run.data.metrics}  # fmt: skip
     finetuned = shown["full-finetune", "5"]
     assert finetuned.info.run_name == "table4 full-finetune 5shot"
-    assert finetuned.data.params["choice.lr"] == "0.0001,0.0003"
+    assert finetuned.data.params["choice.lr"] == "0.0003,0.001"
     table4 = {place: run for place, run in shown.items() if run.data.tags["table"] == "table4"}
     assert len(table4) > 10
     assert {place: round(run.data.metrics["test/miou"], 2) for place, run in table4.items()} == {

@@ -70,7 +70,6 @@ class Predictor:
     ):
         self.settings, train = spec["evaluate"], spec["train"]
         self.sees_all_supports = sees_all_supports(train["method"])
-        self._shots = range(self.settings["shots"])
         self.device = torch.device(device)
         self.index = data if isinstance(data, Index) else Index.load(data)
         self.limits, self.together = limits, limits.pairs(EPISODES_TOGETHER)
@@ -91,12 +90,13 @@ class Predictor:
 
     def probabilities(self, episodes: list[Episode]) -> Iterator[tuple[Episode, Tensor]]:
         """Softmax (2, H, W), averaged over predictions and scales at the photo's own size (paper 6, Tables 3, 4)."""
-        for episode, _, every in self._readings(episodes, [None] if self.sees_all_supports else self._shots):
+        seen = [None] if self.sees_all_supports else range(self.settings["shots"])
+        for episode, _, every in self._readings(episodes, seen):
             yield episode, every
 
     def readings(self, episodes: list[Episode]) -> Iterator[tuple[Episode, Tensor, Tensor]]:
         """Likewise from the first support alone, averaged over scales, and from all supports."""
-        return self._readings(episodes, [0, None] if self.sees_all_supports else self._shots)
+        return self._readings(episodes, [0, None] if self.sees_all_supports else range(self.settings["shots"]))
 
     @torch.no_grad()
     def _readings(

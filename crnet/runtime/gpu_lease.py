@@ -71,7 +71,7 @@ def visible() -> list[str]:
 def _listed() -> list[str]:
     if not (program := shutil.which("nvidia-smi")):
         return []
-    done = subprocess.run([program, "-L"], capture_output=True, text=True, check=False)
+    done = subprocess.run([program, "-L"], capture_output=True, encoding="utf-8", errors="replace", check=False)
     devices: list[str] = []
     for line in done.stdout.splitlines() if done.returncode == 0 else ():
         if found := _LISTED.match(line):

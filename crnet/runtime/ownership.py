@@ -59,3 +59,8 @@ class Owner:
             other = f"another copy of this job has begun ({json.loads(found)['where']})" if found else ""
             what = other or "another copy of this job has finished, or its folder was removed"
             raise CrnetError(f"{self.state}: {what}; this one leaves, and has changed nothing since.")
+
+    def leave(self) -> None:
+        """Take this copy's name away, where it has kept nothing; another's stays."""
+        if self._name and self._path.is_file() and self._path.read_text(encoding="utf-8") == self._name:
+            self._path.unlink(missing_ok=True)

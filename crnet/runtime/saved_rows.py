@@ -67,6 +67,8 @@ class SavedRows:
                 self._owner.check()  # results are written next
             elif self.rows:
                 self._save()
+            else:
+                self._owner.leave()
         finally:
             self._notice.__exit__()
         if isinstance(error, Preempted):
