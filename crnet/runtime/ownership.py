@@ -60,6 +60,11 @@ class Owner:
             what = other or "another copy of this job has finished, or its folder was removed"
             raise CrnetError(f"{self.state}: {what}; this one leaves, and has changed nothing since.")
 
+    @property
+    def is_over(self) -> bool:
+        """Whether another copy has finished meanwhile: a state that this one has just written is nobody's."""
+        return bool(self._name) and not self._path.exists()
+
     def leave(self) -> None:
         """Take this copy's name away, where it has kept nothing; another's stays."""
         if self._name and self._path.is_file() and self._path.read_text(encoding="utf-8") == self._name:

@@ -93,6 +93,9 @@ class SavedRows:
             self._before_save()
             spent = {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
             save_json(self.state, {"identity": self.identity, "rows": self.rows, **spent})
+            if self._owner.is_over:
+                remove_state(self.state)
+                self._owner.check()
         self._saved = time.monotonic()
 
     def _done(self) -> str:

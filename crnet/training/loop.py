@@ -337,6 +337,9 @@ class Training:
             "progress": vars(progress),
         }
         save_state(self.paths.state, state)
+        if self._owner.is_over:
+            remove_state(self.paths.state)
+            self._owner.check()
 
     def _restore(self) -> None:
         state = load_state(self.paths.state)
