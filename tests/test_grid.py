@@ -50,7 +50,8 @@ def test_a_dot_is_seen_by_the_cell_that_the_alignment_says(name):
         response = each[0].double().sum(0)
         places = torch.arange(len(response), dtype=torch.float64)
         centroid = [float((response.sum(d) * places).sum() / response.sum()) for d in (1, 0)]
-        assert centroid == pytest.approx([row, column], abs=0.1)
+        far = 0.1 if name == "resnet101" else 0.05  # twice as many layers of random weights
+        assert centroid == pytest.approx([row, column], abs=far)
 
 
 @pytest.mark.parametrize("alignment", [CORNERS, TILES])
