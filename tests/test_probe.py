@@ -329,3 +329,12 @@ def test_the_page_has_the_probe_behind_its_table(tmp_path):
     assert text.index("## Table 2: Modules") < text.index(f"## {TITLE}") < text.index("## Table 3: Extras")
     assert "changes mIoU by −9.8 [" in section and "](probe/table.csv)" in section
     assert "Fold 0" not in section.replace("fold 0", "")  # the details are a click away
+
+
+@pytest.mark.parametrize("file", sorted((study.ROOT / "configs/studies").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_study_without_the_table_that_its_base_probes_has_all_its_jobs(file):
+    plan = study.load([file])
+    job, page = study.probe_job(plan, study.Layout(plan)), study.page_job(plan)
+    assert (job is None) == (page["probe"] is None) == (not plan.probes)
+    if plan.probes:
+        assert {row["id"] for row in job["rows"]} == set(plan.study.probe.rows)

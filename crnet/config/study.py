@@ -371,14 +371,14 @@ def page_job(plan: Plan) -> dict[str, Any]:
         "command": f"snakemake --cores all{chosen}",
         "results": Layout(plan).results,
         "sheet": study.sheet is not None,
-        "probe": study.probe and study.probe.table,
+        "probe": study.probe.table if plan.probes else None,
         "sources": sources.present({**spec["train"], "encoder": spec["train"]["encoder"]["name"]} for spec in runs),
     }
 
 
 def probe_job(plan: Plan, layout: Layout) -> dict[str, Any] | None:
-    """What the probe's table is made of; None where the study has no probe."""
-    if plan.study.probe is None:
+    """What the probe's table is made of; None where the study probes nothing."""
+    if not plan.probes:
         return None
     table = table_job(plan, layout, plan.study.probe.table)
     job = probe.probe_job(plan, table, layout.probe_counts)
