@@ -183,7 +183,7 @@ def episodes(spec: dict, data: Path, out: Path) -> None:
 def train(data: Path, encoder: Path | None, features: Path | None, out: Path, state: Path, **options: Any) -> None:
     """Train one variant on one fold with one seed."""
     from crnet.training.loop import Paths
-    from crnet.training.loop import train as run
+    from crnet.training.rates import train as run
 
     run(paths=Paths(data, encoder, features, out, state), **options)
 

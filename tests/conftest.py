@@ -45,8 +45,9 @@ class Tiny:
         return {"name": "small", "layers": ["layer3", "layer4"], **component("encoder", "small", "t").settings({}, "t")}
 
     def training(self, fold=0, seed=0, method="crnet", model=None, train=None) -> dict:
-        from crnet.config.defaults import TRAIN, TRAIN_LIMITS
-        from crnet.config.settings import check, component
+        from crnet.config.defaults import TRAIN
+        from crnet.config.rates import train_settings
+        from crnet.config.settings import component
 
         # So narrow a head learns nothing where half its channels are dropped.
         small = {"width": 8, "gate_width": 4, "initialisation": "kaiming", "path_dropout": 0.0}
@@ -63,7 +64,7 @@ class Tiny:
             budget = {"size": self.SIZE, "batch": 4, "epochs": 2, "epoch_episodes": 40, "base_episodes": 4}
             how = {"optimizer": "adamw", "lr": 2e-3, "schedule": "one-cycle", "augment": "none", "precision": "float32"}
             cached = {"features": "cached", "views": "recolour"}
-            spec["train"] = check({**budget, **how, **cached, **(train or {})}, TRAIN, TRAIN_LIMITS, "tiny")
+            spec["train"] = train_settings({**budget, **how, **cached, **(train or {})}, TRAIN, "tiny")
         return spec
 
     def evaluation(self, training: dict, **changes) -> dict:

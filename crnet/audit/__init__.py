@@ -12,14 +12,14 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-from crnet.audit import at_hand, choices, counts, episodes, probed, published, runs
+from crnet.audit import at_hand, choices, counts, episodes, probed, published, rates, runs
 from crnet.audit.folder import Folder, commits
 from crnet.audit.ledger import Ledger
 
 SAMPLE = "sample: episodes predicted again"
 CHECKS = (
     *(*runs.CHECKS, *published.CHECKS, *counts.CHECKS, *episodes.CHECKS),
-    *(*at_hand.CHECKS, choices.CHOICES, *probed.CHECKS, SAMPLE),
+    *(*at_hand.CHECKS, choices.CHOICES, rates.RATES, *probed.CHECKS, SAMPLE),
 )
 
 
@@ -58,6 +58,7 @@ def audit(
     counts.check_counts(folder, ledger, tables)
     at_hand.check_weights(folder, ledger)
     choices.check_choices(folder, ledger)
+    rates.check_rates(folder, ledger)
     probed.check_probes(folder, ledger, tables)
     if sample:
         from crnet.audit.sample import check_sample  # imports torch

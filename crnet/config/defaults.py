@@ -15,7 +15,9 @@ TRAIN = {
     "epochs": 200,  # [CANet]; the last one is the result
     "epoch_episodes": 0,  # episodes an epoch; 0: as many as the fold has training pairs [CANet walks its list]
     "optimizer": "sgd",  # [CANet]
-    "lr": 2.5e-3,  # effective rate [CANet: ten times the stated 2.5e-4 in every group that trains]
+    # effective rate [CANet: ten times the stated 2.5e-4 in every group that trains]; of a list each is tried with the
+    # whole budget, and the one stays that is best at base classes
+    "lr": 2.5e-3,
     "momentum": 0.9,  # [CANet]; first beta of adamw
     "weight_decay": 5e-4,  # [CANet]
     "schedule": "constant",  # [CANet: the power argument is unused]

@@ -20,6 +20,7 @@ from crnet.config.defaults import (
     scaled,
 )
 from crnet.config.names import Spec, name_of, slug
+from crnet.config.rates import train_settings
 from crnet.config.schema import Row, Study, Switches, Table, load_table
 from crnet.config.settings import (
     FACTORY,
@@ -144,7 +145,7 @@ def resolve(study: Study, tables_folder: Path) -> Plan:
     for method in study.leave_out:
         component("method", method, "leave_out")
     plan = Plan(study, {name: without_left_out(study, load_table(tables_folder, name)) for name in study.tables})
-    check(study.train, TRAIN, TRAIN_LIMITS, "train")
+    train_settings(study.train, TRAIN, "train")
     check(study.evaluate, EVALUATE, EVALUATE_LIMITS, "evaluate")
     check(study.finetune, FINETUNE, FINETUNE_LIMITS, "finetune")
     for method, settings in study.methods.items():
@@ -253,9 +254,8 @@ def _evaluation(
     if trains(method):
         own = component("method", method, where).literals.get("TRAIN", {})
         defaults = check(own, TRAIN, TRAIN_LIMITS, f"{where}: TRAIN of method {method}")
-        training["train"] = check(
-            {**study.train, **benchmark.train, **switches.train}, defaults, TRAIN_LIMITS, f"{where}.train"
-        )
+        given = {**study.train, **benchmark.train, **switches.train}
+        training["train"] = train_settings(given, defaults, f"{where}.train")
     alignment = alignment_of(training["encoder"])
     if "train" in training:
         training["train"]["size"] = fitted(training["train"]["size"], alignment)

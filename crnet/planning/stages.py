@@ -12,6 +12,7 @@ from pathlib import PurePath
 from crnet.config import resolve
 from crnet.config.defaults import scaled
 from crnet.config.probe import swaps
+from crnet.config.rates import rates_of
 from crnet.config.resolve import Plan, Spec
 from crnet.config.study import Layout
 from crnet.cost import memory
@@ -51,7 +52,7 @@ def features(spec: dict, data: DataSet) -> Stage | None:
 
 
 def training(spec: dict, data: DataSet, limits: Limits) -> Stage | None:
-    """One training with its scores of base classes; None if the number of training pairs is unknown."""
+    """One training with its scores of base classes, for each rate; None if the number of training pairs is unknown."""
     settings, network = spec["train"], networks(spec)
     episodes = settings["epoch_episodes"] or data.training_pairs_of(spec)
     if episodes is None:
@@ -61,8 +62,9 @@ def training(spec: dict, data: DataSet, limits: Limits) -> Stage | None:
     trained = network.pair(size, limits.pairs(settings["batch"]))
     trained += photos * network.embedding_training(size).multiply_adds
     predicted = photos * network.embedding(size).multiply_adds + 2 * _prediction(spec, size, 1)
-    steps = settings["epochs"] * -(-episodes // settings["batch"])
-    base = settings["epochs"] * settings["base_episodes"] / settings["batch"]  # batches that are predicted only
+    epochs = len(rates_of(spec)) * settings["epochs"]
+    steps = epochs * -(-episodes // settings["batch"])
+    base = epochs * settings["base_episodes"] / settings["batch"]  # batches that are predicted only
     step = settings["batch"] * (trained + encoding)
     share = settings["batch"] * (predicted + encoding) / step
     return Stage(ON_PHOTOS if live else ON_FEATURES, steps + share * base, step)

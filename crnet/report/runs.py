@@ -124,6 +124,8 @@ def flat(report: Any, kind: str) -> Row:
     identity |= {"seed": training["seed"], "dataset.name": training["dataset"]["name"]}
     failed = report.pop("failed", None)
     settings = flatten({**spec, **training, "train": training.get("train", {})})
+    if "trials" in report and kind == "train":
+        report["choice"] = {**report["choice"], "trials": report.pop("trials")}
     if kind != "train":
         identity["shots"] = spec["evaluate"]["shots"]
     if kind == "choice":
