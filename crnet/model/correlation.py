@@ -52,5 +52,19 @@ class CentrePivot(nn.Module):
         c, d = kept.shape[-2:]
         over_query = self.over_query(kept.permute(0, 4, 5, 1, 2, 3).flatten(0, 2))  # (N c d, outputs, a, b)
         over_query = over_query.reshape(n, c, d, -1, a, b).permute(0, 3, 4, 5, 1, 2)
-        over_support = self.over_support(x.permute(0, 2, 3, 1, 4, 5).flatten(0, 2))  # (N a b, outputs, c, d)
+        over_support = _strided(self.over_support, x.permute(0, 2, 3, 1, 4, 5).flatten(0, 2))  # (N a b, outputs, c, d)
         return over_query + over_support.reshape(n, a, b, -1, c, d).permute(0, 3, 1, 2, 4, 5)
+
+
+def _strided(convolution: nn.Conv2d, x: Tensor) -> Tensor:
+    """The convolution of many small maps (N, C, c, d); on a CPU as a product of matrices.
+
+    In bfloat16 oneDNN leaves what was in memory, up to 1e35 or NaN, in gradients of kernels that hardly fit into their
+    map: of 3 x 3 with stride 2 on 1 x 1, of 5 x 3 with stride 4 on 5 x 3 (torch 2.11, AMX).
+    """
+    if x.device.type != "cpu":
+        return convolution(x)
+    kernel, stride, padding = convolution.kernel_size, convolution.stride, convolution.padding
+    cells = F.unfold(x, kernel, stride=stride, padding=padding).mT  # (N, cells, C * taps)
+    sides = [(side - 1) // step + 1 for side, step in zip(x.shape[-2:], stride, strict=True)]
+    return F.linear(cells, convolution.weight.flatten(1), convolution.bias).mT.unflatten(2, sides)
