@@ -109,6 +109,9 @@ def test_all_rates_that_diverge_are_a_failed_training(tiny, tmp_path, monkeypatc
     with pytest.raises(CrnetError, match="every learning rate diverged; add lower ones"):
         rates.train(tiny.training(train={"lr": RATES}), where, "cpu", 1)
     assert "diverged" in read_json(where.out / loop.FAILED)["failed"]
+    monkeypatch.undo()
+    rates.train(tiny.training(train={"lr": RATES}), where, "cpu", 1)
+    assert not (where.out / loop.FAILED).exists(), "a second start tries all rates again"
 
 
 def test_errors_that_are_no_divergence_end_the_job(tiny, tmp_path, monkeypatch):

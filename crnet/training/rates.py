@@ -39,8 +39,13 @@ def train(spec: dict, paths: Paths, *where: Any, **options: Any) -> None:
         choice = best(trials)
     except CrnetError as error:
         write_json(paths.out / FAILED, {"run": paths.out.name, "spec": spec, "failed": str(error)})
+        _forget(paths, kept)  # or a second start would believe them, whatever has been mended
         raise CrnetError(f"{paths.out.name}: {error}") from error
     _keep(spec, folders[choice["lr"]], paths.out, choice, trials)
+    _forget(paths, kept)
+
+
+def _forget(paths: Paths, kept: Path) -> None:
     remove_state(paths.state)
     shutil.rmtree(kept)
 
