@@ -13,6 +13,7 @@ from crnet.config import resolve, sources, study, tuning
 from crnet.config.defaults import scaled
 from crnet.config.labels import encoder_text
 from crnet.config.names import Spec
+from crnet.config.rates import rates_of
 from crnet.config.requests import MARGIN
 from crnet.config.resolve import Cell, Plan
 from crnet.config.study import Layout
@@ -164,17 +165,19 @@ def _left_out(plan: Plan) -> list[str]:
 def _work(plan: Plan, data: Sequence[DataSet]) -> list[str]:
     """How much the runs have to do: episodes, steps, hours as far as known."""
     at_hand = {resolve.dataset_name(d.spec): d for d in data}
-    budgets: dict[tuple[str, int, int], list[int | None]] = {}
+    budgets: dict[tuple[str, int, int, int], list[int | None]] = {}
     for training in plan.trainings.values():
         settings, spec = training["train"], training["dataset"]
         count = settings["epoch_episodes"] or at_hand[resolve.dataset_name(spec)].training_pairs_of(training)
-        key = spec["name"], settings["epochs"], settings["epoch_episodes"]
-        budgets.setdefault(key, []).append(count and count * settings["epochs"])
+        rates = len(rates_of(training))
+        key = spec["name"], settings["epochs"], settings["epoch_episodes"], rates
+        budgets.setdefault(key, []).append(count and count * settings["epochs"] * rates)
     lines = []
-    for (name, epochs, count), episodes in budgets.items():
+    for (name, epochs, count, rates), episodes in budgets.items():
         each = plural(count, "episode") if count else "the fold's training pairs"
         known = "not known before the data are prepared" if None in episodes else f"{sum(episodes):,} episodes"
-        text = f"{plural(len(episodes), 'run')} on {name} of {plural(epochs, 'epoch')} x {each}: {known}"
+        tried = f"{rates} rates x " if rates > 1 else ""
+        text = f"{plural(len(episodes), 'run')} on {name} of {tried}{plural(epochs, 'epoch')} x {each}: {known}"
         lines += _line("training", text)
     finetuned = {name: e for name, e in plan.evaluations.items() if "finetune" in e}
     if finetuned:
