@@ -274,6 +274,8 @@ class TestTable:
         [
             (-3.0, -0.1, 50.0, "uses what its support shows"),
             (-1.0, 1.0, 50.0, "not to be told from nothing"),
+            (-0.6, 0.0, 50.0, "not to be told from nothing"),
+            (-0.2, -0.1, 50.0, "less than 0.5 points: the cross-reference works without it"),
             (0.2, 2.0, 50.0, "does better with another class's photo"),
             (0.0, 0.0, 50.0, "does not use what its support shows"),
             (0.0, 0.0, 0.0, "nothing can be told of the cross-reference, as the head finds nothing"),

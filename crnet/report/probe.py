@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from crnet.config.labels import table_heading, table_name
+from crnet.config.labels import named_with, table_heading, table_name
 from crnet.config.probe import CATEGORY, GATE, SWAPS, UNTOUCHED
 from crnet.metrics.intervals import METHOD, FoldCounts, difference, estimate, query_photos
 from crnet.report.claims import points
@@ -24,6 +24,7 @@ from crnet.runtime.files import atomic_write, write_csv
 TITLE = "What the modules use"
 DETAILS = "By fold"
 COLUMNS = {GATE: "Another class's photo in the gate", CATEGORY: "Another class's category"}
+NIL = 0.5  # points of mIoU, half of the margin of the claims: what lies surely within is as good as nothing
 NO_MODULE = "the row has no such module"
 KEYS = ("row", "swap", "fold", "void")
 
@@ -164,8 +165,9 @@ def sentences(job: Mapping[str, Any], found: Sequence[Reading]) -> list[str]:
     """One paragraph: what the swaps change in each row, and whether its cross-reference uses its support here."""
     means = [r for r in found if (r.fold, r.void) == ("mean", VOIDS[0]) and r.change is not None]
     gates, categories = ([r for r in means if r.swap == swap] for swap in SWAPS)
+    names = {row["id"]: named_with(row["label"], dict(row["switches"])) for row in job["rows"]}
     said = [
-        f"{subject} {_listed([f'{points(r.change)} {_interval(r)} in *{r.label}*' for r in readings])}"
+        f"{subject} {_listed([f'{points(r.change)} {_interval(r)} in *{names[r.row]}*' for r in readings])}"
         for subject, readings in (
             ("another class's photo in the gate changes mIoU by", gates),
             ("another category by" if gates else "another class's category changes mIoU by", categories),
@@ -177,21 +179,25 @@ def sentences(job: Mapping[str, Any], found: Sequence[Reading]) -> list[str]:
     first = "; ".join(said)
     verdicts: dict[str, list[str]] = {}
     for reading in gates:
-        verdicts.setdefault(verdict(reading), []).append(f"*{reading.label}*")
+        verdicts.setdefault(verdict(reading), []).append(f"*{names[reading.row]}*")
     second = "; ".join(f"in {_listed(labels)} {text}" for text, labels in verdicts.items())
     return [f"{first[0].upper()}{first[1:]}." + (f" So {second}." if second else "")]
 
 
 def verdict(reading: Reading) -> str:
     """What the gate's swap says of the cross-reference, by the interval of its mean."""
-    if reading.high < 0:
-        return "the cross-reference uses what its support shows: with another class's photo it does worse"
-    if reading.low > 0:
-        return "the cross-reference does better with another class's photo: its support does not help it"
     if reading.low == reading.high == reading.miou == 0:
         return "nothing can be told of the cross-reference, as the head finds nothing"
     if reading.low == reading.high == 0:
         return "the cross-reference does not use what its support shows: the score stays as it is"
+    if reading.low > -NIL and reading.high < NIL:
+        return (
+            f"what its support shows moves the score by less than {NIL:g} points: the cross-reference works without it"
+        )
+    if reading.high < 0:
+        return "the cross-reference uses what its support shows: with another class's photo it does worse"
+    if reading.low > 0:
+        return "the cross-reference does better with another class's photo: its support does not help it"
     return "it is not to be told from nothing whether the cross-reference uses what its support shows"
 
 
