@@ -15,7 +15,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 from crnet import warm
 from crnet.runtime import surroundings, work_lock
-from crnet.config import claims as paper_claims, labels, requests, resolve, study as studies, tuning
+from crnet.config import claims as paper_claims, encoders, labels, requests, resolve, study as studies, tuning
 from crnet.errors import CrnetError
 from crnet.report.headline import headline
 from crnet.runtime.files import canonical
@@ -86,7 +86,7 @@ onstart:
         print(f"crnet: {AT.results} is not there, so all of it is run; {copy} takes the published counts.")
     if workflow.local_exec and NEED_ENCODER & {job.rule.name for job in workflow.dag.needrun_jobs()}:
         for spec in PLAN.encoders.values():
-            if absent := resolve.absent_encoder(spec["name"]):
+            if absent := encoders.absent(spec["name"]):
                 raise WorkflowError(f"crnet: study {STUDY.study}: {absent}")
     if STUDY.device == "cuda" and workflow.local_exec and not has_nvidia_gpu():
         raise WorkflowError(

@@ -6,7 +6,7 @@ import pytest
 from snake import ROOT, copy_workflow, snakemake
 
 from crnet.audit import audit
-from crnet.config import resolve, study
+from crnet.config import encoders, study
 from crnet.report.partial import render
 
 STUDY = ROOT / "configs/studies/photos.yaml"
@@ -19,7 +19,7 @@ SENTENCE = (
 
 @pytest.fixture(autouse=True)
 def without():
-    assert resolve.absent_encoder("resnet50v2:build") == SENTENCE, "take it off the path of the tests"
+    assert encoders.absent("resnet50v2:build") == SENTENCE, "take it off the path of the tests"
 
 
 @pytest.fixture
@@ -62,11 +62,9 @@ def test_render_makes_the_same_files(clone, monkeypatch):
 
 
 def test_names_of_encoders():
-    assert resolve.absent_encoder("small") is None
-    assert resolve.absent_encoder("crnet.encoders.small:network") is None
-    assert resolve.absent_encoder("nowhere.at:build").endswith(
-        "'nowhere.at:build' is found; put its folder on PYTHONPATH."
-    )
+    assert encoders.absent("small") is None
+    assert encoders.absent("crnet.encoders.small:network") is None
+    assert encoders.absent("nowhere.at:build").endswith("'nowhere.at:build' is found; put its folder on PYTHONPATH.")
 
 
 def test_the_shipped_encoder_runs_the_study_in_a_second_file(tmp_path):

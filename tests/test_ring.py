@@ -18,7 +18,7 @@ from crnet.methods.pfenet import prior
 from crnet.metrics.iou import fg_counts
 from crnet.model.correlation import CentrePivot, _strided
 from crnet.runtime.files import read_csv
-from crnet.training import loop
+from crnet.training import log
 from crnet.training.accumulation import accumulate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -292,7 +292,7 @@ def resolved(tmp_path: Path, rows: list[dict], **changes) -> study.Plan:
     )
 
 
-def test_a_stridedhods_own_training_yields_to_what_study_and_row_say(tmp_path):
+def test_a_methods_own_training_yields_to_what_study_and_row_say(tmp_path):
     rows = [{"id": "a", "set": {"method": "hsnet"}}, {"id": "b", "set": {"method": "hsnet", "train": {"lr": 0.5}}}]
     demo = yaml.safe_load((ROOT / "configs/studies/demo.yaml").read_text(encoding="utf-8"))
     silent = {key: value for key, value in demo["train"].items() if key not in ("lr", "optimizer", "weight_decay")}
@@ -317,13 +317,13 @@ def test_a_stridedhods_own_training_yields_to_what_study_and_row_say(tmp_path):
         ({"method": "panet", "model": {"widht": 3}}, "did you mean 'width'"),
     ],
 )
-def test_what_a_stridedhod_cannot_do_is_refused_before_anything_runs(tmp_path, row, words):
+def test_what_a_method_cannot_do_is_refused_before_anything_runs(tmp_path, row, words):
     with pytest.raises(CrnetError, match=words) as caught:
         resolved(tmp_path, [{"id": "a", "shots": [5], "set": row}])
     assert "\n" not in str(caught.value)
 
 
-def test_a_table_says_what_each_stridedhod_makes_of_several_supports(tmp_path):
+def test_a_table_says_what_each_method_makes_of_several_supports(tmp_path):
     plan = resolved(tmp_path, [{"id": "a", "label": "One", "set": {"method": "pl"}}, {"id": "b", "label": "Two"}])
     [note] = study.table_job(plan, study.Layout(plan), "mine")["notes"]
     assert note.endswith("One: mean of the prototypes; Two: mean of probabilities.")
@@ -334,7 +334,7 @@ def test_a_table_says_what_each_stridedhod_makes_of_several_supports(tmp_path):
     assert study.table_job(alone, study.Layout(alone), "mine")["notes"] == []
 
 
-def test_a_study_leaves_a_stridedhods_rows_to_the_papers_values(tmp_path):
+def test_a_study_leaves_a_methods_rows_to_the_papers_values(tmp_path):
     rows = [{"id": "a", "set": {"method": "pl"}, "paper": {"1-shot": {"miou": 40.0}}}, {"id": "b"}]
     plan = resolved(tmp_path, rows, leave_out=["pl"])
     assert {cell.row for cell in plan.cells} - set(plan.study.controls) == {"b"}
@@ -346,7 +346,7 @@ def test_a_study_leaves_a_stridedhods_rows_to_the_papers_values(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "own"), [("panet", "alignment"), ("pfenet", "grids"), ("canet", None)])
-def test_a_training_logs_the_parts_of_a_stridedhods_own_loss(tiny, tmp_path, name, own):
+def test_a_training_logs_the_parts_of_a_methods_own_loss(tiny, tmp_path, name, own):
     spec = tiny.training(train={"epochs": 1, "epoch_episodes": 24})
     component = components("method")[name]
     spec |= {"method": name, "model": component.settings({"width": 16}, "test")}
@@ -354,7 +354,7 @@ def test_a_training_logs_the_parts_of_a_stridedhods_own_loss(tiny, tmp_path, nam
     assert 0 < float(row["query"]) <= float(row["loss"])
     assert list(row)[:6] == ["epoch", "step", "loss", "query", "support", "cooccurrence"]
     assert row["support"] == row["cooccurrence"] == ""
-    assert set(row) - {*loop.LOG_FIRST, *loop.LOG_PARTS, *loop.LOG_LAST} == ({own} if own else set())
+    assert set(row) - {*log.LOG_FIRST, *log.LOG_PARTS, *log.LOG_LAST} == ({own} if own else set())
     assert own is None or float(row[own]) > 0
 
 

@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from crnet import encoders
-from crnet.config import resolve, sources, study
+from crnet.config import encoders as known_encoders
+from crnet.config import sources, study
+from crnet.config.encoders import encoder_spec
 from crnet.config.known import known
-from crnet.config.resolve import encoder_spec
 from crnet.cost.networks import encoder as counted
 from crnet.encoders.frozen import FrozenEncoder
 from crnet.errors import CrnetError
@@ -237,13 +238,13 @@ def test_what_timm_has_not_is_one_sentence(name, given, words):
 
 
 def test_without_timm_one_sentence_says_what_to_install(monkeypatch):
-    assert resolve.absent_encoder("timm:resnet18") is None
+    assert known_encoders.absent("timm:resnet18") is None
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(CrnetError, match=r"needs the library timm .*pip install 'crnet\[timm\]'"):
         encoders.network(spec_of("timm:resnet18"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     sentence = "encoder 'timm:resnet18' needs the library timm; `pip install 'crnet[timm]'` brings it."
-    assert resolve.absent_encoder("timm:resnet18") == sentence
+    assert known_encoders.absent("timm:resnet18") == sentence
 
 
 def test_its_work_and_memory_are_counted_and_the_plan_says_how_it_was_made_to_fit(tmp_path):

@@ -25,7 +25,8 @@ from crnet.runtime.files import read_csv, read_json
 from crnet.training import loop
 from crnet.training.cache import ProbabilityCache, moved
 from crnet.training.episodes import EpisodeSource, TrainingEpisode
-from crnet.training.loop import Training, constant_loss
+from crnet.training.log import constant_loss
+from crnet.training.loop import Training
 from crnet.training.optimisation import learning_rate
 from crnet.training.sources import _EpisodePhotos
 

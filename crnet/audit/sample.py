@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from crnet.audit.folder import Folder
 from crnet.audit.ledger import Check
-from crnet.config import resolve
+from crnet.config import encoders, resolve
 from crnet.config.settings import brings_weights
 from crnet.data.episodes import Episode, EpisodeTable
 from crnet.encoders.frozen import compute_dtype
@@ -102,7 +102,7 @@ def _missing(folder: Folder, name: str, tables: Mapping[str, EpisodeTable], devi
         return "counts or episodes are not here"
     if folder.index(train["dataset"]) is None:
         return f"the data set {train['dataset']['name']} of the runs is not at hand"
-    if absent := resolve.absent_encoder(train["encoder"]["name"]):
+    if absent := encoders.absent(train["encoder"]["name"]):
         return absent.removesuffix(".")
     if not brings_weights(train["encoder"]["name"]) and folder.encoder(train["encoder"]) is None:
         return f"the encoder {train['encoder']['name']} is not at hand"

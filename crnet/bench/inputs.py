@@ -11,7 +11,7 @@ from torch import nn
 
 from crnet import encoders, methods
 from crnet.config.defaults import EVALUATE, EVALUATE_LIMITS, FINETUNE, TRAIN, TRAIN_LIMITS
-from crnet.config.resolve import alignment_of, encoder_spec
+from crnet.config.encoders import alignment_of, encoder_spec
 from crnet.config.settings import brings_weights, check, component, is_timm
 from crnet.data import episodes, transforms
 from crnet.data.episodes import Episode

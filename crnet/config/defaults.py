@@ -31,7 +31,7 @@ TRAIN = {
     # [CANet: every value but the class's is 0].
     "void": "ignored",
     "precision": "bfloat16",  # autocast, where the device has it; float32 elsewhere [ours]
-    "base_episodes": 100,  # episodes of base classes scored after each epoch, for the log only [ours]
+    "base_episodes": 100,  # episodes of base classes scored after each epoch, for the log and a choice of rates [ours]
 }
 
 TRAIN_LIMITS = {

@@ -1,13 +1,12 @@
 """Study x table x row x fold x seed -> runs. Equal specifications are one run, whatever table asks for it."""
 
-import importlib.util
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crnet.config import tuning
+from crnet.config import encoders, tuning
 from crnet.config.defaults import (
     EPISODES,
     EPISODES_LIMITS,
@@ -23,22 +22,16 @@ from crnet.config.names import Spec, name_of, slug
 from crnet.config.rates import train_settings
 from crnet.config.schema import Row, Study, Switches, Table, load_table
 from crnet.config.settings import (
-    FACTORY,
-    Component,
-    brings_weights,
     check,
     component,
     components,
     is_timm,
     sees_all_supports,
 )
-from crnet.data.grid import CORNERS, TILES, fitted
+from crnet.data.grid import fitted
 from crnet.errors import CrnetError
 
 DEFAULT_METHOD = "crnet"
-# Of an encoder from outside the package.
-FACTORY_SETTINGS = {"rev": 1, "alignment": CORNERS}
-FACTORY_LIMITS = {"alignment": {CORNERS, TILES}}
 
 
 @dataclass(frozen=True)
@@ -245,7 +238,7 @@ def _evaluation(
         "method": method,
         "model": component("method", method, where).settings(model, f"{where}.model"),
         "dataset": _dataset(benchmark.dataset, fold, f"benchmarks.{table.benchmark}"),
-        "encoder": _encoder(study.encoders, switches.encoder or "main", where),
+        "encoder": encoders.of_role(study.encoders, switches.encoder or "main", where),
         "fold": fold,
         "seed": seed,
     }
@@ -256,7 +249,7 @@ def _evaluation(
         defaults = check(own, TRAIN, TRAIN_LIMITS, f"{where}: TRAIN of method {method}")
         given = {**study.train, **benchmark.train, **switches.train}
         training["train"] = train_settings(given, defaults, f"{where}.train")
-    alignment = alignment_of(training["encoder"])
+    alignment = encoders.alignment_of(training["encoder"])
     if "train" in training:
         training["train"]["size"] = fitted(training["train"]["size"], alignment)
     evaluate = {**study.evaluate, **switches.evaluate}
@@ -337,78 +330,3 @@ def _dataset(given: Mapping[str, Any], fold: int, where: str) -> Spec:
     if fold not in folds:
         raise CrnetError(f"{where}.folds: {name} has folds 0 to {len(folds) - 1}, not {fold}.")
     return {"name": name, **settings}
-
-
-def absent_encoder(name: str) -> str | None:
-    """A sentence if the module of an encoder ``package.module:factory``, or timm, is not here; it is not imported.
-
-    Whoever trains or predicts asks; tables and their audit are made from counts and need no encoder.
-    """
-    if is_timm(name) and importlib.util.find_spec("timm") is None:
-        return f"encoder {name!r} needs the library timm; `pip install 'crnet[timm]'` brings it."
-    if not brings_weights(name):
-        return None
-    module = name.split(":")[0]
-    own = module.replace("_", "-")
-    hint = f", or name crnet's own encoder {own!r} in a second file" if own in components("encoder") else ""
-    try:
-        found = importlib.util.find_spec(module.split(".")[0])
-    except (ImportError, ValueError):  # as __main__, which has no file
-        found = None
-    return None if found else f"no module of encoder {name!r} is found; put its folder on PYTHONPATH{hint}."
-
-
-def alignment_of(encoder: Spec) -> str:
-    """Where an encoder's cells lie in its input, "corners" or "tiles": see ``crnet/data/grid.py``."""
-    if ":" in encoder["name"]:
-        return encoder.get("alignment", CORNERS)
-    return component("encoder", encoder["name"], "encoders").literals["ALIGNMENT"]
-
-
-def _encoder(encoders: Mapping[str, Any], role: str, where: str) -> Spec:
-    if role not in encoders:
-        raise CrnetError(f"{where}.encoder: unknown encoder role {role!r}; the study defines: {', '.join(encoders)}.")
-    if encoders[role] is None:
-        raise CrnetError(f"encoders.{role}: is null, but controls and other rows need it; name an encoder.")
-    return encoder_spec(encoders[role], f"encoders.{role}")
-
-
-def encoder_spec(given: Mapping[str, Any], place: str) -> Spec:
-    """An encoder's settings, whole; raises CrnetError on what does not fit. ``place`` begins the sentence."""
-    settings, known = dict(given), components("encoder")
-    names = ", ".join(f"{name}:MODEL" if name == "timm" else name for name in known)
-    name, choices = settings.pop("name", None), f"{names}, or package.module:factory"
-    if name is None:
-        raise CrnetError(f"{place}.name: is missing; known: {choices}.")
-    if is_timm(name):
-        return {"name": name, **_timm(component("encoder", name, place), settings, place)}
-    if isinstance(name, str) and FACTORY.fullmatch(name):
-        return {"name": name, **check(settings, FACTORY_SETTINGS, FACTORY_LIMITS, place)}
-    if not isinstance(name, str) or name not in known or name == "timm":
-        raise CrnetError(f"{place}.name: unknown encoder {name!r}; known: {choices}.")
-    layers = settings.pop("layers", known[name].literals["DEFAULT_LAYERS"])
-    available = known[name].literals["LAYERS"]
-    if not isinstance(layers, list | tuple) or not layers or not all(layer in available for layer in layers):
-        raise CrnetError(
-            f"{place}.layers: {layers!r} is not a list of layers of {name}; known: {', '.join(available)}."
-        )
-    return {"name": name, "layers": list(layers), **known[name].settings(settings, place)}
-
-
-def _timm(about: Component, given: Mapping[str, Any], place: str) -> Spec:
-    """The settings of a model of timm; whether timm has the model is found when it is built."""
-    model = about.name.partition(":")[2]
-    usual = {"alignment": "corners"} if re.match(about.literals["CORNERS"], model) else {}
-    settings = about.settings({**usual, **given}, place)
-    layers, weights, digest = settings["layers"], settings["weights"], settings["sha256"]
-    if len(set(layers)) < len(layers):
-        raise CrnetError(f"{place}.layers: {layers} names a map twice; keep one.")
-    from_file = weights not in ("pretrained", "random")
-    if from_file and not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise CrnetError(
-            f"{place}.sha256: {digest!r} is not the SHA-256 of {weights}, 64 lowercase hex digits; a file of weights "
-            "is used only with its checksum (`sha256sum FILE`)."
-        )
-    if not from_file and digest:
-        raise CrnetError(f"{place}.sha256: goes with a file or URL as weights, not with {weights!r}; leave it out.")
-    return settings

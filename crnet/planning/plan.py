@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from crnet.config import resolve, sources, study, tuning
+from crnet.config import encoders, resolve, sources, study, tuning
 from crnet.config.defaults import scaled
 from crnet.config.labels import encoder_text
 from crnet.config.names import Spec
@@ -122,7 +122,7 @@ def _input_lines(plan: Plan) -> list[str]:
     for described, found in sides.items():
         spec = json.loads(described)
         at = ", ".join(f"{how} at {', '.join(map(str, sorted(each)))} px" for how, each in found.items() if each)
-        fit = FITS[resolve.alignment_of(spec)]
+        fit = FITS[encoders.alignment_of(spec)]
         lines += _line("input", f"{encoder_text(spec)}: {at}; its cells fit {fit}")
     return lines
 

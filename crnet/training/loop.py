@@ -25,7 +25,7 @@ from crnet.metrics.iou import VOID, fg_counts, miou
 from crnet.model.grid import enlarged
 from crnet.runtime import provenance
 from crnet.runtime.checkpoint import is_finite, load_state, remove_state, save_state
-from crnet.runtime.files import atomic_write, canonical, sha256_file, write_csv, write_json
+from crnet.runtime.files import atomic_write, canonical, sha256_file, write_json
 from crnet.runtime.limits import NONE, Limits
 from crnet.runtime.machine import configure
 from crnet.runtime.ownership import Owner
@@ -34,12 +34,10 @@ from crnet.runtime.seeding import derive
 from crnet.training.accumulation import accumulate, shares
 from crnet.training.cache import ProbabilityCache
 from crnet.training.episodes import EpisodeSource, TrainingEpisode
+from crnet.training.log import constant_loss, write_log
 from crnet.training.optimisation import learning_rate, optimiser
 from crnet.training.sources import Batch, CachedSource, LiveSource
 
-# Between them stand the parts of the loss: CRNet's, and what other methods call theirs.
-LOG_FIRST, LOG_PARTS = ("epoch", "step", "loss"), ("query", "support", "cooccurrence")
-LOG_LAST = ("lr", "images_per_second", "peak_memory_bytes", "base_miou", "support_iou", "seconds")
 NOTHING_LEARNT = 0.98  # of the loss of one answer for all pixels: above it the log warns
 FAILED = "failed.json"  # marks a training that diverged; gone when it finishes after all
 
@@ -143,7 +141,7 @@ class Training:
     def run(self) -> None:
         self._owner.take()
         self._restore()
-        self._write_log(self.paths.log_so_far)
+        write_log(self.paths.log_so_far, self.progress.log)
         with self._notice:
             while len(self.progress.log) < self.settings["epochs"]:
                 self._epoch(len(self.progress.log))
@@ -166,7 +164,9 @@ class Training:
         self._log_epoch(epoch)
         self.progress.cpu_seconds = cpu + provenance.cpu_seconds()  # of loaders too, which have ended
         self._save()
-        self._write_log(self.paths.log_so_far)  # after the state, which a kill in between leaves with a row more
+        write_log(
+            self.paths.log_so_far, self.progress.log
+        )  # after the state, which a kill in between leaves with a row more
 
     def _batches(self, episodes: list[TrainingEpisode], augment: bool = True) -> Iterator[Batch]:
         """Batches of the source. Between two of them the training leaves if it is told to.
@@ -286,9 +286,9 @@ class Training:
 
     @torch.no_grad()
     def _score_base(self) -> tuple[float, float]:
-        """mIoU of fixed base-class episodes at input size, and foreground IoU of their supports; for the log only.
+        """mIoU of fixed base-class episodes at input size, and foreground IoU of their supports.
 
-        All steps of the epoch are done: whoever goes on after a notice scores it again.
+        For the log and a choice of rates. All steps of the epoch are done: whoever goes on after a notice scores again.
         """
         count = self.settings["base_episodes"]
         if not count:
@@ -360,7 +360,7 @@ class Training:
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.method.state_dict().items()}
         weights = out / "model.safetensors"
         atomic_write(weights, save(tensors, metadata={"spec": canonical(self.spec)}))
-        self._write_log(out / "log.csv")
+        write_log(out / "log.csv", self.progress.log)
         write_json(out / "train.json", {
             "run": out.name,
             "spec": self.spec,
@@ -378,30 +378,6 @@ class Training:
         (out / FAILED).unlink(missing_ok=True)
         for state in (self.paths.log_so_far, self.paths.state):
             remove_state(state)
-
-    def _write_log(self, path: Path) -> None:
-        columns = log_columns(self.progress.log)
-        rows = [[_cell(row.get(column, "")) for column in columns] for row in self.progress.log]
-        write_csv(path, columns, rows)
-
-
-def log_columns(log: list[dict[str, float]]) -> list[str]:
-    """Columns of a log, of which a method's own parts of the loss follow those that every log has."""
-    known = {*LOG_FIRST, *LOG_PARTS, *LOG_LAST}
-    own = dict.fromkeys(name for row in log for name in row if name not in known)
-    return [*LOG_FIRST, *LOG_PARTS, *own, *LOG_LAST]
-
-
-def constant_loss(share: float) -> float:
-    """The least cross-entropy of one probability for all pixels, of which ``share``, in [0, 1], are foreground."""
-    return -sum(p * math.log(p) for p in (share, 1 - share) if p > 0)
-
-
-def _cell(value: float | str) -> float | str:
-    """How a value stands in the log; what was not measured is empty."""
-    if not isinstance(value, float):
-        return value
-    return "" if math.isnan(value) else f"{value:.6g}"
 
 
 def _keys(batch: Batch, branch: str) -> list[tuple[str, int]]:
