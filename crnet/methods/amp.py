@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from crnet.methods import Method, Step
+from crnet.model.entrance import centred
 from crnet.model.layers import conv
 from crnet.model.losses import mean_cross_entropy
 from crnet.model.prototypes import foreground_and_background, masked_average, mean_of_shots
@@ -27,6 +28,7 @@ SETTINGS = {
     "rev": 1,
     "width": 256,  # of the deepest features [AMP]
     "base_classes": 15,  # rows beside the background's: as many as a fold has [PASCAL-5i]
+    "centre_maps": False,  # each level minus its mean over the photo, so that cosines are of what differs in it [ours]
     "scale": 20.0,  # cosine to logit; learnt in the code, where it starts here
     "alpha": 0.25821,  # how far the background's row is moved [AMP]
     "query_alpha": 0.1,  # how far the query moves the new row [AMP]; 0: it does not
@@ -55,11 +57,13 @@ class AMP(Method):
         widths = [*channels[:-1], settings["width"]]
         self.rows = nn.ParameterList([torch.empty(1 + settings["base_classes"], width) for width in widths])
         for rows in self.rows:
-            nn.init.normal_(rows)
+            bound = rows.shape[1] ** -0.5  # as PyTorch starts a 1 x 1 convolution: longer rows hardly turn
+            nn.init.uniform_(rows, -bound, bound)
 
     def embed(self, maps):
         """A map (N, C_l, h, w) of each level."""
-        return (*maps[:-1], self.deepest(maps[-1]))
+        levels = (*maps[:-1], self.deepest(maps[-1]))
+        return centred(levels) if self.settings["centre_maps"] else levels
 
     def scores(self, query, rows):
         """Summed cosines of maps (N, C_l, h, w) to rows [(N, R, C_l)], scaled: (N, R, h, w), float32."""

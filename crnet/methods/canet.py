@@ -28,10 +28,12 @@ SETTINGS = {
     "dropout": 0.5,  # of channels [CANet]
     "cache_reset": 0.7,  # probability that a stored prediction is replaced by zeros [CANet]
     "initialisation": "normal",  # N(0, 0.01) [CANet]
+    "enter_kernel": 3,  # of the convolution that takes the encoder's maps in; 1: fewer weights to learn [ours]
     "equalise_maps": False,  # each encoder map divided by its root mean square [ours]
 }
 LIMITS = {
     "width": (1, 4096),
+    "enter_kernel": {1, 3},
     "dropout": (0.0, 0.95),
     "cache_reset": (0.0, 1.0),
     "initialisation": {"normal", "kaiming"},
@@ -49,7 +51,7 @@ class CANet(Method):
     def __init__(self, channels: tuple[int, ...], settings: dict):
         super().__init__()
         self.maps, width = tuple(range(len(channels))), settings["width"]
-        self.enter = Entrance(channels, width, 3, settings["equalise_maps"], dilation=2)
+        self.enter = Entrance(channels, width, settings["enter_kernel"], settings["equalise_maps"], dilation=2)
         self.dropout = ChannelDropout(settings["dropout"])
         self.compare = conv(2 * width, width, dilation=2)
         self.history = nn.ModuleList([conv(width + 2, width), conv(width, width)])

@@ -22,9 +22,10 @@ SETTINGS = {
     "rev": 1,
     "width": 256,  # of the features [revolver]
     "dropout": 0.5,  # of channels [revolver]
+    "enter_kernel": 3,  # of the convolution that takes the encoder's maps in; 1: fewer weights to learn [ours]
     "equalise_maps": False,  # each encoder map divided by its root mean square [ours]
 }
-LIMITS = {"width": (1, 4096), "dropout": (0.0, 0.95)}
+LIMITS = {"width": (1, 4096), "enter_kernel": {1, 3}, "dropout": (0.0, 0.95)}
 TRAIN = {"lr": 1e-5, "momentum": 0.99}  # the code's default
 FUSION = "own"
 K_SHOT = "mean of the pooled foreground and background vectors"
@@ -37,7 +38,8 @@ class CoFCN(Method):
         super().__init__()
         self.maps = tuple(range(len(channels)))
         width, drop = settings["width"], nn.Dropout2d(settings["dropout"])
-        self.enter = nn.Sequential(Entrance(channels, width, 3, settings["equalise_maps"]), nn.ReLU(), drop)
+        enter = Entrance(channels, width, settings["enter_kernel"], settings["equalise_maps"])
+        self.enter = nn.Sequential(enter, nn.ReLU(), drop)
         self.join = nn.Sequential(conv(3 * width, 3 * width, 1), nn.ReLU(), drop, conv(3 * width, 2, 1))
 
     def embed(self, maps):

@@ -26,9 +26,10 @@ SETTINGS = {
     "width": 1024,  # of the query's features; 4096 in VGG16 [ours]
     "hashed": 1000,  # numbers that are spread over the weights: VGG16's classes [OSLSM]
     "dropout": 0.5,  # behind each layer of the query's branch [OSLSM]
+    "enter_kernel": 3,  # of the convolution that takes the encoder's maps in; 1: fewer weights to learn [ours]
     "equalise_maps": False,  # each encoder map divided by its root mean square [ours]
 }
-LIMITS = {"width": (1, 4096), "hashed": (1, 4096), "dropout": (0.0, 0.95)}
+LIMITS = {"width": (1, 4096), "enter_kernel": {1, 3}, "hashed": (1, 4096), "dropout": (0.0, 0.95)}
 TRAIN = {"lr": 2.5e-5, "momentum": 0.99}  # published: 1e-10 on a loss summed over some 250,000 pixels
 FUSION = "own"
 K_SHOT = "the highest of the supports' scores, a union of classifiers"
@@ -41,7 +42,7 @@ class OSLSM(Method):
         self.equalise, width = settings["equalise_maps"], settings["width"]
         self.condition = nn.Linear(sum(channels), settings["hashed"])
         drop = nn.Dropout(settings["dropout"])
-        self.enter = Entrance(channels, width, 3)
+        self.enter = Entrance(channels, width, settings["enter_kernel"])
         self.query = nn.Sequential(nn.ReLU(), drop, conv(width, width, 1), nn.ReLU(), drop)
         # Drawn once, no matter which training: as it is not learnt, no weights file need hold it.
         chance = np.random.default_rng(derive("oslsm", "fixed layer", settings["hashed"], width))

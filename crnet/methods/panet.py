@@ -21,9 +21,10 @@ SETTINGS = {
     "width": 256,  # of the embedding [ours]
     "scale": 20.0,  # cosine to logit [PANet]
     "alignment_weight": 1.0,  # of the loss on the support [PANet]
+    "enter_kernel": 3,  # of the convolution that takes the encoder's maps in; 1: fewer weights to learn [ours]
     "equalise_maps": False,  # each encoder map divided by its root mean square [ours]
 }
-LIMITS = {"width": (1, 4096), "scale": (0.1, 1000.0), "alignment_weight": (0.0, 100.0)}
+LIMITS = {"width": (1, 4096), "enter_kernel": {1, 3}, "scale": (0.1, 1000.0), "alignment_weight": (0.0, 100.0)}
 TRAIN = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}
 FUSION = "own"
 K_SHOT = "mean of the prototypes"
@@ -36,7 +37,7 @@ class PANet(Method):
     def __init__(self, channels: tuple[int, ...], settings: dict):
         super().__init__()
         self.maps, self.settings = tuple(range(len(channels))), settings
-        self.enter = Entrance(channels, settings["width"], 3, settings["equalise_maps"])
+        self.enter = Entrance(channels, settings["width"], settings["enter_kernel"], settings["equalise_maps"])
 
     def embed(self, maps):
         return self.enter(maps)

@@ -28,10 +28,12 @@ SETTINGS = {
     "dropout": 0.5,  # of channels, as CANet
     "grids": [0.25, 0.5, 1.0],  # of the map's side, that of the query's nodes
     "initialisation": "normal",  # N(0, 0.01), as CANet [guess]
+    "enter_kernel": 3,  # of the convolution that takes the encoder's maps in; 1: fewer weights to learn [ours]
     "equalise_maps": False,  # each encoder map divided by its root mean square [ours]
 }
 LIMITS = {
     "width": (1, 4096),
+    "enter_kernel": {1, 3},
     "dropout": (0.0, 0.95),
     "grids": (0.01, 1.0),
     "initialisation": {"normal", "kaiming"},
@@ -70,7 +72,7 @@ class PGNet(Method):
     def __init__(self, channels: tuple[int, ...], settings: dict):
         super().__init__()
         self.maps, self.grids, width = tuple(range(len(channels))), settings["grids"], settings["width"]
-        self.enter = Entrance(channels, width, 3, settings["equalise_maps"], dilation=2)
+        self.enter = Entrance(channels, width, settings["enter_kernel"], settings["equalise_maps"], dilation=2)
         self.dropout = ChannelDropout(settings["dropout"])
         self.shared = nn.Sequential(conv(width, width, 1), nn.ReLU())
         self.units = nn.ModuleList([GraphAttention(width) for _ in self.grids])

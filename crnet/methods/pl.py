@@ -22,9 +22,10 @@ SETTINGS = {
     "rev": 1,
     "width": 256,  # of learner and segmenter [guess]
     "metric_weight": 1.0,  # of the metric's loss [guess]
+    "enter_kernel": 3,  # of the convolution that takes the encoder's maps in; 1: fewer weights to learn [ours]
     "equalise_maps": False,  # each encoder map divided by its root mean square [ours]
 }
-LIMITS = {"width": (1, 4096), "metric_weight": (0.0, 100.0)}
+LIMITS = {"width": (1, 4096), "enter_kernel": {1, 3}, "metric_weight": (0.0, 100.0)}
 FUSION = "own"
 K_SHOT = "mean of the prototypes"
 
@@ -37,9 +38,9 @@ class PL(Method):
         super().__init__()
         self.maps = tuple(range(len(channels)))
         self.width, self.metric_weight = settings["width"], settings["metric_weight"]
-        equalise = settings["equalise_maps"]
-        self.learner = nn.Sequential(Entrance(channels, self.width, 3, equalise), nn.ReLU())
-        self.segmenter = Entrance(channels, self.width, 3, equalise)
+        kernel, equalise = settings["enter_kernel"], settings["equalise_maps"]
+        self.learner = nn.Sequential(Entrance(channels, self.width, kernel, equalise), nn.ReLU())
+        self.segmenter = Entrance(channels, self.width, kernel, equalise)
         self.score = conv(self.width, 1, 1)
 
     def embed(self, maps):

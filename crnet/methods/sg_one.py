@@ -23,9 +23,10 @@ SETTINGS = {
     "rev": 1,
     "width": 512,  # of the features that are compared [SG-One]
     "side_width": 128,  # of those that are guided [SG-One]
+    "enter_kernel": 3,  # of the convolution that takes the encoder's maps in; 1: fewer weights to learn [ours]
     "equalise_maps": False,  # each encoder map divided by its root mean square [ours]
 }
-LIMITS = {"width": (1, 4096), "side_width": (1, 4096)}
+LIMITS = {"width": (1, 4096), "enter_kernel": {1, 3}, "side_width": (1, 4096)}
 TRAIN = {"lr": 1e-5, "momentum": 0.99}
 FUSION = "own"
 K_SHOT = "mean of the supports' vectors"
@@ -37,9 +38,9 @@ class SGOne(Method):
     def __init__(self, channels: tuple[int, ...], settings: dict):
         super().__init__()
         self.maps = tuple(range(len(channels)))
-        side, equalise = settings["side_width"], settings["equalise_maps"]
-        self.compared = Entrance(channels, settings["width"], 3, equalise)
-        self.side = Entrance(channels, side, 3, equalise)
+        side, kernel, equalise = (settings[name] for name in ("side_width", "enter_kernel", "equalise_maps"))
+        self.compared = Entrance(channels, settings["width"], kernel, equalise)
+        self.side = Entrance(channels, side, kernel, equalise)
         self.classify = nn.Sequential(conv(side, side), nn.ReLU(), conv(side, 2, 1))
 
     def embed(self, maps):

@@ -1,5 +1,7 @@
 """How the heads of several methods take the encoder's maps in."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -27,3 +29,8 @@ def joined(maps: list[Tensor], equalise: bool) -> Tensor:
     if equalise:
         maps = [m / m.float().square().mean((1, 2, 3), keepdim=True).add(1e-6).sqrt().to(m.dtype) for m in maps]
     return torch.cat(maps, 1)
+
+
+def centred(maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Maps (N, C_i, h, w), each channel minus its mean over the map."""
+    return tuple(m - m.float().mean((2, 3), keepdim=True).to(m.dtype) for m in maps)
