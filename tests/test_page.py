@@ -12,6 +12,7 @@ from crnet.report.page.citation import render_citation
 from crnet.report.page.cost import COLUMNS, CPU, GPU, costs, render_cost
 from crnet.report.page.finetuning import render_finetuning
 from crnet.report.page.html import write_html
+from crnet.report.page.methods import render_methods
 from crnet.report.page.page import slug, write_page
 from crnet.report.page.provenance import render_provenance
 from crnet.report.tables.render import render_table
@@ -322,3 +323,23 @@ def test_finetuning_shows_chosen_settings_and_losses_once_a_job():
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells == ["Table 4: Finetune (full)", "2", "0", "5", "0.0003", "20", "50.0 → 52.3", "0.800 → 0.200"]
     assert render_finetuning([{"kind": "train", "run": "model", "train_run": ""}], []) == []
+
+
+def test_methods_are_set_beside_each_other_with_what_they_cost():
+    def rows(method, parameters, speeds):
+        trained = {"run": f"{method}-t", "kind": "train", "status": "finished", "method": method, "variant": method}
+        yield {**trained, "parameters": str(parameters), "shots": "", "peak_memory_bytes": str(2**31)}
+        for shots, speed in speeds.items():
+            tested = {"kind": "evaluate", "status": "finished", "method": method, "variant": method, "shots": shots}
+            cost = {"episodes_per_second": speed, "peak_memory_bytes": str(3 * 2**20), "evaluate.strategy": "fusion"}
+            yield {**tested, **cost, "run": f"{method}-{shots}", "train_run": f"{method}-t"}
+
+    speeds = {"1": "100.0", "5": "25.0"}
+    lines = [line for method in ("b", "a", "c") for line in rows(method, 1234567, speeds)]
+    table, _ = render_methods(lines, [("Ring: B", ["b-t", "b-1"]), ("Ring: A", ["a-t", "a-1"])])
+    heading, _, *shown = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    assert heading == ["Row", "Weights learnt", "ms an episode, 1-shot", "ms an episode, 5-shot", "Peak memory, MiB"]
+    assert shown == [[name, "1,234,567", "10", "40", "3"] for name in ("Ring: B", "Ring: A", "c")]
+    assert render_methods([line for line in lines if line["method"] != "c"], []) == [], (
+        "of one's own variants, no table"
+    )

@@ -17,6 +17,7 @@ from crnet.report.classes import render_classes
 from crnet.report.page.citation import render_citation
 from crnet.report.page.cost import render_cost
 from crnet.report.page.finetuning import render_finetuning
+from crnet.report.page.methods import render_methods
 from crnet.report.page.provenance import render_provenance
 from crnet.report.page.rates import render_rates
 from crnet.report.probe import TITLE as PROBE_TITLE
@@ -61,6 +62,7 @@ def write_page(job: Mapping[str, Any], results: Path) -> None:
         ("The paper's claims", _claims(job, results)),
         (READ_TABLES, [*shared.values()] or ["No table has been made yet."]),
         ("Finetuning: settings and loss on the supports", render_finetuning(runs, job["labels"])),
+        ("The methods' cost", render_methods(runs, job["labels"])),
         ("Learning rates", render_rates(runs, job["labels"])),
         ("Training", _losses(job, results)),
         ("Cost", render_cost(runs, job["labels"]) if runs else no_runs),
