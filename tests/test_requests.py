@@ -101,6 +101,7 @@ class TestSnakemake:
             assert {each["runtime"] for each in found[rule]} <= {"6", "7"}, "minutes: seconds of work, and an allowance"
             assert all(1500 < int(each["mem_mb"]) < 4000 for each in found[rule])
         assert found["data"][0]["runtime"] == "240"
+        assert found["sheet"][0]["runtime"] == "60" and 1500 < int(found["sheet"][0]["mem_mb"]) < 4000
         assert Counter(re.findall(r"Group job (\w+)-1 ", done.output)).keys() >= {"train", "evaluate", "features"}
 
     def test_without_one_nothing_is_predicted_or_grouped(self, folder):

@@ -13,6 +13,7 @@ from crnet.config.resolve import Plan
 from crnet.runtime.files import canonical, read_mapping, sha256_text
 
 # A job whose work is not predicted: (MB, minutes). Extraction and COCO's annotations, of 0.5 GB of JSON, take the most.
+# The sheet's memory is predicted.
 NOT_PREDICTED = {"data": (8000, 240), "encoder": (4000, 120), "sheet": (16_000, 60)}
 UNKNOWN = 16_000  # MB
 ALLOWANCE = 5  # minutes until Snakemake has started on a node, twice, and read the data
@@ -64,10 +65,10 @@ class Requests:
         return len(set(batches) - {None}) + batches.count(None)
 
     def resources(self, rule: str) -> dict[str, Callable]:
-        """As a rule's ``resources`` take them. A job's name is the one wildcard of its rule."""
+        """As a rule's ``resources`` take them. A job's name is the one wildcard of its rule, or else the rule's."""
         return {
-            "mem_mb": lambda wildcards, attempt: self.memory(rule, "".join(wildcards), attempt),
-            "runtime": lambda wildcards, attempt: self.minutes(rule, "".join(wildcards), attempt),
+            "mem_mb": lambda wildcards, attempt: self.memory(rule, "".join(wildcards) or rule, attempt),
+            "runtime": lambda wildcards, attempt: self.minutes(rule, "".join(wildcards) or rule, attempt),
         }
 
     def _batches_of(self, rule: str) -> dict[str, str]:
@@ -89,7 +90,9 @@ def identity(plan: Plan, prepared: list[str]) -> str:
     """Of all that the predictions follow from: jobs, whose names hold their settings; limits; data that are known."""
     names = [sorted(each) for each in (plan.features, plan.trainings, plan.trials, plan.evaluations, plan.probes)]
     study = plan.study
-    return sha256_text(canonical([names, study.limits.model_dump(), study.threads, study.device, sorted(prepared)]))
+    sheet = study.sheet and study.sheet.model_dump()
+    settings = [study.limits.model_dump(), study.threads, study.device, sheet]
+    return sha256_text(canonical([names, *settings, sorted(prepared)]))
 
 
 def is_of(path: Path, wanted: str) -> bool:

@@ -9,7 +9,9 @@ from typing import Any
 
 from crnet.config.requests import BATCHED, LONGEST, Requests, identity
 from crnet.config.resolve import Plan
-from crnet.config.study import ROOT, Layout
+from crnet.config.study import ROOT, Layout, sheet_job
+from crnet.cost.memory import evaluation
+from crnet.cost.networks import networks
 from crnet.planning.disk import DataSet
 from crnet.planning.makespan import Job
 from crnet.planning.rates import FOLDER, Rates, load, of_this_machine
@@ -22,12 +24,12 @@ ASSUMED = {"cpu": 2e10, "cuda": 1.5e12}
 START_SECONDS = 10.0  # where it was not measured: import of torch from a shared file system
 # MB beside what a job's prediction counts. On a CPU: both Snakemakes of a node and the process that holds torch. With a
 # GPU the prediction is of the card: host memory is that of CUDA's libraries and of each loader; not measured.
-BESIDE_CPU, BESIDE_GPU, LOADER = 1000, 6000, 1000
+BESIDE_CPU, BESIDE_GPU, LOADER, DRAWING = 1000, 6000, 1000, 500
 
 
 def predict(plan: Plan, demand: Demand, rates: Rates | None) -> dict[str, dict[str, Any]]:
     """Name -> ``rule``, ``mem_mb`` and ``seconds`` of each job that runs a network; seconds are None if unknown."""
-    return {
+    predicted = {
         name: {
             "rule": rule,
             "mem_mb": _memory(plan, demand, (rule, name)),
@@ -35,6 +37,9 @@ def predict(plan: Plan, demand: Demand, rates: Rates | None) -> dict[str, dict[s
         }
         for rule, name in demand.specs
     }
+    if sheet := sheet_job(plan, Layout(plan)):
+        predicted["sheet"] = {"rule": "sheet", "mem_mb": _sheet_memory(plan, demand, sheet), "seconds": None}
+    return predicted
 
 
 def _memory(plan: Plan, demand: Demand, job: Job) -> int:
@@ -42,6 +47,17 @@ def _memory(plan: Plan, demand: Demand, job: Job) -> int:
         loaders = plan.study.threads if job[0] == "train" else 0
         return BESIDE_GPU + LOADER * loaders
     return BESIDE_CPU + math.ceil(demand.memory(job).on("cpu") / 1e6)
+
+
+def _sheet_memory(plan: Plan, demand: Demand, sheet: dict[str, Any]) -> int:
+    """It predicts a few episodes of each of its models as an evaluation that encodes their photos, and draws them."""
+    if plan.study.device == "cuda":
+        return BESIDE_GPU
+    needs = [0]
+    for spec in (model["spec"] for model in sheet["models"]):
+        photos = sheet["episodes"] * (1 + spec["evaluate"]["shots"] * (networks(spec["train"]).photos - 1))
+        needs.append(evaluation(spec, demand.limits, photos, stored=False).on("cpu"))
+    return BESIDE_CPU + DRAWING + math.ceil(max(needs) / 1e6)
 
 
 def _seconds(plan: Plan, demand: Demand, job: Job, rates: Rates | None) -> float | None:
@@ -76,6 +92,6 @@ def sums(plan: Plan, demand: Demand, rates: Rates | None) -> list[tuple[str, int
 
 
 def hours(plan: Plan, demand: Demand, rates: Rates | None) -> float | None:
-    """Of all jobs together, without any margin; None if the work of one is unknown."""
-    seconds = [asked["seconds"] for asked in predict(plan, demand, rates).values()]
+    """Of all jobs together but the sheet's, without any margin; None if the work of one is unknown."""
+    seconds = [asked["seconds"] for asked in predict(plan, demand, rates).values() if asked["rule"] in BATCHED]
     return None if None in seconds else sum(seconds) / 3600
