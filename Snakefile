@@ -1,7 +1,6 @@
 # The whole benchmark: archives -> data -> episodes -> trainings -> evaluations -> tables, plots, MLflow.
 # One study a run: `snakemake --cores all --configfile configs/studies/<study>.yaml`; without it, the demo.
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -10,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, workflow.basedir)
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
+from snakemake.scheduling.job_scheduler import JobScheduler
 from snakemake.settings.types import SharedFSUsage
 from snakemake_interface_logger_plugins.common import LogEvent
 
@@ -20,6 +20,11 @@ from crnet.errors import CrnetError
 from crnet.report.headline import headline
 from crnet.runtime.files import canonical
 from crnet.runtime.gpu import has_nvidia_gpu
+
+# Snakemake's own answer to SIGTERM waits for a lock; in the thread that holds it, it would wait for ever (9.27). Not by
+# `onstart`, which a cluster's nodes leave out.
+leave = JobScheduler.exit_gracefully
+JobScheduler.exit_gracefully = lambda *notice: threading.Thread(target=leave, args=notice).start()
 
 surroundings.make_up()
 studies.export_package(workflow.basedir)
@@ -72,9 +77,6 @@ logger.addFilter(is_spoken)
 
 
 onstart:
-    # Snakemake's own answer to SIGTERM waits for a lock; in the thread that holds it, it would wait for ever (9.27).
-    leave = signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, lambda *notice: threading.Thread(target=leave, args=notice).start())
     try:
         work_lock.hold(Path(AT.work))
     except CrnetError as error:

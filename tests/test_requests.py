@@ -1,12 +1,14 @@
 """What jobs ask a cluster for: memory and time by attempt, and which short ones go together."""
 
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
-from snake import ROOT, copy_workflow, snakemake
+from snake import ROOT, copy_workflow, environment, snakemake
 
 from crnet.config import requests, study
 from crnet.config.requests import BATCH_JOBS, BATCH_SECONDS, Requests
@@ -16,6 +18,21 @@ from crnet.planning.plan import describe
 from crnet.planning.stages import Demand
 
 DAY = 1440
+# Snakemake, and SIGTERM while it holds its lock.
+TOLD = """
+import os, signal
+from snakemake.cli import main
+from snakemake.scheduling.job_scheduler import JobScheduler
+
+finish = JobScheduler._finish_jobs
+
+def told(scheduler):
+    os.kill(os.getpid(), signal.SIGTERM)
+    finish(scheduler)
+
+JobScheduler._finish_jobs = told
+main()
+"""
 
 
 def of(rule: str, *seconds: float | None, mem_mb: int = 1000) -> dict:
@@ -111,6 +128,13 @@ class TestSnakemake:
         assert "runtime" not in self.resources(done.output)["train"][0]
         assert "Group job" not in done.output
         assert not (folder / "work/requests").exists() or not list((folder / "work/requests").iterdir())
+
+    def test_a_node_that_is_told_to_end_in_the_midst_of_its_scheduling_ends(self, folder):
+        done = subprocess.run(
+            [sys.executable, "-c", TOLD, "--cores", "1", "--no-hooks", "--configfile", "study.yaml"],
+            check=False, cwd=folder, env=environment(), capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert "Will exit after finishing currently running jobs" in done.stderr, done.stderr
 
     def test_machines_that_share_no_files_are_refused_in_one_sentence(self, folder):
         done = snakemake(folder, "--dry-run", "--shared-fs-usage", "persistence")
