@@ -17,19 +17,34 @@ from pathlib import Path
 
 import pytest
 import yaml
-from chaos import contents
+from chaos import at_work, contents
 from snake import ROOT, copy_workflow, environment, snakemake
 
 CLUSTER = os.environ.get("CRNET_CLUSTER", "")
 pytestmark = pytest.mark.skipif(not CLUSTER, reason="needs SLURM, and CRNET_CLUSTER to say that it may be disturbed")
 SECONDS = 3600
 STUDY = yaml.safe_load((ROOT / "tests/tiny.yaml").read_text(encoding="utf-8"))
-# Trainings long enough to be met at work, and few of them.
+# Few trainings, of many epochs: SLURM looks at time limits and lost nodes once in a while only.
 LONG = STUDY | {
     "tables": ["table4"],
-    "train": STUDY["train"] | {"epochs": 150},
+    "train": STUDY["train"] | {"epochs": 120},
     "benchmarks": {"k-shot": STUDY["benchmarks"]["k-shot"]},
+    "sheet": None,
+    "probe": None,
 }
+# Read by every Python where it is on the path. Each save of a state takes its time, and no CPU: a training saves after
+# each epoch, so that it is met at work on an idle machine too.
+SLOWLY = """
+import os, time
+rename = os.replace
+
+def slow(source, target, **options):
+    rename(source, target, **options)
+    if "work/state/" in str(target) and str(target).endswith(".pt"):
+        time.sleep(2)
+
+os.replace = slow
+"""
 
 
 def slurm(*words: str) -> str:
@@ -53,28 +68,37 @@ def folder_of(study: dict, folder: Path) -> Path:
 class Study:
     """A study under way through SLURM."""
 
-    def __init__(self, folder: Path, *options: str):
+    def __init__(self, folder: Path, *options: str, path: Path | None = None):
         self.folder, self.log = folder, folder / "said.txt"
         command = [sys.executable, "-m", "snakemake", "--profile", "profiles/slurm", "--cores", "2",
                    "--latency-wait", "20", *options, "--configfile", "study.yaml"]  # fmt: skip
+        variables = environment()
+        if path is not None:
+            variables["PYTHONPATH"] = f"{path}{os.pathsep}{variables['PYTHONPATH']}"
         with open(self.log, "a", encoding="utf-8") as log:
-            self.process = subprocess.Popen(command, cwd=folder, env=environment(), stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, cwd=folder, env=variables, stdout=log, stderr=log)
 
     @property
     def said(self) -> str:
         return self.log.read_text(encoding="utf-8")
 
-    def job(self, rule: str, but: Collection[str] = ()) -> str:
-        """Wait until a job of a rule is at work, as its log shows; returns its number, none of those in ``but``."""
-        deadline = time.monotonic() + SECONDS
+    def job(self, rule: str, but: Collection[tuple[str, str]] = ()) -> tuple[str, str]:
+        """Wait until a job of a rule is at work, as its state or log shows, none of those in ``but``.
+
+        Returns:
+            Its number, and how often it was requeued.
+        """
+        deadline, seen = time.monotonic() + SECONDS, {}
+        written = "work/state/*.pt" if rule == "train" else f"logs/{rule}/*.log"
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.said[-3000:]
-            for line in slurm("squeue", "-ho", "%i %T %k").splitlines():
-                number, state, comment = line.split(maxsplit=2)
-                if state == "RUNNING" and number not in but and re.search(rf"(rule|group)_{rule}\b", comment):
-                    begun = time.time() - 10
-                    if any(path.stat().st_mtime > begun for path in (self.folder / "logs" / rule).glob("*.log")):
-                        return number
+            for line in slurm("squeue", "-hO", "JobID:20,RestartCnt:10,State:20,Comment:200").splitlines():
+                number, again, state, comment = line.split(maxsplit=3)
+                if state == "RUNNING" and (number, again) not in but and re.match(rf"(rule|group)_{rule}\b", comment):
+                    # The jobs before it had half a minute to end, or are thought to have: what is written now is its.
+                    begun = seen.setdefault((number, again), time.time())
+                    if any(path.stat().st_mtime > begun for path in self.folder.glob(written)):
+                        return number, again
             time.sleep(0.2)
         raise AssertionError(f"no job of {rule} came:\n{self.log.read_text(encoding='utf-8')[-3000:]}")
 
@@ -82,9 +106,10 @@ class Study:
         assert self.process.wait(SECONDS) == 0, self.said[-3000:]
 
     def end(self) -> None:
-        """As Ctrl-C, which cancels its jobs too."""
+        """Told to end, Snakemake waits for the jobs that run: they are cancelled."""
         if self.process.poll() is None:
             self.process.terminate()
+            slurm("scancel", "--me", "--name", re.search(r"SLURM run ID: (\S+)", self.said)[1])
             self.process.wait(SECONDS)
 
 
@@ -144,8 +169,11 @@ def lose(number: str) -> None:
 
 
 LOST: list[str] = []
-FAULTS = [("train", cancel), ("train", time_out), ("train", preempt), ("train", requeue), ("train", lose),
+# A requeued job is one that SLURM brings back when its node dies too: that fault comes last.
+FAULTS = [("train", cancel), ("train", time_out), ("train", preempt), ("train", lose), ("train", requeue),
           ("evaluate", cancel), ("evaluate", preempt)]  # fmt: skip
+# How SLURM records it. A preempted job leaves within its grace, by itself.
+ENDS = {cancel: "CANCELLED", time_out: "TIMEOUT", preempt: "FAILED", lose: "NODE_FAIL", requeue: "REQUEUED"}
 
 
 def default_partition() -> str:
@@ -171,11 +199,13 @@ def test_ended_in_every_way_the_jobs_go_on_by_themselves(tmp_path, alone):
     folder = folder_of(LONG, tmp_path / "study")
     for made in ("work/data", "work/encoders", "work/features", "work/feasible", "out/tiny/episodes"):
         shutil.copytree(alone(LONG) / made, folder / made)  # what takes no trainings
-    study, hit = Study(folder, *low), set()
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow/sitecustomize.py").write_text(SLOWLY, encoding="utf-8")
+    study, hit = Study(folder, *low, path=tmp_path / "slow"), {}
     try:
         for rule, fault in FAULTS:
-            number = study.job(rule, hit)
-            hit.add(number)
+            number, again = study.job(rule, hit)
+            hit[number, again] = fault
             fault(number)
             print(f"{time.strftime('%X')} {fault.__name__} {rule}: SLURM job {number}", flush=True)
         study.finish()
@@ -183,6 +213,9 @@ def test_ended_in_every_way_the_jobs_go_on_by_themselves(tmp_path, alone):
         for node in LOST:
             subprocess.run(["slurmd", "-N", node], check=True)
         study.end()
-    states = slurm("sacct", "-Xnj", ",".join(hit), "-o", "jobid,state%30")
-    print(states)
+    for (number, again), fault in hit.items():
+        rows = slurm("sacct", "-XnDj", number, "-o", "state,elapsed,nodelist").splitlines()
+        print(f"{fault.__name__}: SLURM job {number}: {rows[int(again)]}")
+        assert rows[int(again)].split()[0] == ENDS[fault]
+    assert not at_work(study.folder), "processes of jobs that were ended are left"
     assert results(study.folder) == results(alone(LONG))
