@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,21 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(empty_store: Path, tmp_path: Path) -> str:
     (tmp_path / "mlflow.db").write_bytes(empty_store.read_bytes())
     return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory):
+    """A finished study (``audited.Study``), which tests read."""
+    from audited import Study
+
+    made = Study(tmp_path_factory.mktemp("audited"))
+    made.make()
+    return made
+
+
+@pytest.fixture
+def copy(finished, tmp_path: Path):
+    """A copy of the finished study that a test may spoil."""
+    from audited import Study
+
+    return Study(shutil.copytree(finished.folder, tmp_path / "copy"))
