@@ -28,6 +28,7 @@ BLOCKS = (512,) * 4 + (1024,) * 6 + (2048,) * 3  # of ResNet-50 from its second 
 SMALL = {"width": 16, "side_width": 16, "hashed": 16, "dropout": 0.0, "classify_dropout": 0.0, "base_classes": 2,
          "initialisation": "kaiming"}  # fmt: skip
 CHANNELS, MAP, SIZE = (12, 16), 12, 96
+NO_SLOPE = {"pl": {"score.bias"}}  # it adds the same to both classes: zero, or what rounding leaves on some machines
 
 
 def build(name: str, channels: tuple[int, ...] = CHANNELS, settings: dict | None = None) -> Method:
@@ -121,7 +122,7 @@ def test_each_learns_eight_pairs_and_every_weight_takes_part(name):
             if iou > 0.9:
                 break
     assert iou > 0.9, f"{name} reaches {iou:.2f}"
-    assert moved == {key for key, _ in method.named_parameters()}
+    assert moved | NO_SLOPE.get(name, set()) == {key for key, _ in method.named_parameters()}
 
 
 @torch.no_grad()
