@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -52,6 +53,7 @@ def test_a_killed_job_goes_on_with_the_rate_it_was_at(tiny, tmp_path, monkeypatc
     second = where.state.with_suffix(".rates") / f"{RATES[1]:g}"
     while not second.is_dir():
         assert job.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
     job.kill()
     job.wait()
     trained_again, original = [], loop.train

@@ -10,9 +10,8 @@ from typing import Any
 from crnet.config.defaults import TRAIN, TRAIN_LIMITS
 from crnet.config.names import Spec
 from crnet.config.settings import check
+from crnet.config.tuning import edge
 from crnet.errors import CrnetError
-
-LOWEST, HIGHEST = "lowest", "highest"
 
 
 def train_settings(given: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> Spec:
@@ -63,5 +62,4 @@ def best(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not finite:
         raise CrnetError("every learning rate diverged; add lower ones to train.lr.")
     rate = max(finite, key=lambda trial: (trial["base_miou"], -trial["lr"]))["lr"]
-    tried = [trial["lr"] for trial in trials]
-    return {"lr": rate, "edge_lr": {min(tried): LOWEST, max(tried): HIGHEST}.get(rate, "")}
+    return {"lr": rate, "edge_lr": edge(rate, [trial["lr"] for trial in trials], "lowest", "highest")}

@@ -6,7 +6,7 @@ a benchmark there are no others: the fold's own model is tried on the validation
 base classes, which it knows already.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from crnet.config.defaults import EVALUATE
 from crnet.config.names import Spec, name_of, slug
@@ -49,3 +49,10 @@ def own_trials(choice: Spec) -> Spec:
 
 def trials_name(spec: Spec) -> str:
     return name_of(f"{slug(spec['train'])}-trials", spec)
+
+
+def edge(value: float, tried: Collection[float], low: str, high: str) -> str:
+    """``low`` or ``high`` where a chosen value is the least or most of those tried; "" between, and of one alone."""
+    if len(set(tried)) < 2:
+        return ""
+    return low if value == min(tried) else high if value == max(tried) else ""

@@ -139,17 +139,12 @@ def verdict(trials: Sequence[Trial], best: Trial) -> dict[str, object]:
     """
     untouched = next(trial for trial in trials if (trial.lr, trial.steps) == UNTOUCHED)
     stepped = [trial for trial in trials if trial.steps]
+    rates, steps = ({getattr(trial, name) for trial in stepped} for name in ("lr", "steps"))
     return {
         "lr": best.lr,
         "steps": best.steps,
         "miou": best.miou,
         "miou_untouched": untouched.miou,
-        "edge_lr": _edge(best.lr, {trial.lr for trial in stepped}, "lowest", "highest") if best.steps else "",
-        "edge_steps": _edge(best.steps, {trial.steps for trial in stepped}, "fewest", "most") if best.steps else "",
+        "edge_lr": tuning.edge(best.lr, rates, "lowest", "highest") if best.steps else "",
+        "edge_steps": tuning.edge(best.steps, steps, "fewest", "most") if best.steps else "",
     }
-
-
-def _edge(value: float, tried: set, low: str, high: str) -> str:
-    if len(tried) < 2:
-        return ""
-    return low if value == min(tried) else high if value == max(tried) else ""

@@ -164,9 +164,8 @@ class Training:
         self._log_epoch(epoch)
         self.progress.cpu_seconds = cpu + provenance.cpu_seconds()  # of loaders too, which have ended
         self._save()
-        write_log(
-            self.paths.log_so_far, self.progress.log
-        )  # after the state, which a kill in between leaves with a row more
+        # After the state, which a kill in between leaves with a row more.
+        write_log(self.paths.log_so_far, self.progress.log)
 
     def _batches(self, episodes: list[TrainingEpisode], augment: bool = True) -> Iterator[Batch]:
         """Batches of the source. Between two of them the training leaves if it is told to.
