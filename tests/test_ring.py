@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from crnet import methods
 from crnet.config import study
+from crnet.config.encoders import before_training
 from crnet.config.settings import components
 from crnet.errors import CrnetError
 from crnet.methods import Method, Pairs, each
@@ -373,3 +374,31 @@ def test_taps_that_meet_no_cell_have_no_gradient_and_others_theirs(kernel, strid
     scores.float().square().mean().backward()
     assert not convolution.weight.grad[expected == 0].any()
     assert torch.allclose(convolution.weight.grad, expected, atol=0.05 * expected.abs().max())
+
+
+def test_the_second_block_differs_by_the_encoder_alone():
+    """Its rows are those of the ring but for what learns: or a difference would be that of two budgets."""
+    plan = study.load([ROOT / "configs/studies/ring-demo.yaml"])
+    found: dict[str, dict[str, list[dict]]] = {"ring": {}, "ring-trained": {}}
+    for cell in plan.cells:
+        if cell.table in found:
+            spec = plan.evaluations[cell.evaluation]
+            found[cell.table].setdefault(cell.row.removesuffix("-trained"), []).append(spec)
+    rows = {row for row in found["ring-trained"] if "train" in found["ring-trained"][row][0]["train"]}
+    assert rows == {"oslsm", "co-fcn", "sg-one", "amp", "panet", "crnet"}
+    for row in rows:
+        for frozen, learning in zip(found["ring"][row], found["ring-trained"][row], strict=True):
+            encoder, budget = learning["train"]["encoder"], learning["train"]["train"]
+            assert encoder["lr_factor"] > 0 and budget["features"] == "live"
+            own = {"encoder": before_training(encoder), "train": budget | {"features": "cached"}}
+            assert learning | {"train": learning["train"] | own} == frozen
+
+
+def test_published_recipes_are_a_table_of_their_own():
+    """They are ranked with nothing: none of them stands in a table under one budget, and each says so by its label."""
+    plan = study.load([ROOT / "configs/studies/paper-ring.yaml"])
+    rows = plan.tables["ring-published"].rows
+    assert all(row.label.endswith("recipe") and row.paper for row in rows)
+    published = {cell.evaluation for cell in plan.cells if cell.table == "ring-published" and "published" in cell.row}
+    assert published.isdisjoint(cell.evaluation for cell in plan.cells if cell.table != "ring-published")
+    assert not any(isinstance(plan.evaluations[name]["train"]["train"]["lr"], list) for name in published)

@@ -10,6 +10,13 @@ from crnet.config.settings import FACTORY, Component, brings_weights, check, com
 from crnet.data.grid import CORNERS, TILES
 from crnet.errors import CrnetError
 
+# Of every encoder.
+LEARNING = {
+    # it learns with the method, at this factor of the method's rate, batch norms in evaluation mode; 0: it is frozen
+    # [P 4.2]; rows that have such an encoder say `train: {features: live}`
+    "lr_factor": 0.0,
+}
+LEARNING_LIMITS = {"lr_factor": (0.0, 100.0)}
 # Of an encoder from outside the package.
 FACTORY_SETTINGS = {"rev": 1, "alignment": CORNERS}
 FACTORY_LIMITS = {"alignment": {CORNERS, TILES}}
@@ -50,9 +57,38 @@ def of_role(encoders: Mapping[str, Any], role: str, where: str) -> Spec:
     return encoder_spec(encoders[role], f"encoders.{role}")
 
 
+def learns(encoder: Spec) -> bool:
+    """Whether an encoder is trained with the method."""
+    return "lr_factor" in encoder
+
+
+def before_training(encoder: Spec) -> Spec:
+    """The encoder whose weights a training begins with."""
+    return {key: value for key, value in encoder.items() if key != "lr_factor"}
+
+
+def check_features(training: Spec, where: str) -> None:
+    """Raise CrnetError if features would be cached of an encoder that learns."""
+    if learns(training["encoder"]) and training["train"]["features"] == "cached":
+        raise CrnetError(
+            f"{where}.train.features: are cached, but the encoder has an lr_factor and changes at each step; set "
+            "features: live for this row, or take lr_factor out of the study's encoders."
+        )
+
+
 def encoder_spec(given: Mapping[str, Any], place: str) -> Spec:
-    """An encoder's settings, whole; raises CrnetError on what does not fit. ``place`` begins the sentence."""
-    settings, known = dict(given), components("encoder")
+    """An encoder's settings, whole; raises CrnetError on what does not fit. ``place`` begins the sentence.
+
+    ``lr_factor`` is among them only where it learns, so that a frozen one is called as before there was such a setting.
+    """
+    own = {key: value for key, value in given.items() if key in LEARNING}
+    factor = check(own, LEARNING, LEARNING_LIMITS, place)["lr_factor"]
+    frozen = _frozen(before_training(dict(given)), place)
+    return {**frozen, "lr_factor": factor} if factor else frozen
+
+
+def _frozen(settings: dict[str, Any], place: str) -> Spec:
+    known = components("encoder")
     names = ", ".join(f"{name}:MODEL" if name == "timm" else name for name in known)
     name, choices = settings.pop("name", None), f"{names}, or package.module:factory"
     if name is None:

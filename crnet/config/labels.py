@@ -23,9 +23,9 @@ def switches(row: Row, encoder: Mapping[str, Any] | None) -> dict[str, bool | st
 
 
 def encoder_text(spec: Mapping[str, Any]) -> str:
-    """How captions name an encoder, e.g. ``small (layer3, layer4)``."""
-    layers = _layers(spec)
-    return f"{spec['name']} ({', '.join(map(str, layers))})" if layers else spec["name"]
+    """How captions name an encoder, e.g. ``small (layer3, layer4)``, ``small (layer3, layer4), trained``."""
+    layers, trained = _layers(spec), ", trained" if spec.get("lr_factor") else ""
+    return f"{spec['name']} ({', '.join(map(str, layers))}){trained}" if layers else f"{spec['name']}{trained}"
 
 
 def _layers(encoder: Mapping[str, Any]) -> Sequence[str | int]:

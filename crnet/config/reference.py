@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from crnet.config import defaults, schema
+from crnet.config import defaults, encoders, schema
 from crnet.config.settings import KINDS, PACKAGE, components, k_shot
 from crnet.runtime.files import canonical
 
@@ -52,6 +52,9 @@ def reference() -> str:
         parts += [f"### {name.lower()}", _grid(_settings(file, name, getattr(defaults, name), limits))]
     for kind, folder in KINDS.items():
         parts.append(f"## Settings of each {'data set' if kind == 'dataset' else kind}: `crnet/{folder}`")
+        if kind == "encoder":
+            rows = _settings(Path(encoders.__file__), "LEARNING", encoders.LEARNING, encoders.LEARNING_LIMITS)
+            parts += ["### each encoder", _grid(rows)]
         for name, each in components(kind).items():
             literals = each.literals
             rows = _settings(each.path, "SETTINGS", literals["SETTINGS"], literals.get("LIMITS", {}))

@@ -84,6 +84,7 @@ def dataset_name(spec: Spec) -> str:
 
 def encoder_name(spec: Spec) -> str:
     """``layers`` only selects among a built-in's maps: two selections share its weights; timm builds what they need."""
+    spec = encoders.before_training(spec)
     called = re.sub(r"\W+", "-", spec["name"], flags=re.ASCII)
     return name_of(called, {key: value for key, value in spec.items() if key != "layers" or is_timm(spec["name"])})
 
@@ -98,8 +99,10 @@ def features_spec(training: Spec) -> Spec | None:
 
 
 def test_features_specs(evaluation: Spec) -> list[Spec]:
-    """What cached features of test photos are a function of, one for each scale."""
+    """What cached features of test photos are a function of, one for each scale; none where the encoder learnt."""
     train, evaluate = evaluation["train"], evaluation["evaluate"]
+    if encoders.learns(train["encoder"]):
+        return []
     shared = {"dataset": train["dataset"], "encoder": train["encoder"], "precision": evaluate["precision"]}
     sizes = dict.fromkeys(scaled(evaluate["size"], scale) for scale in evaluate["scales"])
     return [{**shared, "size": size, "views": "identity", "split": "val"} for size in sizes]
@@ -234,11 +237,12 @@ def _evaluation(
     benchmark = study.benchmarks[table.benchmark]
     method = switches.method or DEFAULT_METHOD
     model = {**study.methods.get(method, {}), **switches.model}
+    encoder = encoders.of_role(study.encoders, switches.encoder or "main", where)
     training = {
         "method": method,
         "model": component("method", method, where).settings(model, f"{where}.model"),
         "dataset": _dataset(benchmark.dataset, fold, f"benchmarks.{table.benchmark}"),
-        "encoder": encoders.of_role(study.encoders, switches.encoder or "main", where),
+        "encoder": encoder if trains(method) else encoders.before_training(encoder),
         "fold": fold,
         "seed": seed,
     }
@@ -249,6 +253,7 @@ def _evaluation(
         defaults = check(own, TRAIN, TRAIN_LIMITS, f"{where}: TRAIN of method {method}")
         given = {**study.train, **benchmark.train, **switches.train}
         training["train"] = train_settings(given, defaults, f"{where}.train")
+        encoders.check_features(training, where)
     alignment = encoders.alignment_of(training["encoder"])
     if "train" in training:
         training["train"]["size"] = fitted(training["train"]["size"], alignment)
@@ -301,7 +306,7 @@ def _add(plan: Plan, evaluation: Spec, cell: Cell) -> None:
     plan.cells.append(cell)
     plan.evaluations[cell.evaluation] = evaluation
     plan.datasets[dataset_name(training["dataset"])] = training["dataset"]
-    plan.encoders[encoder_name(training["encoder"])] = training["encoder"]
+    plan.encoders[encoder_name(training["encoder"])] = encoders.before_training(training["encoder"])
     episodes = episodes_spec(evaluation)
     plan.episodes[episodes_name(episodes)] = episodes
     if "train" in training:

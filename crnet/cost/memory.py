@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crnet.config.defaults import scaled
-from crnet.cost.networks import Encoder, Networks, encoder, map_side, networks
+from crnet.cost.networks import Encoder, encoder, map_side, networks
 from crnet.errors import CrnetError
 from crnet.runtime import capacity
 from crnet.runtime.limits import EPISODES_TOGETHER, GIB, PAIRS_TOGETHER, PHOTOS_TOGETHER, Limits
@@ -63,13 +63,16 @@ def training(spec: dict, limits: Limits, store_bytes: int = 0) -> Need:
     settings, network = spec["train"], networks(spec)
     size, pairs, width = settings["size"], limits.pairs(settings["batch"]), _width(settings)
     parts = {"encoder": network.encoder.weight_bytes}
-    if settings["features"] == "live":
+    if network.encoder.learns:
+        kept = network.encoder.photo_training(size).peak_bytes * width // 4
+        parts["encoding"] = network.photos * (settings["batch"] * size**2 * 3 * 13 + pairs * kept)
+    elif settings["features"] == "live":
         parts["encoding"] = _encoding(network.encoder, size, limits.photos(3 * settings["batch"]), width)
     maps = 3 * network.taken * map_side(size) ** 2 * width  # of a pair
     parts["maps"] = COPIES * pairs * maps
     if pairs < settings["batch"]:  # the whole batch waits as read
         parts["maps"] += settings["batch"] * maps
-    parts["weights"] = _trained(network, settings)
+    parts["weights"] = _trained(network.parameters + network.encoder.parameters, settings)
     parts["activations"] = network.step(size, pairs, auxiliary=True).peak_bytes * width // 4
     return Need("train", parts, store_bytes)
 
@@ -111,7 +114,9 @@ def evaluation(spec: dict, limits: Limits, named: float, stored: bool) -> Need:
         size, pairs = settings["size"], limits.pairs(max(spec["finetune"]["batch"], shots))
         photos = min(2 * shots, 3 * pairs)
         parts["maps"] = COPIES * photos * network.taken * map_side(size) ** 2 * width
-        parts["weights"] += _trained(network, spec["finetune"])  # the trained ones are kept beside those that change
+        parts["weights"] += _trained(
+            network.parameters, spec["finetune"]
+        )  # the trained ones are kept beside those that change
         parts["activations"] = network.step(size, pairs, auxiliary=False).peak_bytes * width // 4
     return Need("evaluate", parts)
 
@@ -154,9 +159,9 @@ def _encoding(network: Encoder, size: int, photos: int, width: int) -> int:
     return photos * (size**2 * 3 * 13 + ENCODED * network.photo(size).peak_bytes * width // 4)
 
 
-def _trained(network: Networks, settings: dict) -> int:
+def _trained(parameters: int, settings: dict) -> int:
     """Weights, gradients, moments of the optimiser, and weights in the precision used."""
-    return 4 * network.parameters * (3 + moments(settings))
+    return 4 * parameters * (3 + moments(settings))
 
 
 def moments(settings: dict) -> int:

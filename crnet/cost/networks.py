@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from crnet import encoders, methods
+from crnet.config.encoders import learns
 from crnet.config.settings import sees_all_supports
 from crnet.cost.counting import Count, count
 from crnet.errors import CrnetError
@@ -58,19 +59,22 @@ def _state(network: nn.Module) -> list[Tensor]:
 
 
 class Encoder:
-    """A frozen encoder. Counts are in float32: lower precision halves the bytes.
+    """An encoder, frozen unless it has an ``lr_factor``. Counts are in float32: lower precision halves the bytes.
 
     Attributes:
         channels: Of its maps.
+        learns: Whether it is trained with the method.
+        parameters: Of its weights, at most, that learn; 0 where it is frozen.
         about: How a model of timm was made to fit, "" for others.
         weight_bytes: Of weights and buffers as they are loaded, in float32 and once more in the precision used.
     """
 
     def __init__(self, spec: dict):
-        self._name, self._network = spec["name"], encoders.without_values(spec)
+        self._name, self.learns, self._network = spec["name"], learns(spec), encoders.without_values(spec)
         self.channels = tuple(self._network.channels)
         self.about: str = getattr(self._network, "about", "")
         self.weight_bytes = 8 * sum(tensor.numel() for tensor in _state(self._network))
+        self.parameters = sum(tensor.numel() for tensor in self._network.parameters()) if self.learns else 0
 
     @cache  # noqa: B019 - all counts are kept as long as the process
     def photo(self, size: int) -> Count:
@@ -82,6 +86,23 @@ class Encoder:
             return torch.no_grad()(lambda: network(photo)), [photo, *_state(network)]
 
         return _count(f"encoder {self._name}", prepare)
+
+    @cache  # noqa: B019
+    def photo_training(self, size: int) -> Count:
+        """Of one photo, forward and, where it learns, backward; what is kept in between is its peak."""
+        if not self.learns:
+            return self.photo(size)
+
+        def prepare(device: str) -> tuple[Callable[[], Any], list[Tensor]]:
+            network = self._network.to_empty(device=device)
+            photo = torch.zeros(1, 3, size, size, device=device)
+            for weight in network.parameters():
+                weight.grad = torch.zeros_like(weight)
+            given = [photo, *_state(network), *(weight.grad for weight in network.parameters())]
+            return lambda: sum(maps.sum() for maps in network(photo)).backward(), given
+
+        with torch.enable_grad():
+            return _count(f"encoder {self._name}", prepare)
 
 
 class Networks:

@@ -9,6 +9,7 @@ study says: ``alignment``.
 
 import hashlib
 import importlib
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from crnet.config.encoders import learns
 from crnet.config.settings import brings_weights, component, is_timm
 from crnet.data.grid import CORNERS, STRIDE, fitted
 from crnet.errors import CrnetError
@@ -53,16 +55,16 @@ def build(spec: dict, weights: Path | None) -> nn.Module:
 
 
 def without_values(spec: dict) -> nn.Module:
-    """The encoder as ``build`` gives it, but on the ``meta`` device: its shapes, for counting.
+    """The encoder as a job uses it, but on the ``meta`` device: its shapes, for counting.
 
     Raises:
         CrnetError: A factory cannot be imported or breaks its contract.
     """
     if brings_weights(spec["name"]):
-        return _from_factory(spec).requires_grad_(False).to("meta")
+        return _from_factory(spec).requires_grad_(learns(spec)).to("meta")
     with torch.device("meta"):
-        encoder = network(spec).eval().requires_grad_(False)
-    if may_fold(spec["name"]):
+        encoder = network(spec).eval().requires_grad_(learns(spec))
+    if may_fold(spec["name"]) and not learns(spec):
         fold_batch_norm(encoder)
     return encoder
 
@@ -113,6 +115,16 @@ def digest(encoder: nn.Module) -> str:
         state.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         state.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return state.hexdigest()
+
+
+def take(network: nn.Module, learnt: Mapping[str, Tensor], name: str) -> None:
+    """Give a network the weights that were learnt; raises CrnetError if it has no such weights."""
+    own = dict(network.named_parameters())
+    if wrong := [key for key, weight in learnt.items() if key not in own or own[key].shape != weight.shape]:
+        raise CrnetError(f"encoder {name}: has no weight {wrong[0]} of the shape that was trained; bring the same one.")
+    with torch.no_grad():
+        for key, weight in learnt.items():
+            own[key].copy_(weight)
 
 
 def fold_batch_norm(network: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """Photos through the frozen encoder: the one place where pixels become maps."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -24,17 +25,30 @@ class FrozenEncoder:
 
     Args:
         at_once: Photos that go through it together, of however many are given; 0: all.
+        learnt: Weights by name that a training of the encoder left, in place of those of the file.
 
     Attributes:
         channels: Of each map.
         digest: SHA-256 of its weights and buffers, as they were given.
     """
 
-    def __init__(self, spec: dict, weights: Path | None, device: torch.device, precision: str, at_once: int = 0):
+    learns, parameters = False, ()  # as of one that learns, crnet/encoders/learning.py
+
+    def __init__(
+        self,
+        spec: dict,
+        weights: Path | None,
+        device: torch.device,
+        precision: str,
+        at_once: int = 0,
+        learnt: Mapping[str, Tensor] | None = None,
+    ):
         network = encoders.build(spec, weights)
         self.name: str = spec["name"]
         self.channels = tuple(network.channels)
-        self.digest = self._in_use = encoders.digest(network)
+        self.digest = encoders.digest(network)
+        encoders.take(network, learnt or {}, self.name)
+        self._in_use = encoders.digest(network)
         if encoders.may_fold(self.name):
             encoders.fold_batch_norm(network)
             self._in_use = encoders.digest(network)
@@ -61,6 +75,12 @@ class FrozenEncoder:
             x = x * keep.to(self.device, non_blocking=True)[:, None]
         with autocast(self.device, self.precision):
             return self.network(x.contiguous(memory_format=torch.channels_last))
+
+    def learnt(self) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, learnt: Mapping[str, Tensor]) -> None:
+        encoders.take(self.network, learnt, self.name)
 
     def verify(self) -> None:
         """Raises CrnetError if a weight or a buffer of the network changed since the encoder was built."""

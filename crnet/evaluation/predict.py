@@ -12,12 +12,14 @@ from torch import Tensor
 
 from crnet import methods
 from crnet.config.defaults import scaled
+from crnet.config.encoders import learns
 from crnet.config.settings import sees_all_supports
 from crnet.data import transforms
 from crnet.data.episodes import Episode
 from crnet.data.index import Index
 from crnet.encoders.features import FeatureStore
 from crnet.encoders.frozen import FrozenEncoder, as_images, autocast, compute_dtype
+from crnet.encoders.learning import split
 from crnet.errors import CrnetError
 from crnet.methods import Embedded, Method, Pairs, each, listed
 from crnet.model.grid import at_own_size
@@ -74,7 +76,8 @@ class Predictor:
         self.index = data if isinstance(data, Index) else Index.load(data)
         self.limits, self.together = limits, limits.pairs(EPISODES_TOGETHER)
         precision = self.settings["precision"]
-        self.encoder = FrozenEncoder(train["encoder"], encoder, self.device, precision, limits.photos_at_once)
+        at_once, learnt = limits.photos_at_once, learnt_encoder(train, weights)
+        self.encoder = FrozenEncoder(train["encoder"], encoder, self.device, precision, at_once, learnt)
         self.method = load_method(train, self.encoder.channels, weights).to(
             self.device, memory_format=torch.channels_last
         )
@@ -223,12 +226,25 @@ def _bytes(embedded: Embedded) -> int:
     return sum(maps.nbytes for maps in listed(embedded))
 
 
+def learnt_encoder(train: dict, weights: Path | None) -> dict[str, Tensor]:
+    """Weights by name of an encoder that was trained with the method; none of a frozen one.
+
+    Raises:
+        CrnetError: The specification and the weights file do not agree on whether it was.
+    """
+    learnt = split(load_file(weights))[1] if weights is not None else {}
+    if weights is not None and bool(learnt) != learns(train["encoder"]):
+        told = "hold none" if learns(train["encoder"]) else "hold some"
+        raise CrnetError(f"{weights}: {told} of an encoder, other than the specification says; bring the run's own.")
+    return learnt
+
+
 def load_method(train: dict, channels: tuple[int, ...], weights: Path | None) -> Method:
     """A method in eval mode with its trained weights; raises CrnetError if they are of another training."""
     method = methods.build(train["method"], channels, train["model"])
     if weights is not None:
         try:
-            method.load_state_dict(load_file(weights), strict=True)
+            method.load_state_dict(split(load_file(weights))[0], strict=True)
         except RuntimeError as error:
             if ran_out(error):
                 raise

@@ -59,13 +59,14 @@ def training(spec: dict, data: DataSet, limits: Limits) -> Stage | None:
         return None
     size, photos, live = settings["size"], network.photos, settings["features"] == "live"
     encoding = photos * network.encoder.photo(size).multiply_adds if live else 0
+    learning = photos * network.encoder.photo_training(size).multiply_adds if live else 0
     trained = network.pair(size, limits.pairs(settings["batch"]))
     trained += photos * network.embedding_training(size).multiply_adds
     predicted = photos * network.embedding(size).multiply_adds + 2 * _prediction(spec, size, 1)
     epochs = len(rates_of(spec)) * settings["epochs"]
     steps = epochs * -(-episodes // settings["batch"])
     base = epochs * settings["base_episodes"] / settings["batch"]  # batches that are predicted only
-    step = settings["batch"] * (trained + encoding)
+    step = settings["batch"] * (trained + learning)
     share = settings["batch"] * (predicted + encoding) / step
     return Stage(ON_PHOTOS if live else ON_FEATURES, steps + share * base, step)
 
@@ -203,6 +204,10 @@ class Demand:
         spec = self.specs[job]
         return spec, self._data[resolve.dataset_name(dataset_of(spec))]
 
+    def _stored(self, predicted: Spec) -> list[Spec]:
+        """Features of test photos that an evaluation or trials read; none: they encode."""
+        return resolve.test_features_specs(predicted) if self.plan.caches_test_photos else []
+
     def stages(self, job: Job) -> list[Stage] | None:
         """What it computes; None where that is not known before the data are prepared."""
         spec, data = self._of(job)
@@ -212,7 +217,7 @@ class Demand:
             work = training(spec, data, self.limits)
         else:
             count = trials if job[0] == "trials" else evaluation
-            work = count(spec, data, self.limits, self.plan.caches_test_photos)
+            work = count(spec, data, self.limits, bool(self._stored(spec)))
         return work and [Stage(START, 1), work]
 
     def memory(self, job: Job) -> Need:
@@ -223,7 +228,7 @@ class Demand:
         if job[0] == "train":
             stored = resolve.features_spec(spec)
             return memory.training(spec, self.limits, store_bytes(stored, data, reader=spec) or 0 if stored else 0)
-        stored = resolve.test_features_specs(spec) if self.plan.caches_test_photos else []
+        stored = self._stored(spec)
         named_photos = _Episodes(spec, data, self.limits, bool(stored)).distinct
         need = memory.evaluation(spec, self.limits, named_photos, bool(stored))
         return replace(need, mapped=sum(store_bytes(each, data) or 0 for each in stored))

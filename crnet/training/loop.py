@@ -2,12 +2,10 @@
 
 import math
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
@@ -18,11 +16,11 @@ from crnet.cost import memory
 from crnet.data.index import Index
 from crnet.data.transforms import Placement
 from crnet.encoders.features import FeatureStore
-from crnet.encoders.frozen import FrozenEncoder, autocast, compute_dtype
+from crnet.encoders.frozen import autocast, compute_dtype
+from crnet.encoders.learning import PREFIX, of_training
 from crnet.errors import CrnetError
 from crnet.methods import Pairs, Share, Step, each
-from crnet.metrics.iou import VOID, fg_counts, miou
-from crnet.model.grid import enlarged
+from crnet.metrics.iou import VOID
 from crnet.runtime import provenance
 from crnet.runtime.checkpoint import is_finite, load_state, remove_state, save_state
 from crnet.runtime.files import atomic_write, canonical, sha256_file, write_json
@@ -31,6 +29,7 @@ from crnet.runtime.machine import configure
 from crnet.runtime.ownership import Owner
 from crnet.runtime.preemption import Notice, Preempted
 from crnet.runtime.seeding import derive
+from crnet.training import base_classes
 from crnet.training.accumulation import accumulate, shares
 from crnet.training.cache import ProbabilityCache
 from crnet.training.episodes import EpisodeSource, TrainingEpisode
@@ -111,12 +110,12 @@ class Training:
         self.settings, self.checkpoint_seconds = spec["train"], checkpoint_seconds
         self.provenance = provenance.record(device.type, threads) | sources.recorded(spec)
         self.index = Index.load(paths.data)
-        self.encoder = FrozenEncoder(
-            spec["encoder"], paths.encoder, device, self.settings["precision"], limits.photos_at_once
-        )
+        self.encoder = of_training(spec, paths.encoder, device, limits)
         torch.manual_seed(derive("initial weights", spec["method"], spec["fold"], spec["seed"]))
         self.method = methods.build(spec["method"], self.encoder.channels, spec["model"])
         self.method.to(device, memory_format=torch.channels_last)
+        if self.encoder.learns:
+            self.encoder.reach(self.method.maps, self.settings["size"])
         fold, seed = spec["fold"], spec["seed"]
         pairs = self.index.training_pairs(fold, self.settings["novel_pixels"])
         self.episodes = EpisodeSource(self.index, pairs, fold, seed, self.settings["views"])
@@ -125,7 +124,7 @@ class Training:
         self.source = self._open_source(workers)
         self.epoch_steps = math.ceil(self.epoch_episodes / self.settings["batch"])
         self.steps = self.epoch_steps * self.settings["epochs"]
-        self.optimiser = optimiser(self.method, self.settings)
+        self.optimiser = optimiser(self.method, self.settings, self.encoder.parameters)
         self.cache = ProbabilityCache(spec["model"].get("cache_reset", 0.0), fold, seed, self.settings["size"])
         self.progress = _Progress()
         self._notice, self._owner = Notice(), Owner(paths.state)
@@ -198,6 +197,8 @@ class Training:
         rate = learning_rate(settings, progress.step, self.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
+        if self.encoder.learns:
+            self.optimiser.param_groups[-1]["lr"] = rate * self.spec["encoder"]["lr_factor"]
         at_once = self.limits.pairs(len(batch.episodes))
         parts = shares(batch.query_mask, batch.support_mask, at_once, self.method.mean_over)
         self.optimiser.zero_grad(set_to_none=True)
@@ -228,6 +229,8 @@ class Training:
         groups = [batch.query, batch.support, *([batch.masked] if batch.masked else [])]
         dtype = compute_dtype(self.device, self.settings["precision"])
         maps = [torch.cat([m[rows].to(self.device, dtype) for m in level]) for level in zip(*groups, strict=True)]
+        if self.encoder.learns:
+            maps = self.encoder.maps(maps[0], self.method.maps)
         embedded, count = self.method.embed(maps), len(batch.episodes[rows])
         query, support, *masked = (
             each(embedded, lambda m, first=first: m[first : first + count])
@@ -285,27 +288,21 @@ class Training:
 
     @torch.no_grad()
     def _score_base(self) -> tuple[float, float]:
-        """mIoU of fixed base-class episodes at input size, and foreground IoU of their supports.
+        """As ``base_classes.score``, for the log and a choice of rates; NaN where it is not asked for.
 
-        For the log and a choice of rates. All steps of the epoch are done: whoever goes on after a notice scores again.
+        All steps of the epoch are done: whoever goes on after a notice scores again.
         """
         count = self.settings["base_episodes"]
         if not count:
             return math.nan, math.nan
         self.method.eval()
-        totals: defaultdict[int, np.ndarray] = defaultdict(lambda: np.zeros(2, int))  # of a class
-        hit, union = 0, 0  # of the supports
-        for batch in self._batches(self.episodes.base(count), augment=False):
-            with autocast(self.device, self.settings["precision"]):
-                pairs = self._pairs(batch, cached=False)
-                query = self.method.predict(pairs, refinements=1)
-                support = self.method.predict_support(pairs, refinements=1)
-            for i, episode in enumerate(batch.episodes):
-                totals[episode.class_id] += _counts(query[i], batch.query_mask[i])
-                if support is not None:
-                    counts = _counts(support[i], batch.support_mask[i])
-                    hit, union = hit + counts[0], union + counts[1]
-        return float(miou(*np.transpose(list(totals.values())))), hit / max(1, union)
+        batches = self._batches(self.episodes.base(count), augment=False)
+        return base_classes.score((batch, *self._predicted(batch)) for batch in batches)
+
+    def _predicted(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        with autocast(self.device, self.settings["precision"]):
+            pairs = self._pairs(batch, cached=False)
+            return self.method.predict(pairs, refinements=1), self.method.predict_support(pairs, refinements=1)
 
     def _failed(self, what: str) -> CrnetError:
         """The error that ends a training that diverged, after marking it failed beside where its result would be."""
@@ -323,7 +320,12 @@ class Training:
         self._owner.check()
         self.encoder.verify()  # or a second start would go on from what a drifting encoder gave
         progress = self.progress
-        parts = {"weight": self.method.state_dict(), "value of the optimiser": self.optimiser.state_dict()}
+        learnt = self.encoder.learnt()
+        parts = {
+            "weight": self.method.state_dict(),
+            "weight of the encoder": learnt,
+            "value of the optimiser": self.optimiser.state_dict(),
+        }
         for name, part in parts.items():
             if not is_finite(part):
                 rate = learning_rate(self.settings, progress.step - 1, self.steps)
@@ -331,6 +333,7 @@ class Training:
         state = {
             "spec": canonical(self.spec),
             "method": self.method.state_dict(),
+            "encoder": learnt,
             "optimiser": self.optimiser.state_dict(),
             "cache": self.cache.state(),
             "progress": vars(progress),
@@ -347,6 +350,7 @@ class Training:
         if state.get("spec") != canonical(self.spec):
             raise CrnetError(f"{self.paths.state}: belongs to another training; move it away.")
         self.method.load_state_dict(state["method"])
+        self.encoder.restore(state.get("encoder", {}))
         self.optimiser.load_state_dict(state["optimiser"])
         self.cache.restore(state["cache"])
         self.progress = _Progress(**state["progress"])
@@ -356,7 +360,8 @@ class Training:
         self._owner.check()
         self.encoder.verify()
         out = self.paths.out
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.method.state_dict().items()}
+        learnt = {f"{PREFIX}{name}": weight for name, weight in self.encoder.learnt().items()}
+        tensors = {k: t.detach().cpu().contiguous() for k, t in (self.method.state_dict() | learnt).items()}
         weights = out / "model.safetensors"
         atomic_write(weights, save(tensors, metadata={"spec": canonical(self.spec)}))
         write_log(out / "log.csv", self.progress.log)
@@ -385,9 +390,3 @@ def _keys(batch: Batch, branch: str) -> list[tuple[str, int]]:
 
 def _placements(batch: Batch) -> dict[str, list[Placement]]:
     return {"query": batch.query_placements, "support": batch.support_placements}
-
-
-def _counts(logits: Tensor, mask: Tensor) -> tuple[int, int]:
-    """Foreground intersection and union of logits (2, h, w) at the size of the mask (S, S)."""
-    large = enlarged(logits[None].float(), mask.shape)[0]
-    return fg_counts((large[1] > large[0]).cpu().numpy(), mask.numpy())

@@ -1,6 +1,7 @@
 """Optimisers and learning-rate schedules by name."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -9,8 +10,10 @@ ONE_CYCLE_WARM_UP = 0.1  # share of all steps in which the rate rises
 ONE_CYCLE_START = 0.04  # of the peak
 
 
-def optimiser(method: nn.Module, settings: dict) -> torch.optim.Optimizer:
-    parameters = [p for p in method.parameters() if p.requires_grad]
+def optimiser(method: nn.Module, settings: dict, encoder: Sequence[nn.Parameter] = ()) -> torch.optim.Optimizer:
+    """Of a method's weights that learn and, as a second group, of an encoder's."""
+    groups = [[p for p in method.parameters() if p.requires_grad], list(encoder)]
+    parameters = [{"params": group} for group in groups if group]
     rate, momentum, decay = settings["lr"], settings["momentum"], settings["weight_decay"]
     if settings["optimizer"] == "sgd":
         return torch.optim.SGD(parameters, rate, momentum=momentum, weight_decay=decay)

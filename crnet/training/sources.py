@@ -13,6 +13,7 @@ from crnet.data.index import Index
 from crnet.data.transforms import WHOLE, Placement
 from crnet.encoders.features import FeatureStore
 from crnet.encoders.frozen import FrozenEncoder, as_images
+from crnet.encoders.learning import LearningEncoder
 from crnet.errors import CrnetError
 from crnet.methods import Method
 from crnet.training.episodes import TrainingEpisode
@@ -20,10 +21,11 @@ from crnet.training.episodes import TrainingEpisode
 
 @dataclass
 class Batch:
-    """N episodes as maps of the frozen encoder.
+    """N episodes as maps of the encoder.
 
     Attributes:
-        query, support, masked: Maps [(N, C_i, h, w)] that the method takes; ``masked`` is None if it needs none.
+        query, support, masked: Maps [(N, C_i, h, w)] that the method takes; ``masked`` is None if it needs none. Of an
+            encoder that learns its input, one (N, 3, S, S) in a list: the maps are made in the step.
         query_mask, support_mask: uint8 (N, S, S) of {0, 1, 255 void}.
         query_placements, support_placements: Per episode, where in its photo lies what the map shows.
     """
@@ -75,13 +77,14 @@ class LiveSource:
     def __init__(
         self,
         index: Index,
-        encoder: FrozenEncoder,
+        encoder: FrozenEncoder | LearningEncoder,
         method: Method,
         settings: dict,
         void_classes: tuple[int, ...],
         workers: int,
     ):
         self.index, self.encoder, self.method, self.settings = index, encoder, method, settings
+        self.learns = encoder.learns
         self.void_classes, self.workers = void_classes, workers
 
     def batches(self, episodes: list[TrainingEpisode], size: int, augment: bool = True) -> Iterator[Batch]:
@@ -103,7 +106,7 @@ class LiveSource:
         if self.method.needs_masked:  # one pass for all three: query, support, support without background
             images, keep = [*images, *supports], [*keep, support_mask == 1]
         maps = self.encoder(as_images(images), torch.cat(keep))
-        chosen = [maps[i] for i in self.method.maps]
+        chosen = maps if self.learns else [maps[i] for i in self.method.maps]
         return Batch(
             episodes,
             [m[:n] for m in chosen],

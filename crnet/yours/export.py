@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from crnet import __version__
+from crnet.config.encoders import learns
 from crnet.config.resolve import Spec
 from crnet.config.settings import is_timm
 from crnet.errors import CrnetError
@@ -51,6 +52,11 @@ def export(
         raise CrnetError(f"{run}: is an exported folder already; copy it, or give a run of a study.")
     encoder = found.spec["train"]["encoder"]["name"]
     free, licence = _licence_of(encoder)
+    if learns(found.spec["train"]["encoder"]) and not (free or with_encoder):
+        raise CrnetError(
+            f"{run}: its weights hold those of the encoder {encoder} as training changed them ({licence}); give "
+            "--with-encoder if you answer for that licence."
+        )
     brings = found.encoder is not None and (free or with_encoder)
     fresh_folder(out, force, set(OWN))
     if program:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from crnet import encoders
 from crnet.errors import CrnetError
-from crnet.evaluation.predict import load_method
+from crnet.evaluation.predict import learnt_encoder, load_method
 from crnet.methods import Method, Pairs, each
 from crnet.yours.load import Files
 
@@ -43,6 +43,7 @@ def one_support(found: Files) -> tuple[OneSupport, int]:
     """The network of a run, and S."""
     train, evaluate = found.spec["train"], found.spec["evaluate"]
     encoder = encoders.build(train["encoder"], found.encoder)
+    encoders.take(encoder, learnt_encoder(train, found.weights), train["encoder"]["name"])
     method = load_method(train, tuple(encoder.channels), found.weights)
     return OneSupport(encoder, method, evaluate["refinements"]).eval(), evaluate["size"]
 
