@@ -116,6 +116,38 @@ def test_all_rates_that_diverge_are_a_failed_training(tiny, tmp_path, monkeypatc
     assert not (where.out / loop.FAILED).exists(), "a second start tries all rates again"
 
 
+@pytest.mark.parametrize("moment", ["_result", "_keep", "_forget"])
+def test_of_two_copies_the_later_finds_the_earlier_s_result(tiny, tmp_path, monkeypatch, moment, capsys):
+    """The earlier had all rates when the later began, and takes the trials away while the later reads them."""
+    spec, where = tiny.training(train={"lr": RATES}), paths(tiny, tmp_path)
+    kept, original = where.state.with_suffix(".rates"), getattr(rates, moment)
+
+    def the_earlier_ends(*given):
+        monkeypatch.undo()
+        rates.train(spec, where, "cpu", 1)  # nothing is left to train
+        result.append((where.out / "model.safetensors").read_bytes())
+        assert not kept.exists()
+        return original(*given)
+
+    result: list[bytes] = []
+    monkeypatch.setattr(rates, moment, the_earlier_ends)
+    rates.train(spec, where, "cpu", 1)
+    assert "another copy" in capsys.readouterr().out
+    assert [(where.out / "model.safetensors").read_bytes()] == result
+
+
+def test_trials_that_vanish_without_a_result_are_an_error(tiny, tmp_path, monkeypatch):
+    where, original = paths(tiny, tmp_path), rates._result
+
+    def vanish(folder):
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        return original(folder)
+
+    monkeypatch.setattr(rates, "_result", vanish)
+    with pytest.raises(FileNotFoundError):
+        rates.train(tiny.training(train={"lr": RATES}), where, "cpu", 1)
+
+
 def test_errors_that_are_no_divergence_end_the_job(tiny, tmp_path, monkeypatch):
     def refuse(*given, **more):
         raise CrnetError("the disk is full")

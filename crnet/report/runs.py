@@ -200,6 +200,12 @@ def label_of(labels: Labels) -> Callable[[Mapping[str, str]], str]:
     return lambda row: by_run.get(row["run"].removesuffix(SECOND_READING)) or row["variant"] or row["method"]
 
 
+def in_order(names: Iterable[str], labels: Labels) -> list[str]:
+    """What runs are called, each once: as the tables have them, then others by name."""
+    place = {name: i for i, (name, _) in enumerate(labels)}
+    return sorted(set(names), key=lambda name: (place.get(name, len(place)), name))
+
+
 def text(value: Any) -> str:
     """How a value stands in a cell: text as it is, nothing as an empty cell, anything else as JSON."""
     if value is None:

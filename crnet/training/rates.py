@@ -34,6 +34,15 @@ def train(spec: dict, paths: Paths, *where: Any, **options: Any) -> None:
     for rate, folder in folders.items():
         if not any((folder / name).is_file() for name in ("train.json", FAILED)):
             _train(with_rate(spec, rate), replace(paths, out=folder), *where, **options)
+    try:
+        _choose(spec, paths, kept, folders)
+    except FileNotFoundError:
+        if not _is_finished(spec, paths.out):
+            raise
+        print("another copy of this job has chosen and taken the trials away", flush=True)
+
+
+def _choose(spec: dict, paths: Paths, kept: Path, folders: dict[float, Path]) -> None:
     trials = [{"lr": rate, **_result(folder)} for rate, folder in folders.items()]
     try:
         choice = best(trials)
@@ -43,6 +52,11 @@ def train(spec: dict, paths: Paths, *where: Any, **options: Any) -> None:
         raise CrnetError(f"{paths.out.name}: {error}") from error
     _keep(spec, folders[choice["lr"]], paths.out, choice, trials)
     _forget(paths, kept)
+
+
+def _is_finished(spec: dict, out: Path) -> bool:
+    file = out / "train.json"
+    return file.is_file() and canonical(read_json(file)["spec"]) == canonical(spec)
 
 
 def _forget(paths: Paths, kept: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from crnet.report.runs import SECOND_READING, Labels, label_of
+from crnet.report.runs import SECOND_READING, Labels, in_order, label_of
 from crnet.report.tables.markdown import grid
 
 FEWEST = 3  # methods with weights; of fewer, the section on cost says enough
@@ -22,8 +22,7 @@ def render_methods(lines: Sequence[Mapping[str, str]], labels: Labels) -> list[s
     fused = [line for line in fused if not line["run"].endswith(SECOND_READING)]
     shots = sorted({int(line["shots"]) for line in fused})
     rows = [["Row", "Weights learnt", *(f"ms an episode, {k}-shot" for k in shots), "Peak memory, MiB"]]
-    place = {name: i for i, (name, _) in enumerate(labels)}
-    for name in sorted({label(line) for line in trained}, key=lambda name: (place.get(name, len(place)), name)):
+    for name in in_order(map(label, trained), labels):
         runs = {line["run"] for line in trained if label(line) == name}
         own = [line for line in fused if line["train_run"] in runs]
         weights = median(int(line["parameters"]) for line in trained if line["run"] in runs)

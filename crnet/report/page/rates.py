@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import mean
 
-from crnet.report.runs import Labels, label_of
+from crnet.report.runs import Labels, in_order, label_of
 from crnet.report.tables.markdown import grid
 
 
@@ -21,7 +21,7 @@ def render_rates(lines: Sequence[Mapping[str, str]], labels: Labels) -> list[str
     trials = [(label(line), float(line["choice.lr"]), json.loads(line["choice.trials"])) for line in chosen]
     rates = sorted({trial["lr"] for _, _, tried in trials for trial in tried})
     rows = [["Row", *(f"{rate:g}" for rate in rates)]]
-    for name in dict.fromkeys(name for name, _, _ in trials):
+    for name in in_order((name for name, _, _ in trials), labels):
         own = [(rate, tried) for row, rate, tried in trials if row == name]
         times = Counter(rate for rate, _ in own)
         rows.append([name, *(_cell(rate, [tried for _, tried in own], times[rate]) for rate in rates)])
