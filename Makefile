@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CPU_WHEELS ?=
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: demo test chaos cluster lint format reference lock clean
+.PHONY: demo test chaos cluster mutants lint format reference lock clean
 
 demo: .venv/ready
 	@$(RUN) snakemake --cores all
@@ -26,6 +26,13 @@ chaos: .venv/ready
 cluster: .venv/ready
 	@$(PIP) --editable '.[slurm]'
 	$(RUN) CRNET_CLUSTER=$${CRNET_CLUSTER:-1} pytest tests/test_cluster.py
+
+# Faults planted in the core by mutmut, whose survivors are listed: some minutes a file, so one room or file at a time.
+MUTANTS ?= crnet.metrics.iou.*
+mutants: .venv/ready
+	@$(PIP) mutmut==3.8.1
+	$(RUN) mutmut run "$(MUTANTS)"
+	$(RUN) mutmut results
 
 lint: .venv/ready
 	$(RUN) ruff check .
