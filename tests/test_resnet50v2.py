@@ -155,4 +155,5 @@ def test_maps_are_those_of_the_practice_encoder(shared, monkeypatch):
     theirs = encoders.build({"name": "resnet50v2:build"}, None)
     images = torch.randn(2, 3, 225, 161)
     for one, other in zip(network(images), theirs(images), strict=True):
-        assert torch.equal(one, other)
+        # The same bits, as a rule: where tensors lie in memory may change how a sum is taken (seen once).
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * other.abs().max().item())
