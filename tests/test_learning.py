@@ -171,6 +171,12 @@ class TestTraining:
         with pytest.raises(CrnetError, match="batch-norm statistic changed"):
             encoder.verify()
 
+    def test_one_that_leaves_no_gradient_is_refused(self, tiny, monkeypatch):
+        encoder = LearningEncoder(specification(tiny)["encoder"], tiny.encoder, CPU, "float32")
+        monkeypatch.setattr(type(encoder.network), "forward", torch.no_grad()(type(encoder.network).forward))
+        with pytest.raises(CrnetError, match="leaves no gradient"):
+            encoder.reach((0, 1), 65)
+
     def test_its_memory_is_counted(self, tiny):
         held, learning = (memory.training(specification(tiny, factor), NONE).parts for factor in (0.0, 1.0))
         parameters = sum(p.numel() for p in encoders.network(specification(tiny)["encoder"]).parameters())

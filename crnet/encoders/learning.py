@@ -38,10 +38,19 @@ class LearningEncoder:
         self.device, self.precision = device, precision
 
     def reach(self, places: Iterable[int], size: int) -> None:
-        """Let those weights learn on which the maps at ``places`` depend, for photos of ``size`` pixels."""
+        """Let those weights learn on which the maps at ``places`` depend, for photos of ``size`` pixels.
+
+        Raises:
+            CrnetError: They depend on none.
+        """
         self.network.requires_grad_(True)
         photo = torch.zeros(1, 3, size, size, device=self.device)
-        torch.stack([level.float().sum() for level in self.maps(photo, places)]).sum().backward()
+        total = torch.stack([level.float().sum() for level in self.maps(photo, places)]).sum()
+        if not total.requires_grad:
+            raise CrnetError(
+                f"encoder {self.name}: its forward leaves no gradient, so it cannot be trained; take lr_factor out."
+            )
+        total.backward()
         for weight in self.network.parameters():
             weight.requires_grad_(weight.grad is not None)
             weight.grad = None
@@ -74,7 +83,7 @@ class LearningEncoder:
         encoders.take(self.network, learnt, self.name)
 
     def verify(self) -> None:
-        """Raises CrnetError if a statistic of a norm changed: the frozen network of the tests has those given."""
+        """Raises CrnetError if a statistic of a norm changed: when it predicts, it has those that were given."""
         if _statistics(self.network) != self._statistics:
             raise CrnetError(
                 f"encoder {self.name}: a batch-norm statistic changed while it learnt, so that nothing of this work is "
