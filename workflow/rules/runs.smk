@@ -65,7 +65,8 @@ rule train:
         out=lambda wc, output: os.path.dirname(output[0]),
         # Undeclared on purpose: Snakemake deletes declared outputs before each attempt.
         state=f"{AT.work}/state/{{run}}.pt",
-        workers=lambda wc, input: 0 if input.features else STUDY.threads,
+        # One loader beside one thread would share its core, and import torch anew each epoch.
+        workers=lambda wc, input: 0 if input.features or STUDY.threads == 1 else STUDY.threads,
         device=STUDY.device,
     shell:
         "python -m crnet job train --spec {params.spec:q} --data {params.data:q} {params.encoder:q} {params.features:q}"
