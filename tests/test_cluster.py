@@ -214,7 +214,7 @@ def test_ended_in_every_way_the_jobs_go_on_by_themselves(tmp_path, alone):
             subprocess.run(["slurmd", "-N", node], check=True)
         study.end()
     for (number, again), fault in hit.items():
-        rows = slurm("sacct", "-XnDj", number, "-o", "state,elapsed,nodelist").splitlines()
+        rows = slurm("sacct", "-XnDj", number, "-o", "state%20,elapsed,nodelist").splitlines()
         print(f"{fault.__name__}: SLURM job {number}: {rows[int(again)]}")
         assert rows[int(again)].split()[0] == ENDS[fault]
     assert not at_work(study.folder), "processes of jobs that were ended are left"
