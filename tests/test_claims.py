@@ -125,6 +125,16 @@ def test_every_kind_of_claim_gets_its_verdict_in_table_page_and_plot(tmp_path):
     assert ONE_SEED in said and "Claim best" not in said and "Not shown, of 9 claims: 1 not testable." in said
 
 
+def test_one_run_for_both_cells_tests_nothing(tmp_path):
+    """As where a study has one encoder for both backbones: a difference of zero by construction is no finding."""
+    job = make_job(tmp_path, [entry("backbone", "high/1", "other/1", paper=0.5), entry("helps", "high/1", "low/1")])
+    job["places"]["other/1"] = job["places"]["high/1"]
+    lines, page = lines_of(job, tmp_path)
+    assert (lines["backbone"]["verdict"], lines["backbone"]["estimate"]) == ("not testable", "")
+    assert lines["backbone"]["note"] == "both are the same runs in this study" and lines["backbone"]["note"] in page
+    assert lines["helps"]["verdict"] == "supported" and "quoted by the paper" not in page
+
+
 def test_an_interval_that_holds_the_margin_is_undecided(tmp_path):
     quality = {"low/1": 40, "low/5": 41}
     job = make_job(tmp_path, [entry("s", "low/5", "low/1", direction="not-more")], noise=0.1, quality=quality)

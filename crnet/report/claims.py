@@ -16,9 +16,9 @@ not-more   the margin, e.g. 1 point   the interval lies below     the interval l
 An interval that holds the bound leaves a claim *undecided*. ``not-more`` is for "saturates" and "adds nothing": that
 a gain was not found is no support, that it is surely smaller than the margin is; a loss supports it too. The margin
 stands in ``configs/claims.yaml``. A verdict is about the direction; whether the paper's size lies inside the interval
-is a question of its own. Claims whose cells the study lacks are *not run*, and those against figures that the paper
-quotes are *not testable*; both are listed, never left out. A claim against all others is judged against the one of
-them that the study runs and that is best here, which the verdict names.
+is a question of its own. Claims whose cells the study lacks are *not run*; those against figures that the paper quotes,
+and those whose two cells are the same runs, are *not testable*; both are listed, never left out. A claim against all
+others is judged against the one of them that the study runs and that is best here, which the verdict names.
 """
 
 import math
@@ -49,6 +49,7 @@ HEADER = (
 )
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 NOT_RUN, NOT_TESTABLE = "not run", "not testable"
+SAME_RUNS = "both are the same runs in this study"
 VERDICTS = (SUPPORTED, CONTRADICTED, UNDECIDED, NOT_RUN, NOT_TESTABLE)
 HEADLINE, OTHER = VOIDS
 UNTESTED = "Claims without a value here"
@@ -118,6 +119,9 @@ def _judge(job: Mapping[str, Any], claim: Mapping[str, Any], rows: Mapping[str, 
     quoted = [rows[side] for side in sides if job["places"][side]["reported"]]
     if quoted:
         return Judged(claim, NOT_TESTABLE, why=str(quoted[0]))
+    cells = [job["places"][side]["cells"] for side in sides]
+    if cells[0] and cells[0] == cells[1]:
+        return Judged(claim, NOT_TESTABLE, why=SAME_RUNS)
     reasons = {side: rows[side] for side in sides if isinstance(rows[side], str)}
     # a reason of the study's own names its cell already
     gaps = [f"{s.replace('/', ', ')}: {why}" if why.startswith("missing") else why for s, why in reasons.items()]
@@ -293,7 +297,7 @@ def caption(job: Mapping[str, Any], results: Sequence[Judged]) -> list[str]:
         rule,
         _void_sentence(tested),
     ]
-    if any(result.verdict == NOT_TESTABLE for result in results):
+    if any(result.verdict == NOT_TESTABLE and result.why != SAME_RUNS for result in results):
         paragraphs.append(
             "Claims about other methods cannot be tested here: their figures are quoted by the paper, so they have no "
             "episodes to be paired with."
