@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from crnet.audit import audit
+from crnet.audit.at_hand import data_digest
 from crnet.cli import cli
 from crnet.config import claims, resolve, study
 from crnet.config.resolve import Plan
@@ -155,8 +156,13 @@ def test_a_folder_goes_through_training_evaluation_table_and_audit(here):
     assert "3 folds by order of the classes, 50 % of the photos are for testing, by seed 0" in text
     assert "generated" not in Path("out/mine/claims.md").read_text(encoding="utf-8").split("##")[0]
     found, _ = audit(Path("out/mine"), [Path("study.yaml")], sample=2, seed=1, everything=True)
-    lines = [line for line in found.splitlines() if line.startswith("data: ") or line.startswith("sample: ")]
-    assert lines and "differ" not in " ".join(lines).replace("0 differ", "")
+    counts = {line[:48].strip(): line.split()[-3:] for line in found.splitlines()}  # verified, differ, not checked
+    for name in (
+        "data: digest made again from photos",
+        "episodes: drawn again from the data",
+        "sample: episodes predicted again",
+    ):
+        assert counts[name][0].isdigit() and counts[name][1:] == ["-", "-"], found
 
 
 def test_masks_are_read_as_their_numbers_say_and_kinds_of_photos_are_mixed(here):
@@ -288,6 +294,20 @@ def test_a_coco_file_becomes_the_same_masks(here):
             assert (index.class_mask(f"bild {number}", class_id) == (mask == value)).all()
     table = episodes.draw(index, 1, 4, [0], 1)
     assert len(table.episodes) == 4
+
+
+@pytest.mark.parametrize("kind", ["folder", "coco-json"])
+def test_an_audit_makes_the_digest_again_and_notices_another_photo(here, kind):
+    write_coco(here / "coco")
+    plan = load() if kind == "folder" else load(**COCO)
+    [spec] = plan.datasets.values()
+    index, data = prepared(plan), Path(Layout(plan).data(spec))
+    assert data_digest(data, spec) == index.digest
+    photo = next(
+        file for file in Path("coco/pictures" if kind == "coco-json" else "my data/photos").rglob("*") if file.is_file()
+    )
+    photo.write_bytes(photo.read_bytes() + b" ")
+    assert data_digest(data, spec) != index.digest
 
 
 def test_all_that_is_wrong_with_a_coco_file_is_listed(here):
