@@ -54,18 +54,20 @@ def of_one_cell(command: Callable) -> Callable:
 @click.command()
 @of_one_cell
 @click.option("--cores", default="all", show_default=True, help="As Snakemake takes it.")
-def quick(files, cores, **named) -> None:
-    """One number of a table: runs only what its cell takes, or tells what is there.
+@click.option("--here", is_flag=True, help="Train and score it here, also where it is published: `segment` needs that.")
+def quick(files, cores, here, **named) -> None:
+    """One number of a table: runs only what its cell takes, or tells what is there or published.
 
     \b
     crnet quick --row full --fold 1 --seed 0 --configfile configs/studies/photos.yaml
+    crnet quick --row full --fold 0 --here
     """
     from crnet.config import study
     from crnet.yours.places import cell
     from crnet.yours.quick import quick as run
 
     plan = study.load(files)
-    click.echo(run(plan, cell(plan, **named), files, cores))
+    click.echo(run(plan, cell(plan, **named), files, cores, here))
 
 
 encoder_option = click.option(
@@ -88,8 +90,15 @@ def of_trained_network(command: Callable) -> Callable:
         if run is None:
             plan = study.load(files)
             layout = study.Layout(plan)
-            run = Path(layout.evaluation(cell(plan, **named).evaluation))
+            chosen = cell(plan, **named)
+            run = Path(layout.evaluation(chosen.evaluation))
             work = work or Path(layout.work)
+            if not run.is_dir():
+                place = f"--table {chosen.table} --row {chosen.row} --shots {chosen.shots} --fold {chosen.fold}"
+                study_of = f" --configfile {' '.join(map(str, files))}" if files else ""
+                raise CrnetError(
+                    f"{run}: is not made yet; `crnet quick --here {place}{study_of}` trains and scores it."
+                )
         elif files or any(value is not None for value in named.values()):
             raise CrnetError("--run: names the run already; leave out --study, --table, --row, --fold and the like.")
         command(run=run, work=work, **options)

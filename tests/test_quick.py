@@ -48,6 +48,29 @@ def test_a_number_that_is_not_there_asks_for_its_counts_alone(tmp_path, monkeypa
     assert not Path("work/train").exists()
 
 
+def test_a_published_number_is_made_here_with_its_network_if_asked(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    asked = []
+    monkeypatch.setattr(
+        quick.subprocess, "run", lambda *given, **how: asked.append(given[0]) or type("", (), {"returncode": 1})
+    )
+    words = ["quick", "--study", "demo", "--row", "full", "--fold", "1"]
+    refused = CliRunner().invoke(cli, [*words, "--here"])
+    assert "was not made" in str(refused.exception)
+    counts, weights = asked[0][3:5]
+    assert (
+        counts.startswith("out/demo/evaluate/") and weights.startswith("work/train/") and not Path(counts).is_absolute()
+    )
+
+
+def test_a_network_that_is_not_here_names_the_command_that_makes_it(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = ["export", "--study", "demo", "--table", "table3", "--row", "full", "--fold", "3", "--out", "model"]
+    refused = CliRunner().invoke(cli, words)
+    wanted = "`crnet quick --here --table table3 --row full --shots 1 --fold 3 --configfile "
+    assert wanted in str(refused.exception) and "demo.yaml` trains and scores it." in str(refused.exception)
+
+
 def test_a_failure_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(quick.subprocess, "run", lambda *given, **how: type("Done", (), {"returncode": 1}))

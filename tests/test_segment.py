@@ -22,7 +22,7 @@ from crnet.runtime.files import read_json
 from crnet.yours import photos
 from crnet.yours.photos import read_mask, read_photo
 from crnet.yours.places import cell, places
-from crnet.yours.segment import parse_support
+from crnet.yours.segment import check, parse_support, segment_files
 
 SEED = np.random.default_rng(5)
 RGB = SEED.integers(0, 256, (40, 60, 3), np.uint8)
@@ -103,6 +103,8 @@ def test_several_supports_fuse_and_finetuning_leaves_no_trace(runs, episode):
     assert (model.segment(supports, [episode["query"]], strategy="fusion")[0] == before).all()
     with pytest.raises(CrnetError, match="no trials chose its lr and steps; give them"):
         crnet.load(runs["fusion"]).segment(supports, [episode["query"]], strategy="finetune")
+    with pytest.raises(CrnetError, match="lr, steps: are of finetuning"):
+        model.segment(supports, [episode["query"]], strategy="fusion", lr=0.05)
     with pytest.raises(CrnetError, match="finetuning needs at least 2 supports"):
         model.segment(supports[:1], [episode["query"]], strategy="finetune")
 
@@ -269,6 +271,16 @@ def test_what_is_wrong_with_a_call_is_said_before_the_network_is_loaded(runs, ep
     ]:
         with pytest.raises(CrnetError, match=sentence):
             run(*given)
+
+
+def test_a_photo_that_is_cut_off_stops_before_the_first_is_written(runs, episode, tmp_path):
+    cut, out = tmp_path / "cut.jpg", tmp_path / "out"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(cut)
+    cut.write_bytes(cut.read_bytes()[:-200])
+    with pytest.raises(CrnetError, match=r"cut\.jpg is not a readable picture"):
+        check([Path(episode["query"]), cut], out, False, False)
+    with pytest.raises(CrnetError, match="the folder cannot be made"):
+        segment_files(crnet.load(runs["fusion"]), [], [Path(episode["query"])], Path("/proc/none/out"), False, False)
 
 
 def test_a_colon_in_a_name_is_no_border(episode):

@@ -111,7 +111,7 @@ def data_digest(data: Path, spec: dict) -> str:
 
 
 def _own_digest(spec: dict, images: list[dict], pairs: list[dict]) -> str:
-    """Your files' content, found anew where the specification says that they are; roles of classes; photos and pairs."""
+    """Your files' content, found anew where the specification says that they lie; the classes; photos and pairs."""
     known = component("dataset", spec["name"], "data")
     content = known.with_content({key: value for key, value in spec.items() if key != "name"} | {"content": ""})
     assigned = sorted((row["image"], row["split"]) for row in images)

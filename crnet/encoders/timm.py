@@ -196,6 +196,8 @@ def _fit(model: str, layers: tuple[int, ...], alignment: str) -> Fit:
         try:
             with torch.device("meta"):
                 body = _create(model, layers, **options).eval()
+        except IndexError as error:
+            raise CrnetError(f"encoder timm:{model}: gives no maps {list(layers)}; choose lower numbers.") from error
         except REFUSALS as error:
             reason = _short(error)
             continue

@@ -118,4 +118,12 @@ def fresh_folder(out: Path, force: bool, own: set[str] | None = None) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
+
+
+def make_folder(out: Path) -> None:
+    """Make a folder and those above it; raises CrnetError if the system does not let it be made."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CrnetError(f"{out}: the folder cannot be made ({error.strerror}); give another.") from error

@@ -115,6 +115,10 @@ class Model:
             if strategy not in STRATEGIES:
                 raise CrnetError(f"strategy: unknown {strategy!r}; known: {', '.join(STRATEGIES)}.")
             self.predictor.settings = {**self.spec["evaluate"], "shots": len(names), "refinements": refinements}
+            if strategy == "fusion" and (lr is not None or steps is not None):
+                raise CrnetError(
+                    "lr, steps: are of finetuning, and this is fusion; choose finetune, or leave them out."
+                )
             if strategy == "fusion":
                 yield from self._fused(names, queries)
             else:

@@ -81,10 +81,11 @@ def read_photo(source: Source, role: str = "the photo") -> Picture:
 
 
 def check_photo(path: Path) -> None:
-    """Raise what ``read_photo`` would, as far as the head of the file tells."""
+    """Raise what ``read_photo`` would; the file is read to its end, as one may be cut off."""
     with _picture(path, "the photo") as (picture, name):
         if not picture.mode.startswith("I;16") and picture.mode not in EIGHT_BITS:
             raise _wrong_depth(picture, name)
+        picture.load()
 
 
 def read_mask(source: Source, photo: Picture, role: str = "the mask") -> np.ndarray:

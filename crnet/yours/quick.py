@@ -13,11 +13,14 @@ from crnet.metrics.intervals import interval, read_fold, unknown
 from crnet.report.tables.cells import METRIC_NAMES, VOIDS
 
 
-def quick(plan: Plan, cell: Cell, files: Sequence[Path], cores: str = "all", root: Path = study.ROOT) -> str:
+def quick(
+    plan: Plan, cell: Cell, files: Sequence[Path], cores: str = "all", here: bool = False, root: Path = study.ROOT
+) -> str:
     """Let Snakemake make the counts of a cell, unless they are here or published, and say what they come to.
 
     Args:
         files: Those of the study, as Snakemake takes them; none for the demo.
+        here: Make them here even where they are published, and the trained network, for ``crnet segment``.
 
     Raises:
         CrnetError: Snakemake did not make them; its own words are on the terminal.
@@ -25,12 +28,14 @@ def quick(plan: Plan, cell: Cell, files: Sequence[Path], cores: str = "all", roo
     layout = Layout(plan)
     counts = Path(layout.counts_of(cell))
     published = root / study.PUBLISHED / plan.study.study / counts.relative_to(layout.results)
-    if not counts.is_file() and published.is_file():
+    if not counts.is_file() and published.is_file() and not here:
         counts = published
-    if not counts.is_file():
-        command = [sys.executable, "-m", "snakemake", str(counts), "--cores", cores, "--snakefile", root / "Snakefile"]
+    weights = layout.weights(plan.evaluations[cell.evaluation]) if here else None
+    wanted = [str(counts), *([weights] if weights else [])]
+    if not all(Path(path).is_file() for path in wanted):
+        command = [sys.executable, "-m", "snakemake", *wanted, "--cores", cores, "--snakefile", root / "Snakefile"]
         command += ["--configfile", *files] if files else []
-        if subprocess.run(command, check=False).returncode or not counts.is_file():
+        if subprocess.run(command, check=False).returncode or not all(Path(path).is_file() for path in wanted):
             raise CrnetError(f"{counts}: was not made; see above, then call again: what was finished is kept.")
     return describe(plan, cell, counts)
 

@@ -8,6 +8,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from crnet.errors import CrnetError
+from crnet.yours.hand_out import make_folder
 from crnet.yours.model import Model, Segmented
 from crnet.yours.photos import check_photo
 
@@ -49,7 +50,7 @@ def segment_files(
             ``force`` is not given.
     """
     targets = check(queries, out, probability, force)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     shares = []
     found = model.each(supports, queries, **how)
     for stem, each in zip(tqdm(targets, unit="photo", mininterval=1), found, strict=True):

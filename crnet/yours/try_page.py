@@ -71,7 +71,7 @@ def serve(model: Model, title: str, host: str = LOOPBACK, port: int = 0, browser
                 theme=gradio.themes.Default(font="sans-serif", font_mono="monospace"),  # of the browser, none fetched
             )
         except OSError as error:
-            raise CrnetError(f"--host {host} --port {port}: cannot be listened on ({error}); give another.") from error
+            raise CrnetError(f"--host {host} --port {port}: cannot be listened on; give another.") from error
         click.echo(f"{title}: {address} (Ctrl-C ends it)")
         try:
             threading.Event().wait()
