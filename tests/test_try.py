@@ -201,7 +201,7 @@ def test_the_browser_is_sent_nowhere_else(served, driver):
     Page(driver, served.address)
     asked = [json.loads(line["message"])["message"] for line in driver.get_log("performance")]
     urls = [each["params"]["request"]["url"] for each in asked if each["method"] == "Network.requestWillBeSent"]
-    own = ("chrome:", "data:", "blob:")  # of the browser itself
+    own = ("chrome:", "chrome-untrusted:", "data:", "blob:")  # of the browser itself
     outside = [url for url in urls if not url.startswith((served.address, *own))]
     assert len(urls) > 5
     assert not outside
