@@ -1,6 +1,7 @@
 """Full disks, limits, read-only folders, damaged states: one sentence, nothing lost, and on when there is room."""
 
 import errno
+import fcntl
 import os
 import pickle
 import resource
@@ -17,6 +18,7 @@ from crnet.cli import main
 from crnet.data.index import Index
 from crnet.encoders.features import FeatureStore
 from crnet.errors import CrnetError
+from crnet.runtime import files
 from crnet.runtime.checkpoint import load_json, load_state, save_json, save_state
 from crnet.runtime.files import DamagedFile, atomic_write, read_csv, read_json, require_writable
 from crnet.training.loop import train
@@ -107,6 +109,21 @@ class TestDisks:
                 seen.add(content[0])
         assert [writer.returncode for writer in writers] == [0, 0]
         assert seen == {"x", "y"}
+        assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+    def test_one_that_stands_still_while_it_writes_holds_nobody_up(self, tmp_path, monkeypatch):
+        """As a suspended job, or one on a node that was thought dead: its file stays its own."""
+        monkeypatch.setattr(files, "PATIENCE", 0.2)
+        path, begun = tmp_path / "a.txt", tmp_path / ".a.txt.partial"
+        with open(begun, "wb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            stream.write(b"half of it")
+            stream.flush()
+            for content in ("once", "twice"):
+                atomic_write(path, content)
+                assert path.read_text() == content and begun.read_text() == "half of it"
+        assert sorted(p.name for p in tmp_path.iterdir()) == [".a.txt.partial", "a.txt"]
+        atomic_write(path, "after")
         assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
     def test_a_training_whose_state_cannot_be_written_goes_on_when_it_can(self, tiny, tmp_path):

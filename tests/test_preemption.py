@@ -25,7 +25,7 @@ from crnet.runtime.files import canonical, read_csv, read_json
 from crnet.runtime.ownership import SUFFIX
 from crnet.runtime.preemption import Notice, Preempted
 from crnet.runtime.saved_rows import SavedRows
-from crnet.training import loop
+from crnet.training import base_classes
 from crnet.training.loop import train
 
 # A job as it is, but it saves after every piece and takes its time, so that a random moment meets it at work.
@@ -214,14 +214,14 @@ class TestTraining:
         spec = tiny.training(train={"base_episodes": 12})
         undisturbed = paths(tiny, tmp_path / "undisturbed")
         train(spec, undisturbed, "cpu", 1)
-        counted = loop.fg_counts
+        counted = base_classes.fg_counts
 
         def at_its_first(*masks):
             os.kill(os.getpid(), signal.SIGTERM)
-            monkeypatch.setattr(loop, "fg_counts", counted)
+            monkeypatch.setattr(base_classes, "fg_counts", counted)
             return counted(*masks)
 
-        monkeypatch.setattr(loop, "fg_counts", at_its_first)
+        monkeypatch.setattr(base_classes, "fg_counts", at_its_first)
         where = paths(tiny, tmp_path / "preempted")
         with pytest.raises(Preempted, match="stopped by SIGTERM after step 10"):
             train(spec, where, "cpu", 1)
@@ -236,13 +236,14 @@ class TestTraining:
     def test_of_two_copies_the_later_one_goes_on(self, tiny, tmp_path):
         """The earlier one stands still, as on a node that is thought dead, until the other has finished."""
         where = {name: paths(tiny, tmp_path / name) for name in ("alone", "both")}
-        train(tiny.training(), where["alone"], "cpu", 1)
-        command = training(tiny.training(), where["both"], "--checkpoint-seconds=0")
+        spec = tiny.training(train={"epochs": 12, "base_episodes": 1})  # long enough to be met at work
+        train(spec, where["alone"], "cpu", 1)
+        command = training(spec, where["both"], "--checkpoint-seconds=0")
         moments = Moments()
         with Job(command, (), "").start(tmp_path) as earlier:
             moments.wait(earlier, where["both"].state)
             earlier.send_signal(signal.SIGSTOP)
-            train(tiny.training(), where["both"], "cpu", 1)
+            train(spec, where["both"], "cpu", 1)
             finished = {path: path.stat().st_mtime_ns for path in where["both"].out.iterdir()}
             earlier.send_signal(signal.SIGCONT)
             errors = earlier.communicate(timeout=60)[1]

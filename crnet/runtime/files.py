@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -67,6 +68,9 @@ def readable(size: float) -> str:
             return f"{size:.0f} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} GiB"
+
+
+PATIENCE = 10.0  # seconds for another writer of the same file
 
 
 def cannot_write(path: str | os.PathLike, need: int, error: OSError) -> CrnetError:
@@ -133,12 +137,24 @@ def may_write(folder: str | os.PathLike) -> bool:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """``.<name>.partial``, empty, for one writer at a time: what a killed one left is used and so cleared away."""
-    temporary = path.with_name(f".{path.name}.partial")
+    """``.<name>.partial``, empty, for one writer at a time: what a killed one left is used and so cleared away.
+
+    Who holds it for longer than ``PATIENCE`` stands still, as a suspended job: another name is taken then.
+    """
+    deadline, number = time.monotonic() + PATIENCE, 0
     while True:
+        temporary = path.with_name(f".{path.name}{f'.{number}' if number else ''}.partial")
         with open(temporary, "ab") as stream:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(stream, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    number += 1
+                else:
+                    time.sleep(0.01)
+                continue
+            except OSError:  # a file system without locks
+                pass
             try:
                 mine = os.path.samestat(os.fstat(stream.fileno()), os.stat(temporary))
             except FileNotFoundError:

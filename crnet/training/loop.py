@@ -338,7 +338,11 @@ class Training:
             "cache": self.cache.state(),
             "progress": vars(progress),
         }
-        save_state(self.paths.state, state)
+        try:
+            save_state(self.paths.state, state)
+        except CrnetError:
+            self._owner.check()  # another copy that has finished took the half-written file away
+            raise
         if self._owner.is_over:
             remove_state(self.paths.state)
             self._owner.check()
