@@ -70,7 +70,7 @@ def readable(size: float) -> str:
     return f"{size:.1f} GiB"
 
 
-PATIENCE = 10.0  # seconds for another writer of the same file
+PATIENCE = 1.0  # seconds for another writer of the same file, at each write
 
 
 def cannot_write(path: str | os.PathLike, need: int, error: OSError) -> CrnetError:
