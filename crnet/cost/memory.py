@@ -114,9 +114,8 @@ def evaluation(spec: dict, limits: Limits, named: float, stored: bool) -> Need:
         size, pairs = settings["size"], limits.pairs(max(spec["finetune"]["batch"], shots))
         photos = min(2 * shots, 3 * pairs)
         parts["maps"] = COPIES * photos * network.taken * map_side(size) ** 2 * width
-        parts["weights"] += _trained(
-            network.parameters, spec["finetune"]
-        )  # the trained ones are kept beside those that change
+        # The trained ones are kept beside those that change.
+        parts["weights"] += _trained(network.parameters, spec["finetune"])
         parts["activations"] = network.step(size, pairs, auxiliary=False).peak_bytes * width // 4
     return Need("evaluate", parts)
 

@@ -99,10 +99,9 @@ def of_training(
     return LearningEncoder(*given) if learns(spec["encoder"]) else FrozenEncoder(*given, limits.photos_at_once)
 
 
-def split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A training's weights: those of the method, and those of an encoder that learnt; none of a frozen one."""
-    learnt = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}, learnt
+def of_method(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A training's weights without those of an encoder that learnt."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
 
 
 def _statistics(network: nn.Module) -> list[tuple[str, bytes]]:

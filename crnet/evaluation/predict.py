@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from crnet.data.episodes import Episode
 from crnet.data.index import Index
 from crnet.encoders.features import FeatureStore
 from crnet.encoders.frozen import FrozenEncoder, as_images, autocast, compute_dtype
-from crnet.encoders.learning import split
+from crnet.encoders.learning import PREFIX, of_method
 from crnet.errors import CrnetError
 from crnet.methods import Embedded, Method, Pairs, each, listed
 from crnet.model.grid import at_own_size
@@ -232,8 +233,12 @@ def learnt_encoder(train: dict, weights: Path | None) -> dict[str, Tensor]:
     Raises:
         CrnetError: The specification and the weights file do not agree on whether it was.
     """
-    learnt = split(load_file(weights))[1] if weights is not None else {}
-    if weights is not None and bool(learnt) != learns(train["encoder"]):
+    if weights is None:
+        return {}
+    with safe_open(weights, "pt") as file:  # the head, most of it where the encoder is frozen, is not read
+        names = [name for name in file.keys() if name.startswith(PREFIX)]  # noqa: SIM118 - it is no mapping
+        learnt = {name.removeprefix(PREFIX): file.get_tensor(name) for name in names}
+    if bool(learnt) != learns(train["encoder"]):
         told = "hold none" if learns(train["encoder"]) else "hold some"
         raise CrnetError(f"{weights}: {told} of an encoder, other than the specification says; bring the run's own.")
     return learnt
@@ -244,7 +249,7 @@ def load_method(train: dict, channels: tuple[int, ...], weights: Path | None) ->
     method = methods.build(train["method"], channels, train["model"])
     if weights is not None:
         try:
-            method.load_state_dict(split(load_file(weights))[0], strict=True)
+            method.load_state_dict(of_method(load_file(weights)), strict=True)
         except RuntimeError as error:
             if ran_out(error):
                 raise

@@ -1,12 +1,13 @@
 """Training state that survives a kill: written whole, digested, the one before kept. No code is unpickled."""
 
+import contextlib
 import glob
 import hashlib
 import io
 import json
 import pickle
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from crnet.errors import CrnetError
 from crnet.runtime.files import atomic_write, canonical, sha256_text
-from crnet.runtime.ownership import SUFFIX
+from crnet.runtime.ownership import SUFFIX, Owner
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _START_OVER = "move it away to start from the beginning"
@@ -99,6 +100,23 @@ def remove_state(path: Path) -> None:
     owner = path.with_name(path.name + SUFFIX)
     for left in (path, _previous(path), *path.parent.glob(f".{glob.escape(path.name)}.*"), owner):
         left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def written_by(owner: Owner) -> Iterator[None]:
+    """Around a write of the owner's state: where another copy has finished meanwhile, nothing of it is left.
+
+    Raises:
+        CrnetError: It has, also where that is why the write failed: half a file was taken away.
+    """
+    try:
+        yield
+    except CrnetError:
+        owner.check()
+        raise
+    if owner.is_over:
+        remove_state(owner.state)
+        owner.check()
 
 
 def is_finite(value: Any) -> bool:

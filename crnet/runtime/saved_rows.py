@@ -5,8 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from crnet.errors import CrnetError
-from crnet.runtime.checkpoint import load_json, remove_state, save_json
+from crnet.runtime.checkpoint import load_json, remove_state, save_json, written_by
 from crnet.runtime.files import canonical, sha256_text
 from crnet.runtime.ownership import Owner
 from crnet.runtime.preemption import Notice, Preempted
@@ -93,14 +92,8 @@ class SavedRows:
             self._owner.check()
             self._before_save()
             spent = {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
-            try:
+            with written_by(self._owner):
                 save_json(self.state, {"identity": self.identity, "rows": self.rows, **spent})
-            except CrnetError:
-                self._owner.check()  # another copy that has finished took the half-written file away
-                raise
-            if self._owner.is_over:
-                remove_state(self.state)
-                self._owner.check()
         self._saved = time.monotonic()
 
     def _done(self) -> str:

@@ -22,7 +22,7 @@ from crnet.errors import CrnetError
 from crnet.methods import Pairs, Share, Step, each
 from crnet.metrics.iou import VOID
 from crnet.runtime import provenance
-from crnet.runtime.checkpoint import is_finite, load_state, remove_state, save_state
+from crnet.runtime.checkpoint import is_finite, load_state, remove_state, save_state, written_by
 from crnet.runtime.files import atomic_write, canonical, sha256_file, write_json
 from crnet.runtime.limits import NONE, Limits
 from crnet.runtime.machine import configure
@@ -338,14 +338,8 @@ class Training:
             "cache": self.cache.state(),
             "progress": vars(progress),
         }
-        try:
+        with written_by(self._owner):
             save_state(self.paths.state, state)
-        except CrnetError:
-            self._owner.check()  # another copy that has finished took the half-written file away
-            raise
-        if self._owner.is_over:
-            remove_state(self.paths.state)
-            self._owner.check()
 
     def _restore(self) -> None:
         state = load_state(self.paths.state)
