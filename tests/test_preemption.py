@@ -20,9 +20,10 @@ from crnet.config.defaults import FINETUNE, FINETUNE_LIMITS
 from crnet.config.settings import check
 from crnet.encoders.features import write_store
 from crnet.encoders.frozen import FrozenEncoder
-from crnet.runtime.checkpoint import load_json, load_state, save_json
+from crnet.errors import CrnetError
+from crnet.runtime.checkpoint import load_json, load_state, remove_state, save_json, written_by
 from crnet.runtime.files import canonical, read_csv, read_json
-from crnet.runtime.ownership import SUFFIX
+from crnet.runtime.ownership import SUFFIX, Owner
 from crnet.runtime.preemption import Notice, Preempted
 from crnet.runtime.saved_rows import SavedRows
 from crnet.training import base_classes
@@ -184,6 +185,30 @@ def test_of_two_copies_the_later_one_goes_on_and_the_earlier_leaves_in_one_sente
     assert job.contents(folder) == job.contents(tmp_path / "alone"), f"seed {moments.seed}"
     left = {path.relative_to(folder) for path in folder.rglob("*")}
     assert left == {path.relative_to(tmp_path / "alone") for path in (tmp_path / "alone").rglob("*")}
+
+
+def test_a_write_beside_a_copy_that_has_finished_is_told_as_that(tmp_path):
+    state, told = tmp_path / "run.pt", "another copy of this job has finished"
+    owner = Owner(state)
+
+    def fail(other_finishes: bool) -> None:
+        if other_finishes:
+            remove_state(state)
+        raise CrnetError("no room")
+
+    def write() -> None:
+        remove_state(state)
+        state.write_text("an older one")
+
+    owner.take()
+    with pytest.raises(CrnetError, match="no room"), written_by(owner):
+        fail(False)
+    with pytest.raises(CrnetError, match=told), written_by(owner):
+        fail(True)
+    owner.take()
+    with pytest.raises(CrnetError, match=told), written_by(owner):
+        write()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_store_of_another_size_is_begun_anew(tiny, tmp_path):
