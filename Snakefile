@@ -83,9 +83,10 @@ onstart:
         raise WorkflowError(f"crnet: {error}")
     for sentence in surroundings.warnings(Path(workflow.basedir)):
         print(f"crnet: {sentence}.", file=sys.stderr)
-    if workflow.local_exec and "tables" in workflow.dag_settings.targets and (copy := studies.from_published(AT)):
+    if workflow.local_exec and "tables" in workflow.dag_settings.targets and (published := studies.from_published(AT)):
         # Whoever asks for tables alone expects no training.
-        print(f"crnet: {AT.results} is not there, so all of it is run; {copy} takes the published counts.")
+        made = f"`crnet render`, with the same --configfile, makes the tables of the counts in {published}"
+        print(f"crnet: {AT.results} is not there, so all of it is run; {made}.")
     if workflow.local_exec and NEED_ENCODER & {job.rule.name for job in workflow.dag.needrun_jobs()}:
         for spec in PLAN.encoders.values():
             if absent := encoders.absent(spec["name"]):

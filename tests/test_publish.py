@@ -1,5 +1,6 @@
 """What is published changes as a whole, by `crnet publish` alone, and no number of it unasked."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -121,15 +122,40 @@ def test_the_published_folder_is_not_published_onto_itself(own):
         publish(Path("results") / NAME, sample=0)
 
 
-def test_a_clone_without_own_results_is_told_where_the_published_ones_are(own, tmp_path):
+def test_a_clone_without_own_results_makes_tables_of_the_published_counts(own, tmp_path):
+    publish(own, sample=0)
+    made = (own / "tables/table2.md").read_bytes()
+    shutil.rmtree("out")
+    published = contents(Path("results"))
+    said = render([STUDY])
+    assert f"{own}: was not there, so the counts are the published ones of results/{NAME}" in said
+    assert (own / "tables/table2.md").read_bytes() == made
+    assert contents(Path("results")) == published
+    assert [path.name for path in own.parent.iterdir()] == [NAME]
+
+
+def test_who_asks_for_tables_alone_in_a_clone_is_told_what_makes_them(own, tmp_path):
     publish(own, sample=0)
     shutil.rmtree("out")
-    with pytest.raises(CrnetError, match=rf"take the published counts by `mkdir -p out && cp -r results/{NAME} out/`"):
-        render([STUDY])
     copy_workflow(tmp_path)
-    done = snakemake(tmp_path, "tables", study=str(STUDY))
-    assert f"`mkdir -p out && cp -r results/{NAME} out/` takes the published counts" in done.output
-    assert "Traceback" not in done.output
+    said = snakemake(tmp_path, "tables", study=str(STUDY)).output
+    assert f"`crnet render`, with the same --configfile, makes the tables of the counts in results/{NAME}" in said
+    assert "Traceback" not in said
+
+
+def test_a_copy_of_published_counts_that_fails_leaves_none(own, monkeypatch):
+    publish(own, sample=0)
+    shutil.rmtree("out")
+
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", full)
+        with pytest.raises(CrnetError, match=rf"{own}"):
+            render([STUDY])
+    assert not own.exists()
+    assert "the published ones" in render([STUDY])
 
 
 def test_numbers_are_those_of_cells_not_of_words(tmp_path):

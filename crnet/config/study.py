@@ -136,12 +136,10 @@ def file_of(results: Path, root: Path = ROOT) -> Path | None:
     return file if file.is_file() else None
 
 
-def from_published(layout: "Layout") -> str | None:
-    """The command that gives a study without results the published ones, to make tables of; None if there are none."""
-    published, own = PUBLISHED / layout.plan.study.study, Path(layout.results)
-    if own.exists() or not published.is_dir():
-        return None
-    return f"`mkdir -p {shlex.quote(str(own.parent))} && cp -r {published} {shlex.quote(str(own.parent))}/`"
+def from_published(layout: "Layout") -> Path | None:
+    """The published results of a study that has none of its own yet, to make tables of; None if there are none."""
+    published = PUBLISHED / layout.plan.study.study
+    return published if published.is_dir() and not Path(layout.results).exists() else None
 
 
 def check_command(name: str, job: Mapping[str, Any]) -> None:

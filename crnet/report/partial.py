@@ -2,9 +2,11 @@
 
 What a failed training left (``failed.json``) and what is absent is marked in the tables, the claims and the index of
 runs. The files are those that the workflow makes; when the rest is there, it makes them anew. Nothing published gets
-poorer: a table of which every count is gone, and an index that lists runs whose reports are gone, stay as they are.
+poorer: a table of which every count is gone, and an index that lists runs whose reports are gone, stay as they are. A
+study that has no results here, but published ones, begins with a copy of those.
 """
 
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +27,7 @@ from crnet.report.page.page import CLASSES, CURVE_TABLE, write_page
 from crnet.report.probe import render_probe
 from crnet.report.runs import FAILED, collect, counts_files
 from crnet.report.tables.render import render_table
-from crnet.runtime.files import atomic_write, read_csv, read_mapping
+from crnet.runtime.files import atomic_write, cannot_write, read_csv, read_mapping
 
 INDEX = ("runs.csv", "training.csv")
 
@@ -34,17 +36,20 @@ def render(files: Sequence[Path], root: Path = study.ROOT) -> str:
     """Write tables, claims, index and page of a study from what is there; returns what was found as a few lines.
 
     Raises:
-        CrnetError: the study does not fit, nothing of it is here, or a file that is there is not what it should be.
+        CrnetError: the study does not fit, nothing of it is here or published, a file that is there is not what it
+            should be, or the published files cannot be copied.
     """
     plan = study.load(files, root=root)
     layout = Layout(plan)
     results = Path(layout.results)
     failed = failures(plan, layout)
-    if not results.is_dir() and not failed:
-        copy = study.from_published(layout)
-        remedy = f"take the published counts by {copy}" if copy else "start crnet render in the folder that holds it"
-        raise CrnetError(f"{results.resolve()}: is not there; {remedy}.")
     notes = []
+    if not results.is_dir() and not failed:
+        published = study.from_published(layout)
+        if published is None:
+            raise CrnetError(f"{results.resolve()}: is not there; start crnet render in the folder that holds it.")
+        _copy(published, results)
+        notes.append(f"{results}: was not there, so the counts are the published ones of {published}")
     for name in plan.tables:
         table = mark(study.table_job(plan, layout, name), plan, layout, failed)
         notes += _table(table, results, Path(layout.job(name)))
@@ -60,6 +65,17 @@ def render(files: Sequence[Path], root: Path = study.ROOT) -> str:
     done = sum(Path(layout.counts_of(cell)).is_file() for cell in plan.cells)
     lines = [f"{results}: {done} of {len(plan.cells)} cells have counts, trainings that failed: {len(failed)}"]
     return "\n".join([*lines, *notes, *(f"failed: {name}: {why}" for name, why in failed.items())])
+
+
+def _copy(published: Path, results: Path) -> None:
+    """All of it or nothing: counts that lack some would pass for a study that is not whole."""
+    beside = results.with_name(f".{results.name}.copy")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(published, beside, copy_function=shutil.copyfile)
+        beside.rename(results)
+    except OSError as error:
+        raise cannot_write(results, 0, error) from error
 
 
 def failures(plan: Plan, layout: Layout) -> dict[str, str]:
