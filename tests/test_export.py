@@ -1,6 +1,7 @@
 """A trained network in a folder of its own: it predicts what it did in the study, on a machine without the study."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from crnet.errors import CrnetError
 from crnet.model.grid import at_own_size
 from crnet.runtime.files import read_json, write_json
 from crnet.yours import export as exporting
-from crnet.yours.export import export
+from crnet.yours.export import card, export
 from crnet.yours.load import find
 from crnet.yours.program import one_support
 
@@ -85,6 +86,9 @@ def test_an_encoder_of_others_travels_only_if_asked_and_is_asked_for(run, tmp_pa
     assert not (tmp_path / "without/encoder.safetensors").exists()
     with pytest.raises(CrnetError, match="does not bring the encoder small; give its weights"):
         crnet.load(tmp_path / "without")
+    snippets = [(tmp_path / name / "README.md").read_text(encoding="utf-8") for name in ("without", "with")]
+    assert 'crnet.load("this/folder", encoder="the/encoder.safetensors")' in snippets[0]
+    assert 'crnet.load("this/folder")' in snippets[1]
     crnet.load(tmp_path / "without", encoder=tmp_path / "with/encoder.safetensors")
     other = tmp_path / "other.safetensors"
     from safetensors.torch import load_file, save_file
@@ -92,6 +96,13 @@ def test_an_encoder_of_others_travels_only_if_asked_and_is_asked_for(run, tmp_pa
     save_file({k: v + 1 for k, v in load_file(tmp_path / "with/encoder.safetensors").items()}, other)
     with pytest.raises(CrnetError, match=r"is not the encoder that .* was scored with"):
         crnet.load(tmp_path / "without", encoder=other)
+
+
+def test_the_card_of_an_encoder_that_is_a_module_names_it_where_it_is_loaded(run):
+    found = find(run)
+    train = {**found.spec["train"], "encoder": {"name": "somewhere:build"}}
+    text = card(replace(found, spec={**found.spec, "train": train}), {}, "unknown", brings=False, program=False)
+    assert 'crnet.load("this/folder", encoder="somewhere:build")' in text
 
 
 def test_a_folder_of_a_stranger_runs_no_code_and_is_refused_in_a_sentence(model, tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 from crnet import __version__
 from crnet.config.encoders import learns
 from crnet.config.resolve import Spec
-from crnet.config.settings import is_timm
+from crnet.config.settings import brings_weights, is_timm
 from crnet.errors import CrnetError
 from crnet.metrics.intervals import METHOD, interval, read_fold, unknown
 from crnet.report.tables.cells import METRIC_MEANINGS, METRIC_NAMES, VOIDS
@@ -120,7 +120,7 @@ def card(found: Files, scores: dict[str, Any], licence: str, brings: bool, progr
         for void, (value, low, high) in by_void.items()
     ]
     encoder = train["encoder"]["name"]
-    where = f"`{ENCODER}`" if brings else "not in this folder: give its weights to `crnet.load(folder, encoder=...)`"
+    where, given = _encoder_of(encoder, brings)
     data = report.get("subset") or "all of it"
     facts = {
         "Method": f"{train['method']}, {_settings(train['model'])}",
@@ -146,7 +146,7 @@ def card(found: Files, scores: dict[str, Any], licence: str, brings: bool, progr
         "```python",
         "import crnet",
         "",
-        'model = crnet.load("this/folder")',
+        f'model = crnet.load("this/folder"{given})',
         'masks = model.segment([("support.jpg", "support-mask.png")], ["query.jpg"])',
         "```",
         *program_text,
@@ -172,6 +172,15 @@ def card(found: Files, scores: dict[str, Any], licence: str, brings: bool, progr
         "their own.",
         "",
     ])  # fmt: skip
+
+
+def _encoder_of(name: str, brings: bool) -> tuple[str, str]:
+    """Where an encoder's weights are, and what ``crnet.load`` is to be told of them."""
+    if brings:
+        return f"`{ENCODER}`", ""
+    if brings_weights(name):
+        return "a module that brings its own weights, not in this folder", f', encoder="{name}"'
+    return "its weights are not in this folder", ', encoder="the/encoder.safetensors"'
 
 
 def _settings(values: Spec) -> str:
