@@ -16,6 +16,8 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from crnet import warm
 from crnet.runtime import surroundings, work_lock
 from crnet.config import claims as paper_claims, encoders, labels, requests, resolve, study as studies, tuning
+from crnet.config.jobs import headline_table, page_job, probe_job, sheet_job, table_job
+from crnet.config.layout import Layout, check_folders, from_published
 from crnet.errors import CrnetError
 from crnet.report.headline import headline
 from crnet.runtime.files import canonical
@@ -32,18 +34,18 @@ try:
     surroundings.check_root(Path(workflow.basedir))
     # Of --config alone: in `config` the files are merged as Snakemake does it, which keeps what a new name replaces.
     PLAN = studies.load(workflow.configfiles, workflow.config_settings.config, Path(workflow.basedir))
-    AT = studies.Layout(PLAN)
-    studies.check_folders(AT)
+    AT = Layout(PLAN)
+    check_folders(AT)
     AT.forget_absent_archives()
     CLAIMS = paper_claims.claims_job(PLAN, AT, Path(workflow.basedir) / paper_claims.CLAIMS)
 except CrnetError as error:
     raise WorkflowError(f"crnet: {error}")
 
 STUDY = PLAN.study
-TABLES = {name: studies.table_job(PLAN, AT, name) for name in PLAN.tables}
-PROBE = studies.probe_job(PLAN, AT)
+TABLES = {name: table_job(PLAN, AT, name) for name in PLAN.tables}
+PROBE = probe_job(PLAN, AT)
 JOBS = {**TABLES, "claims": CLAIMS, **({"probe": PROBE} if PROBE else {})}
-SHEET = studies.sheet_job(PLAN, AT)
+SHEET = sheet_job(PLAN, AT)
 K_SHOT = "table4" if "table4" in TABLES else None
 # What the report's first words take; jobs do not see it.
 config |= {"title": STUDY.title, "caption": STUDY.caption}
@@ -83,7 +85,7 @@ onstart:
         raise WorkflowError(f"crnet: {error}")
     for sentence in surroundings.warnings(Path(workflow.basedir)):
         print(f"crnet: {sentence}.", file=sys.stderr)
-    if workflow.local_exec and "tables" in workflow.dag_settings.targets and (published := studies.from_published(AT)):
+    if workflow.local_exec and "tables" in workflow.dag_settings.targets and (published := from_published(AT)):
         # Whoever asks for tables alone expects no training.
         made = f"`crnet render`, with the same --configfile, makes the tables of the counts in {published}"
         print(f"crnet: {AT.results} is not there, so all of it is run; {made}.")
@@ -117,7 +119,7 @@ onsuccess:
             f"e.g. {missing[0]}; call snakemake again to go on."
         )
     if asked_files(workflow) and set(workflow.dag_settings.targets) <= {"all", "tables"}:
-        print(headline(Path(AT.results), studies.headline_table(PLAN)))
+        print(headline(Path(AT.results), headline_table(PLAN)))
 
 
 onerror:

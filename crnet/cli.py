@@ -145,12 +145,13 @@ def check_data(files: tuple[Path, ...], out: Path | None) -> None:
     crnet check-data --configfile configs/studies/paper.yaml --out findings.csv
     """
     from crnet.config import study
+    from crnet.config.layout import Layout
     from crnet.data.check import HEADER, check, describe, rows
 
     if out is not None:
         require_writable(out)
     plan = study.load(files)
-    layout = study.Layout(plan)
+    layout = Layout(plan)
     folders = {layout.data(spec): spec for spec in plan.datasets.values()}
     results = [
         check(spec, Path(folder), Path(layout.archives), Path(layout.extracted(spec)))

@@ -84,12 +84,13 @@ def of_trained_network(command: Callable) -> Callable:
     @wraps(command)
     def found(run: Path | None, work: Path | None, files: list[Path], **options: Any) -> None:
         from crnet.config import study
+        from crnet.config.layout import Layout
         from crnet.yours.places import NAMES, cell
 
         named = {name: options.pop(name) for name in NAMES}
         if run is None:
             plan = study.load(files)
-            layout = study.Layout(plan)
+            layout = Layout(plan)
             chosen = cell(plan, **named)
             run = Path(layout.evaluation(chosen.evaluation))
             work = work or Path(layout.work)

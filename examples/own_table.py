@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from crnet.config import study
+from crnet.config.jobs import table_job
+from crnet.config.layout import Layout
 from crnet.metrics.intervals import FoldCounts, difference, interval, read_fold
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,10 +28,10 @@ def folds_of(results: Path, job: Mapping, row: str, shots: int = 1) -> list[Fold
 
 def main(name: str = "photos") -> None:
     plan = study.load([ROOT / f"configs/studies/{name}.yaml"])
-    layout = study.Layout(plan)
+    layout = Layout(plan)
     rows = {}
     for table, row in ROWS:
-        job = study.table_job(plan, layout, table) | {"folder": layout.results}
+        job = table_job(plan, layout, table) | {"folder": layout.results}
         rows[row] = folds_of(ROOT / "results" / name, job, row)
         value, low, high = (100 * number for number in interval(rows[row], "miou", VOID))
         print(f"{table:<8} {row:<16} {value:6.2f}  [{low:.2f}, {high:.2f}]")

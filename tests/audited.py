@@ -6,6 +6,7 @@ import yaml
 
 from crnet.audit import audit
 from crnet.config import study, tuning
+from crnet.config.layout import Layout
 from crnet.data import episodes
 from crnet.data.index import Index
 from crnet.data.prepare import prepare
@@ -35,7 +36,7 @@ class Study:
         }
         self.file.write_text(yaml.safe_dump(content))
         self.plan = study.load([self.file])
-        self.at = study.Layout(self.plan)
+        self.at = Layout(self.plan)
 
     def make(self) -> None:
         """What the workflow does, in this process, from data to page."""

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from crnet.config import resolve, study
+from crnet.config.layout import Layout
 from crnet.planning.disk import DataSet
 from crnet.planning.makespan import Job
 from crnet.planning.stages import Demand, dataset_of
@@ -26,7 +27,7 @@ def committed(results: Path) -> dict[Job, tuple[dict, dict]]:
 def demand(*files: Path) -> Demand:
     """What the jobs of a study are predicted to take."""
     plan = study.load(files)
-    layout = study.Layout(plan)
+    layout = Layout(plan)
     return Demand(plan, layout, [DataSet(spec, layout) for spec in plan.datasets.values()])
 
 
@@ -35,6 +36,6 @@ def demand_of_runs(name: str, root: Path) -> tuple[Demand, dict[Job, dict]]:
     runs = committed(root / f"results/{name}")
     plan = study.load([root / f"configs/studies/{name}.yaml"])
     data = {resolve.dataset_name(each): each for each in (dataset_of(spec) for spec, _ in runs.values())}
-    predicted = Demand(plan, study.Layout(plan), [DataSet(spec, study.Layout(plan)) for spec in data.values()])
+    predicted = Demand(plan, Layout(plan), [DataSet(spec, Layout(plan)) for spec in data.values()])
     predicted.specs = {job: spec for job, (spec, _) in runs.items()}
     return predicted, {job: row for job, (_, row) in runs.items()}

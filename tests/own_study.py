@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 
 from crnet import methods
 from crnet.config import study, tuning
+from crnet.config.layout import Layout
 from crnet.config.resolve import Plan
-from crnet.config.study import Layout
 from crnet.data import episodes
 from crnet.data.index import Index
 from crnet.data.prepare import prepare

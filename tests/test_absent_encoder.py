@@ -7,6 +7,7 @@ from snake import ROOT, copy_workflow, snakemake
 
 from crnet.audit import audit
 from crnet.config import encoders, study
+from crnet.config.layout import Layout
 from crnet.report.partial import render
 
 STUDY = ROOT / "configs/studies/photos.yaml"
@@ -74,4 +75,4 @@ def test_the_shipped_encoder_runs_the_study_in_a_second_file(tmp_path):
     plan, before = study.load([STUDY, second]), study.load([STUDY])
     assert [spec["name"] for spec in plan.encoders.values()] == ["resnet50v2"]
     assert len(plan.trainings) == len(before.trainings)
-    assert study.Layout(plan).archive_names("encoder", *plan.encoders.values()) == ["resnet50-v2-7.onnx"]
+    assert Layout(plan).archive_names("encoder", *plan.encoders.values()) == ["resnet50-v2-7.onnx"]

@@ -17,6 +17,7 @@ from PIL import Image
 
 from crnet.cli import cli
 from crnet.config import study
+from crnet.config.layout import Layout
 from crnet.data import check
 from crnet.data.findings import EXTRACT_AGAIN, Finding
 from crnet.data.formats import coco
@@ -151,7 +152,7 @@ def chain(tmp_path, monkeypatch) -> tuple[Path, Path, Path]:
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.chdir(tmp_path)
     plan = study.load([tmp_path / "study.yaml"])
-    layout, folders = study.Layout(plan), []
+    layout, folders = Layout(plan), []
     for spec in plan.datasets.values():
         folders.append(Path(layout.data(spec)))
         prepare(spec, tmp_path, tmp_path, folders[-1])

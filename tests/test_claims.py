@@ -13,6 +13,7 @@ from test_tables import write_counts
 
 from crnet.config import study
 from crnet.config.claims import CLAIMS, OTHERS, claims_job, load_claims, rivals
+from crnet.config.layout import Layout
 from crnet.config.schema import load_table
 from crnet.errors import CrnetError
 from crnet.metrics.intervals import Interval, difference, interval, read_fold
@@ -348,7 +349,7 @@ def test_papers_sizes_are_the_differences_of_its_cells():
 
 def test_job_of_a_study_holds_all_claims_with_counts_or_a_reason():
     plan = study.load([ROOT / "configs/studies/demo.yaml"], {"tables": ["table2", "table3"]})
-    layout = study.Layout(plan)
+    layout = Layout(plan)
     job = claims_job(plan, layout, ROOT / CLAIMS)
     assert job["generated"] and len(job["claims"]) > 30
     both = job["places"]["table2/both/1-shot"]
@@ -367,7 +368,7 @@ def test_a_job_fits_into_one_argument_of_a_command():
     """Linux takes 128 KiB in one argument; a study of three seeds and four folds fills most of them."""
     seeds = {"seeds": [0, 1, 2]}
     plan = study.load([ROOT / "configs/studies/demo.yaml"], seeds)
-    job = claims_job(plan, study.Layout(plan), ROOT / CLAIMS)
+    job = claims_job(plan, Layout(plan), ROOT / CLAIMS)
     empty = sum(not place["cells"] for place in job["places"].values())
     cells = max(len(canonical(place["cells"])) for place in job["places"].values())
     assert len(canonical(job)) + empty * cells < 120_000

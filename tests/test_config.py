@@ -291,8 +291,8 @@ def test_the_workflow_imports_no_torch_and_training_no_workflow():
         "from pathlib import Path",
         *imports,
         "plan = studies.load([], {'study': 'demo'}, Path.cwd())",
-        "jobs = [studies.table_job(plan, studies.Layout(plan), name) for name in plan.tables]",
-        "paper_claims.claims_job(plan, studies.Layout(plan), paper_claims.CLAIMS)",
+        "jobs = [table_job(plan, Layout(plan), name) for name in plan.tables]",
+        "paper_claims.claims_job(plan, Layout(plan), paper_claims.CLAIMS)",
         "assert not {'torch', 'mlflow', 'pandas', 'scipy'} & set(sys.modules), 'heavy import'",
     ])  # fmt: skip
     subprocess.run([sys.executable, "-c", parsed], check=True, cwd=ROOT)

@@ -11,6 +11,8 @@ from faults import one_sentence, paths
 
 from crnet.cli import cli
 from crnet.config import resolve, study
+from crnet.config.jobs import table_job
+from crnet.config.layout import Layout
 from crnet.errors import CrnetError
 from crnet.report.partial import failures, mark
 from crnet.report.runs import collect
@@ -73,7 +75,7 @@ class TestDivergence:
         collect([report], [], [], [], [], tmp_path / "runs.csv", tmp_path / "training.csv")
         (row,) = read_csv(tmp_path / "runs.csv")
         assert (row["run"], row["status"], row["failed"]) == (name, "failed", why)
-        job = mark(study.table_job(plan, layout, "table3"), plan, layout, failures(plan, layout))
+        job = mark(table_job(plan, layout, "table3"), plan, layout, failures(plan, layout))
         marked = [cell for row in job["rows"] for cell in row["cells"] if "failed" in cell]
         own = [c for c in plan.cells if resolve.training_name(plan.evaluations[c.evaluation]["train"]) == name]
         assert len(marked) == len(own) > 0
@@ -120,10 +122,10 @@ class TestDivergence:
         assert read_csv(stored)[0]["value"] == "50.00"
 
 
-def diverged(file: Path, why: str, **changes) -> tuple[resolve.Plan, study.Layout, str, dict]:
+def diverged(file: Path, why: str, **changes) -> tuple[resolve.Plan, Layout, str, dict]:
     """A study of which the first training has failed: its plan and layout, and that training."""
     plan = study.load([file], changes)
-    layout, (name, spec) = study.Layout(plan), next(iter(plan.trainings.items()))
+    layout, (name, spec) = Layout(plan), next(iter(plan.trainings.items()))
     write_json(Path(layout.training(name)) / "failed.json", {"run": name, "spec": spec, "failed": why})
     return plan, layout, name, spec
 

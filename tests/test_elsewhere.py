@@ -16,6 +16,8 @@ from PIL import Image
 from crnet.audit import audit
 from crnet.cli import cli
 from crnet.config import elsewhere, study
+from crnet.config.jobs import table_job
+from crnet.config.layout import Layout
 from crnet.config.resolve import Plan
 from crnet.errors import CrnetError
 from crnet.runtime.files import read_csv, read_json
@@ -181,7 +183,7 @@ def test_a_score_on_other_episodes_is_said_to_be_stale_and_not_shown(at):
     words = ["--configfile", "study.yaml", "--predictions", "m", "--label", "Mine", "--fold", 0, "--no-render"]
     crnet("score", *words)
     other = study.load([Path("study.yaml")], {"benchmarks": {"pascal": {"episodes": {"count": 5}}}})
-    [row] = [r for r in study.table_job(other, study.Layout(other), "table3")["rows"] if r.get("elsewhere")]
+    [row] = [r for r in table_job(other, Layout(other), "table3")["rows"] if r.get("elsewhere")]
     assert row["cells"] == [] and "other episodes" in row["absent"]["1-shot"]
 
 

@@ -12,8 +12,8 @@ from snake import ROOT, command, copy_workflow, environment, snakemake
 from stores import client, dump, runs_of
 
 from crnet.config import study as studies
+from crnet.config.layout import Layout
 from crnet.config.resolve import Plan
-from crnet.config.study import Layout
 from crnet.config.tuning import CHOSEN
 from crnet.metrics.iou import QUERY_COLUMNS
 from crnet.report import following, tracking

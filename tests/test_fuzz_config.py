@@ -24,6 +24,8 @@ from hypothesis import strategies as st
 
 from crnet.config import claims as paper_claims
 from crnet.config import study
+from crnet.config.jobs import page_job, sheet_job, table_job
+from crnet.config.layout import Layout
 from crnet.errors import CrnetError, one_line
 from crnet.runtime.files import canonical
 
@@ -166,16 +168,16 @@ CLAIMS = yaml.safe_load((ROOT / "configs/claims.yaml").read_text())
 
 def jobs(plan) -> None:
     """Everything that Snakemake passes to jobs can be made, is plain JSON, and comes back as it was."""
-    layout = study.Layout(plan)
+    layout = Layout(plan)
     for spec in [*plan.evaluations.values(), *plan.trainings.values(), *plan.trials.values(), *plan.choices.values()]:
         assert json.loads(canonical(spec)) == spec
-    for value in [*(study.table_job(plan, layout, name) for name in plan.tables), study.page_job(plan)]:
+    for value in [*(table_job(plan, layout, name) for name in plan.tables), page_job(plan)]:
         text = canonical(value)
         assert "NaN" not in text
         assert text.isascii()
         assert text.isprintable()
         assert json.loads(text) == json.loads(json.dumps(value))
-    study.sheet_job(plan, layout)
+    sheet_job(plan, layout)
     for path in [layout.data(spec) for spec in plan.datasets.values()] + [layout.counts_of(c) for c in plan.cells]:
         assert re.fullmatch(r"[\w./+@~-]+", path, re.ASCII), path
         assert all(len(part) < 250 for part in path.split("/")), path
@@ -221,7 +223,7 @@ def test_mutants_of_claims(tmp_path):
 
     def load(mutant):
         write(file, mutant)
-        return paper_claims.claims_job(plan, study.Layout(plan), file)
+        return paper_claims.claims_job(plan, Layout(plan), file)
 
     def check(job):
         text = canonical(job)
@@ -292,7 +294,7 @@ def test_any_text_reaches_a_job_unchanged(tmp_path):
 def test_every_word_in_a_study_is_refused_or_kept(empty):
     for word in WORDS:
         plan = study.load([empty], TINY | {"title": word, "caption": word})
-        assert json.loads(canonical(study.page_job(plan)))["title"] == word
+        assert json.loads(canonical(page_job(plan)))["title"] == word
         for key in ("study", "device"):
             with pytest.raises(CrnetError, match=key):
                 study.load([empty], TINY | {key: word})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from committed import demand, demand_of_runs
 
-from crnet.config import study
+from crnet.config.layout import Layout
 from crnet.cost.networks import networks
 from crnet.errors import CrnetError
 from crnet.planning import rates
@@ -38,7 +38,7 @@ def bench(path: Path, device: str = "cuda", operations: dict | None = None, thre
 
 def hours_of(file: Path, measured: rates.Rates | None) -> Hours:
     needed = demand(file)
-    return Hours(needed.plan, study.Layout(needed.plan), needed, measured)
+    return Hours(needed.plan, Layout(needed.plan), needed, measured)
 
 
 def test_a_training_by_hand(tmp_path):

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from crnet.config import resolve, study
+from crnet.config.jobs import headline_table, page_job, table_job
 from crnet.config.labels import run_labels, table_heading, table_name
+from crnet.config.layout import Layout
 from crnet.report.runs import label_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -15,7 +17,7 @@ DEMO = ROOT / "configs/studies/demo.yaml"
 def backbones(table: str, *files: Path, **overrides) -> dict[str, str]:
     """Row -> what its column Backbone says."""
     plan = study.load([*files], overrides)
-    rows = study.table_job(plan, study.Layout(plan), table)["rows"]
+    rows = table_job(plan, Layout(plan), table)["rows"]
     return {row["id"]: dict(row["switches"]).get("Backbone", "") for row in rows}
 
 
@@ -56,16 +58,16 @@ def test_every_run_has_one_label_and_it_is_a_rows() -> None:
 
 
 def test_a_page_begins_with_the_full_model_or_with_what_is_run() -> None:
-    assert study.headline_table(study.load([DEMO])) == "table3"
+    assert headline_table(study.load([DEMO])) == "table3"
     others = {"tables": ["table2", "table7"], "sheet": None}
-    assert study.headline_table(study.load([DEMO], others)) == "table2"
-    job = study.page_job(study.load([DEMO], others))
+    assert headline_table(study.load([DEMO], others)) == "table2"
+    job = page_job(study.load([DEMO], others))
     assert (job["headline"], job["sheet"]) == ("table2", False)
 
 
 def test_class_ids_have_the_names_of_their_data_set() -> None:
     plan = study.load([DEMO])
-    jobs = {name: study.table_job(plan, study.Layout(plan), name)["classes"] for name in ("table3", "table7")}
+    jobs = {name: table_job(plan, Layout(plan), name)["classes"] for name in ("table3", "table7")}
     assert sorted(map(int, jobs["table3"])) == list(range(1, 21))
     assert sorted(map(int, jobs["table7"])) == list(range(61, 81))  # of 40/20/20 the last are tested
     assert jobs["table3"]["1"] == "striped-star"

@@ -19,9 +19,9 @@ import crnet
 from crnet import encoders
 from crnet.config.encoders import before_training, encoder_spec, learns
 from crnet.config.labels import encoder_text
+from crnet.config.layout import Layout
 from crnet.config.resolve import Plan, encoder_name, resolve
 from crnet.config.schema import Study, parse
-from crnet.config.study import Layout
 from crnet.cost import memory
 from crnet.cost.networks import networks
 from crnet.data.index import Index

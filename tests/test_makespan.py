@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from crnet.config import study
+from crnet.config.layout import Layout
 from crnet.planning.makespan import ancestors, critical_path, graph_of, makespan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,7 +46,7 @@ def test_jobs_that_take_no_worker():
 
 def test_a_makespan_is_never_below_its_bounds():
     plan = study.load([ROOT / "configs/studies/demo.yaml"])
-    graph = graph_of(plan, study.Layout(plan))
+    graph = graph_of(plan, Layout(plan))
     seconds = {job: 1.0 + len(job[1]) % 7 for job in graph}
     longest = sum(seconds[job] for job in critical_path(graph, seconds))
     whole, times = sum(seconds.values()), [makespan(graph, seconds, n) for n in (1, 4, 8, 64)]
@@ -84,13 +85,13 @@ def test_the_graph_is_snakemakes(file, tmp_path):
     if ":" in content["encoders"]["main"]["name"]:  # an encoder that is not shipped
         content["encoders"] = {"main": {"name": "small"}}
     plan = study.load([ROOT / file], {"encoders": content["encoders"]})
-    graph = graph_of(plan, study.Layout(plan))
+    graph = graph_of(plan, Layout(plan))
     assert {job: set(before) for job, before in graph.items()} == dry_run(tmp_path, content)
 
 
 def test_ancestors_and_order():
     plan = study.load([ROOT / "tests/tiny.yaml"])
-    graph = graph_of(plan, study.Layout(plan))
+    graph = graph_of(plan, Layout(plan))
     seen = set()
     for job, before in graph.items():
         assert set(before) <= seen, f"{job} stands before what it waits for"

@@ -9,6 +9,7 @@ import yaml
 
 from crnet import methods
 from crnet.config import sources, study
+from crnet.config.layout import Layout
 from crnet.config.settings import component
 from crnet.data.index import Index
 from crnet.data.prepare import prepare
@@ -86,7 +87,7 @@ def test_a_data_set_is_planned_and_prepared_and_no_path_has_a_colon(outside, tmp
     data = {"name": "lab.scenes:prepare", "photos": 30}
     plan = plan_of(tmp_path, benchmarks={"pascal": {"dataset": data}})
     [spec] = plan.datasets.values()
-    layout = study.Layout(plan)
+    layout = Layout(plan)
     assert spec == {"name": "lab.scenes:prepare", "rev": 1, "photos": 30}
     paths = [layout.data(spec), layout.extracted(spec), *map(layout.training, plan.trainings), *plan.episodes]
     assert not [path for path in [*paths, *plan.features, *plan.evaluations] if ":" in path]

@@ -16,8 +16,8 @@ from crnet.audit import audit
 from crnet.audit.at_hand import data_digest
 from crnet.cli import cli
 from crnet.config import claims, resolve, study
+from crnet.config.layout import Layout
 from crnet.config.resolve import Plan
-from crnet.config.study import Layout
 from crnet.data import episodes, sets
 from crnet.data.index import Index
 from crnet.data.prepare import prepare

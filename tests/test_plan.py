@@ -10,6 +10,7 @@ import pytest
 from committed import demand
 
 from crnet.config import study
+from crnet.config.layout import Layout
 from crnet.errors import CrnetError
 from crnet.planning import plan as planning
 from crnet.planning.disk import DataSet, amount, archives_of, needs_of, weight_bytes
@@ -55,7 +56,7 @@ def row(text: str, name: str) -> list[str]:
 
 def sizes(*files: Path) -> dict[str, tuple[float | None, float | None]]:
     plan = study.load(files)
-    layout = study.Layout(plan)
+    layout = Layout(plan)
     data = [DataSet(spec, layout) for spec in plan.datasets.values()]
     return {need.name: (need.whole, need.to_come) for need in needs_of(plan, layout, data)}
 
@@ -188,7 +189,7 @@ def test_an_absent_list_of_photos_is_one_sentence():
 def test_what_is_there_is_not_to_come(tmp_path):
     before = sizes(TINY)
     plan = study.load([TINY])
-    layout = study.Layout(plan)
+    layout = Layout(plan)
     spec = next(spec for spec in plan.datasets.values() if spec["name"] == "shapes5i")
     folder = Path(layout.data(spec))
     folder.mkdir(parents=True)
@@ -226,7 +227,7 @@ def test_what_is_there_is_not_to_come(tmp_path):
 )
 def test_damaged_prepared_data_are_one_sentence(file, content):
     plan = study.load([TINY])
-    folder = Path(study.Layout(plan).data(next(iter(plan.datasets.values()))))
+    folder = Path(Layout(plan).data(next(iter(plan.datasets.values()))))
     folder.mkdir(parents=True)
     (folder / "dataset.json").write_text('{"subset": null, "digest": "0123456789abcdef"}')
     write_csv(folder / "images.csv", ["image"], [["a"]])
@@ -265,7 +266,7 @@ def test_an_archive_of_unknown_size_is_said_to_be_so(tmp_path):
 
 def test_each_archive_is_counted_once():
     plan = study.load([PAPER], {"encoders": {"other": {"name": "resnet50", "layers": ["layer2", "layer3"]}}})
-    names = [archive.name for archive in archives_of(plan, study.Layout(plan))]
+    names = [archive.name for archive in archives_of(plan, Layout(plan))]
     assert len(names) == len(set(names)) == 7
 
 

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from crnet import methods
 from crnet.config import probe as probes
 from crnet.config import study
+from crnet.config.jobs import page_job, probe_job
+from crnet.config.layout import Layout
 from crnet.config.settings import Component
 from crnet.data import episodes
 from crnet.data.index import Index
@@ -294,7 +296,7 @@ class TestStudy:
             evaluated = {key: value for key, value in spec.items() if key != "probe"}
             assert evaluated in plan.evaluations.values()
             assert (spec["probe"]["episodes"], name) == (20, probes.probe_name(spec))
-        job = study.probe_job(plan, study.Layout(plan))
+        job = probe_job(plan, Layout(plan))
         asked = {r["id"]: r["swaps"] for r in job["rows"]}
         assert asked == {"condition": ["category"], "cross-reference": ["gate"], "both": ["gate", "category"]}
         assert {Path(c["counts"]).parent.name for r in job["rows"] for c in r["cells"]} == set(plan.probes)
@@ -305,7 +307,7 @@ class TestStudy:
 
     def test_without_a_probe_there_is_none(self):
         plan = study.load(overrides={"probe": None})
-        assert plan.probes == {} and study.probe_job(plan, study.Layout(plan)) is None
+        assert plan.probes == {} and probe_job(plan, Layout(plan)) is None
 
     def test_a_fold_of_one_class_has_no_other(self, monkeypatch):
         monkeypatch.setattr(Component, "class_names", lambda self, given: {fold: ["star"] for fold in range(4)})
@@ -336,7 +338,7 @@ def test_the_page_has_the_probe_behind_its_table(tmp_path):
 @pytest.mark.parametrize("file", sorted((study.ROOT / "configs/studies").glob("*.yaml")), ids=lambda file: file.stem)
 def test_a_study_without_the_table_that_its_base_probes_has_all_its_jobs(file):
     plan = study.load([file])
-    job, page = study.probe_job(plan, study.Layout(plan)), study.page_job(plan)
+    job, page = probe_job(plan, Layout(plan)), page_job(plan)
     assert (job is None) == (page["probe"] is None) == (not plan.probes)
     if plan.probes:
         assert {row["id"] for row in job["rows"]} == set(plan.study.probe.rows)

@@ -11,6 +11,8 @@ from snake import ROOT, copy_workflow, snakemake
 from crnet.audit import publish as publishing
 from crnet.audit.publish import compare, numbers, publish
 from crnet.config import study
+from crnet.config.jobs import page_job
+from crnet.config.layout import Layout
 from crnet.errors import CrnetError
 from crnet.report.page.page import write_page
 from crnet.report.partial import render
@@ -40,7 +42,7 @@ def change(path: Path, column: str, value: str) -> None:
 
 def test_runs_go_where_git_does_not_look_and_committed_studies_stay_out_of_their_way():
     plans = [study.load([file]) for file in (ROOT / "configs/studies").glob("*.yaml")]
-    places = {study.Layout(plan).results for plan in plans}
+    places = {Layout(plan).results for plan in plans}
     assert places == {f"out/{plan.study.study}" for plan in plans}
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
     assert {"/out", "/work", "/logs/", "/mlflow.db*", ".snakemake/"} <= set(ignored)
@@ -50,7 +52,7 @@ def test_published_is_what_the_audit_passes_without_photos_strays_and_leftovers(
     for stray in ("figures/episodes.png", "evaluate/old-run/counts.csv", ".README.md.partial", "notes.txt"):
         (own / stray).parent.mkdir(exist_ok=True)
         (own / stray).write_text("not to be published")
-    write_page(study.page_job(study.load([STUDY])), own)  # it shows the sheet of photos, the published one cannot
+    write_page(page_job(study.load([STUDY])), own)  # it shows the sheet of photos, the published one cannot
     assert b"episodes.png" in (own / "README.md").read_bytes()
     text, differences = publish(own, sample=0)
     assert differences == 0

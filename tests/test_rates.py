@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from crnet.audit.ledger import Check
 from crnet.audit.rates import _one
 from crnet.config import study
+from crnet.config.layout import Layout
 from crnet.config.rates import best
 from crnet.config.resolve import training_name
 from crnet.errors import CrnetError
@@ -186,7 +187,7 @@ def test_a_study_s_plan_counts_each_rate(tmp_path):
     def steps(lr):
         plan = study.load(overrides={"train": {"lr": lr}})
         spec = next(iter(plan.trainings.values()))
-        return stages.training(spec, DataSet(spec["dataset"], study.Layout(plan)), NONE).units, spec
+        return stages.training(spec, DataSet(spec["dataset"], Layout(plan)), NONE).units, spec
 
     (one, _), (three, spec) = steps(1e-3), steps([1e-2, 1e-3, 1e-4])
     assert three == 3 * one and spec["train"]["lr"] == [1e-4, 1e-3, 1e-2]

@@ -11,6 +11,7 @@ import yaml
 from snake import ROOT, copy_workflow, environment, snakemake
 
 from crnet.config import requests, study
+from crnet.config.layout import Layout
 from crnet.config.requests import BATCH_JOBS, BATCH_SECONDS, Requests
 from crnet.planning import cluster
 from crnet.planning.disk import DataSet
@@ -75,7 +76,7 @@ def test_short_jobs_of_a_rule_go_together_and_long_ones_alone():
 @pytest.mark.parametrize("name", ["demo", "paper"])
 def test_every_job_of_a_network_has_a_prediction(name):
     plan = study.load([ROOT / f"configs/studies/{name}.yaml"])
-    layout = study.Layout(plan)
+    layout = Layout(plan)
     demand = Demand(plan, layout, [DataSet(spec, layout) for spec in plan.datasets.values()])
     asked = Requests(cluster.predict(plan, demand, None), DAY)
     jobs = Counter(each["rule"] for each in asked.jobs.values())

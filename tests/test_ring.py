@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from crnet import methods
 from crnet.config import study
 from crnet.config.encoders import before_training
+from crnet.config.jobs import table_job
+from crnet.config.layout import Layout
 from crnet.config.settings import components
 from crnet.errors import CrnetError
 from crnet.methods import Method, Pairs, each
@@ -327,20 +329,20 @@ def test_what_a_method_cannot_do_is_refused_before_anything_runs(tmp_path, row, 
 
 def test_a_table_says_what_each_method_makes_of_several_supports(tmp_path):
     plan = resolved(tmp_path, [{"id": "a", "label": "One", "set": {"method": "pl"}}, {"id": "b", "label": "Two"}])
-    [note] = study.table_job(plan, study.Layout(plan), "mine")["notes"]
+    [note] = table_job(plan, Layout(plan), "mine")["notes"]
     assert note.endswith("One: mean of the prototypes; Two: mean of probabilities.")
     quoted = [{"id": "a", "set": {"method": "pl"}, "paper": {"1-shot": {"miou": 40.0}}}, {"id": "b"}]
     plan = resolved(tmp_path, quoted)
-    assert "no failed reproduction" in study.table_job(plan, study.Layout(plan), "mine")["notes"][0]
+    assert "no failed reproduction" in table_job(plan, Layout(plan), "mine")["notes"][0]
     alone = resolved(tmp_path, [{"id": "a", "set": {"method": "pl"}}])
-    assert study.table_job(alone, study.Layout(alone), "mine")["notes"] == []
+    assert table_job(alone, Layout(alone), "mine")["notes"] == []
 
 
 def test_a_study_leaves_a_methods_rows_to_the_papers_values(tmp_path):
     rows = [{"id": "a", "set": {"method": "pl"}, "paper": {"1-shot": {"miou": 40.0}}}, {"id": "b"}]
     plan = resolved(tmp_path, rows, leave_out=["pl"])
     assert {cell.row for cell in plan.cells} - set(plan.study.controls) == {"b"}
-    first, second, *_ = study.table_job(plan, study.Layout(plan), "mine")["rows"]
+    first, second, *_ = table_job(plan, Layout(plan), "mine")["rows"]
     assert (first["reported"], first["cells"], first["paper"]) == (True, [], {"1-shot": {"miou": 40.0}})
     assert not second["reported"]
     with pytest.raises(CrnetError, match="leave_out: unknown method 'plx'"):

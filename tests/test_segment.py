@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import crnet
 from crnet.cli import cli
 from crnet.config import resolve, study
-from crnet.config.study import Layout
+from crnet.config.layout import Layout
 from crnet.errors import CrnetError
 from crnet.evaluation.predict import Predictor
 from crnet.runtime.files import read_json

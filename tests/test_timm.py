@@ -17,6 +17,7 @@ from crnet.config import encoders as known_encoders
 from crnet.config import sources, study
 from crnet.config.encoders import encoder_spec
 from crnet.config.known import known
+from crnet.config.layout import Layout
 from crnet.cost.networks import encoder as counted
 from crnet.encoders.frozen import FrozenEncoder
 from crnet.errors import CrnetError
@@ -264,6 +265,6 @@ def test_it_is_listed_and_its_weights_have_a_place():
     assert dict(known("encoders"))["timm"].endswith("named timm:MODEL; its maps are brought to stride 8")
     changes = [{"encoders": {"main": {"name": DINO, "layers": [i]}, "vgg16": None}} for i in (8, 11)]
     plans = [study.load(overrides=each) for each in changes]
-    places = {study.Layout(plan).encoder(spec) for plan in plans for spec in plan.encoders.values()}
+    places = {Layout(plan).encoder(spec) for plan in plans for spec in plan.encoders.values()}
     assert len(places) == 2  # other layers are other networks
     assert all(":" not in place and place.endswith(".safetensors") for place in places)

@@ -15,6 +15,7 @@ import yaml
 from snake import ROOT, command, copy_workflow, environment, snakemake
 
 from crnet.config import study as studies
+from crnet.config.layout import Layout
 from crnet.report.partial import render
 from crnet.runtime.files import read_csv
 
@@ -239,7 +240,7 @@ def test_what_was_asked_for_and_is_not_made_is_said_and_no_success(finished, tmp
     pascal = {**STUDY["benchmarks"]["pascal"], "folds": [1]}
     (copy / "other.yaml").write_text(yaml.safe_dump({**STUDY, "benchmarks": {**STUDY["benchmarks"], "pascal": pascal}}))
     plan = studies.load([copy / "other.yaml"])
-    at = studies.Layout(plan)
+    at = Layout(plan)
     name, spec = next(
         (name, spec)
         for name, spec in plan.evaluations.items()

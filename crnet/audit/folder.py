@@ -6,8 +6,8 @@ from typing import Any
 
 from crnet.audit.ledger import UNREADABLE
 from crnet.config import resolve, study
+from crnet.config.layout import Layout
 from crnet.config.probe import FOLDER
-from crnet.config.study import Layout
 from crnet.data.index import Index
 from crnet.errors import CrnetError
 from crnet.runtime.files import read_csv, read_json

@@ -8,7 +8,8 @@ from crnet.audit.counts import IDENTITY, Sizes, check_possible
 from crnet.audit.folder import Folder
 from crnet.audit.ledger import UNREADABLE, Check, Ledger, parting
 from crnet.audit.published import same_files, same_rows
-from crnet.config import resolve, study
+from crnet.config import resolve
+from crnet.config.jobs import probe_job
 from crnet.config.probe import FOLDER, UNTOUCHED, swaps
 from crnet.data.episodes import EpisodeTable, draw_others
 from crnet.metrics.iou import QUERY_COLUMNS
@@ -111,7 +112,7 @@ def _evaluated(folder: Folder, check: Check, where: str, rows: list[dict], spec:
 
 
 def _table(folder: Folder, check: Check) -> None:
-    job = study.probe_job(folder.plan, folder.layout)
+    job = probe_job(folder.plan, folder.layout)
     if job is None:
         return
     name = f"{FOLDER}/table.csv"

@@ -12,7 +12,8 @@ from typing import Any
 
 from crnet.audit import audit
 from crnet.audit.folder import Folder
-from crnet.config import study
+from crnet.config.jobs import page_job
+from crnet.config.layout import PUBLISHED
 from crnet.config.probe import FOLDER
 from crnet.errors import CrnetError
 from crnet.report.page.page import PAGE, write_page
@@ -29,7 +30,7 @@ def publish(
     results: Path,
     files: Sequence[Path] = (),
     works: Sequence[Path] = (),
-    to: Path = study.PUBLISHED,
+    to: Path = PUBLISHED,
     force: bool = False,
     **sampling: Any,
 ) -> tuple[str, int]:
@@ -65,7 +66,7 @@ def publish(
         for path in publishable(folder):
             (new / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder.results / path, new / path)
-        write_page(study.page_job(folder.plan), new)  # it shows what is there: the sheet may not be
+        write_page(page_job(folder.plan), new)  # it shows what is there: the sheet may not be
         said, changed = compare(target, new)
         if changed and not force:
             shutil.rmtree(new)

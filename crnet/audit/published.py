@@ -8,6 +8,7 @@ from crnet.audit.folder import Folder
 from crnet.audit.ledger import UNREADABLE, Check, Ledger, shown
 from crnet.config import claims as paper_claims
 from crnet.config import study
+from crnet.config.jobs import headline_table, page_job, table_job
 from crnet.report import runs as index
 from crnet.report.claims import render_claims
 from crnet.report.classes import write_classes
@@ -57,7 +58,7 @@ def check_published(folder: Folder, ledger: Ledger) -> None:
 
 def _classes(folder: Folder, check: Check) -> None:
     """The IoU of each class, unless all counts that it is made from are absent."""
-    job = _table_job(folder, study.headline_table(folder.plan))
+    job = _table_job(folder, headline_table(folder.plan))
     with check.reading(CLASSES, "cannot be made again"), TemporaryDirectory() as temporary:
         write_classes(job, Path(temporary) / CLASSES)
         if read_csv(Path(temporary) / CLASSES):
@@ -66,7 +67,7 @@ def _classes(folder: Folder, check: Check) -> None:
 
 def _table_job(folder: Folder, name: str) -> dict:
     """As the table was made: cells without counts say so if their training failed."""
-    return mark(study.table_job(folder.plan, folder.layout, name), folder.plan, folder.layout, folder.failed)
+    return mark(table_job(folder.plan, folder.layout, name), folder.plan, folder.layout, folder.failed)
 
 
 def _without_counts(folder: Folder, ledger: Ledger, name: str) -> None:
@@ -129,7 +130,7 @@ def _page(folder: Folder, check: Check) -> None:
         for path in folder.results.iterdir():
             if path.name != PAGE_FILE:
                 (mirror / path.name).symlink_to(path)
-        job = study.page_job(folder.plan)
+        job = page_job(folder.plan)
         try:
             if (folder.results / PAGE_FILE).is_file():
                 write_page(job, mirror)

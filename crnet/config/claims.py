@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from crnet.config.elsewhere import MARK
+from crnet.config.jobs import check_command, table_job
 from crnet.config.labels import encoder_text, named_with, table_name
+from crnet.config.layout import Layout
 from crnet.config.resolve import Plan, method_of, without_left_out
 from crnet.config.schema import Metric, Sentence, Shots, Slug, Strict, Table, distinct_ids, load_table, parse
 from crnet.config.settings import component
-from crnet.config.study import Layout, check_command, table_job
 from crnet.config.yaml_files import load_yaml
 from crnet.errors import CrnetError
 

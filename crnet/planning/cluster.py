@@ -7,9 +7,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+from crnet.config.jobs import sheet_job
+from crnet.config.layout import ROOT, Layout
 from crnet.config.requests import BATCHED, LONGEST, Requests, identity
 from crnet.config.resolve import Plan
-from crnet.config.study import ROOT, Layout, sheet_job
 from crnet.cost.memory import evaluation
 from crnet.cost.networks import networks
 from crnet.planning.disk import DataSet

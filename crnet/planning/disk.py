@@ -13,10 +13,10 @@ from pathlib import Path
 from types import ModuleType
 
 from crnet.config import resolve
+from crnet.config.layout import Layout
 from crnet.config.probe import swaps
 from crnet.config.resolve import Plan
 from crnet.config.settings import component
-from crnet.config.study import Layout
 from crnet.cost import memory
 from crnet.cost.networks import encoder, map_side, networks
 from crnet.data import transforms

@@ -2,8 +2,8 @@
 
 from collections.abc import Collection
 
+from crnet.config.layout import Layout
 from crnet.config.resolve import Plan
-from crnet.config.study import Layout
 from crnet.planning.makespan import ON_GPU, Graph, Job, ancestors, critical_path, graph_of, makespan
 from crnet.planning.rates import Rates
 from crnet.planning.stages import Demand, Stage

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import PurePath
 
 from crnet.config import resolve, tuning
+from crnet.config.layout import Layout
 from crnet.config.resolve import Plan
-from crnet.config.study import Layout
 
 Job = tuple[str, str]  # rule, and the name of what it makes
 Graph = dict[Job, list[Job]]  # job -> jobs whose files it reads, which stand before it

@@ -12,11 +12,11 @@ from pathlib import Path
 from crnet.config import encoders, resolve, sources, study, tuning
 from crnet.config.defaults import scaled
 from crnet.config.labels import encoder_text
+from crnet.config.layout import Layout
 from crnet.config.names import Spec
 from crnet.config.rates import rates_of
 from crnet.config.requests import MARGIN
 from crnet.config.resolve import Cell, Plan
-from crnet.config.study import Layout
 from crnet.cost.networks import encoder
 from crnet.data.archives.archives import is_verified
 from crnet.data.grid import CORNERS, TILES

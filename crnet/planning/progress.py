@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from crnet.config.layout import ROOT, Layout
 from crnet.config.resolve import Plan
-from crnet.config.study import ROOT, Layout
 from crnet.planning.disk import DataSet, jobs_at_once
 from crnet.planning.hours import Hours, time_text
 from crnet.planning.makespan import Graph, Job, graph_of

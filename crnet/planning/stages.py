@@ -11,10 +11,10 @@ from pathlib import PurePath
 
 from crnet.config import resolve
 from crnet.config.defaults import scaled
+from crnet.config.layout import Layout
 from crnet.config.probe import swaps
 from crnet.config.rates import rates_of
 from crnet.config.resolve import Plan, Spec
-from crnet.config.study import Layout
 from crnet.cost import memory
 from crnet.cost.memory import Need
 from crnet.cost.networks import encoder, networks

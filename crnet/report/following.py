@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from crnet.config.layout import Layout
 from crnet.config.resolve import Plan
-from crnet.config.study import Layout
 from crnet.report.tracked import records
 from crnet.report.tracking import import_mlflow, in_experiments, make_store, opened, reason, store_uri
 from crnet.report.under_way import trainings

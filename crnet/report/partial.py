@@ -14,9 +14,10 @@ from typing import Any
 
 from crnet.config import study
 from crnet.config.claims import CLAIMS, claims_job
+from crnet.config.jobs import headline_table, page_job, probe_job, table_job
+from crnet.config.layout import Layout, from_published
 from crnet.config.probe import FOLDER
 from crnet.config.resolve import Plan, training_name
-from crnet.config.study import Layout
 from crnet.errors import CrnetError
 from crnet.report import classes
 from crnet.report.claims import render_claims
@@ -45,23 +46,23 @@ def render(files: Sequence[Path], root: Path = study.ROOT) -> str:
     failed = failures(plan, layout)
     notes = []
     if not results.is_dir() and not failed:
-        published = study.from_published(layout)
+        published = from_published(layout)
         if published is None:
             raise CrnetError(f"{results.resolve()}: is not there; start crnet render in the folder that holds it.")
         _copy(published, results)
         notes.append(f"{results}: was not there, so the counts are the published ones of {published}")
     for name in plan.tables:
-        table = mark(study.table_job(plan, layout, name), plan, layout, failed)
+        table = mark(table_job(plan, layout, name), plan, layout, failed)
         notes += _table(table, results, Path(layout.job(name)))
     job = claims_job(plan, layout, root / CLAIMS)
     render_claims(job, results / "claims")
     plot_claims(job, results / "claims.csv", results / "figures/claims")
     _note_gaps((cell for place in job["places"].values() for cell in place["cells"]), Path(layout.job("claims")))
-    if probe := study.probe_job(plan, layout):
+    if probe := probe_job(plan, layout):
         notes += _probe(mark(probe, plan, layout, failed), results, Path(layout.job("probe")))
-    notes += _classes(study.table_job(plan, layout, study.headline_table(plan)), results)
+    notes += _classes(table_job(plan, layout, headline_table(plan)), results)
     notes += _index(plan, layout, results)
-    write_page(study.page_job(plan), results)
+    write_page(page_job(plan), results)
     done = sum(Path(layout.counts_of(cell)).is_file() for cell in plan.cells)
     lines = [f"{results}: {done} of {len(plan.cells)} cells have counts, trainings that failed: {len(failed)}"]
     return "\n".join([*lines, *notes, *(f"failed: {name}: {why}" for name, why in failed.items())])

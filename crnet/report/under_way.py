@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from crnet.config.layout import Layout
 from crnet.config.resolve import Plan
-from crnet.config.study import Layout
 from crnet.config.tuning import CHOSEN
 from crnet.report.runs import FAILED, flat, log_columns, table, variants
 from crnet.runtime.files import read_csv, read_json

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from crnet.config.layout import Layout
 from crnet.config.resolve import Cell, Plan
-from crnet.config.study import Layout
 from crnet.evaluation.finetune import Finetuner
 from crnet.evaluation.predict import Predictor
 from crnet.metrics.iou import QUERY_COLUMNS, episode_counts

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crnet.config import resolve, study
+from crnet.config.jobs import headline_table
+from crnet.config.layout import Layout
 from crnet.config.resolve import Cell, Plan
-from crnet.config.study import Layout
 from crnet.data.episodes import EpisodeTable
 from crnet.data.episodes import read as read_episodes
 from crnet.data.index import Index
@@ -98,7 +99,7 @@ def cell(plan: Plan, table: str | None, row: str | None, shots: int | None, fold
 
 
 def _cells_of(plan: Plan, table: str | None) -> list[Cell]:
-    name = study.headline_table(plan) if table is None else table
+    name = headline_table(plan) if table is None else table
     if name not in plan.tables:
         raise CrnetError(f"--table: study {plan.study.study} has no table {name!r}; known: {', '.join(plan.tables)}.")
     if not (cells := [cell for cell in plan.cells if cell.table == name]):

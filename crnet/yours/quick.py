@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crnet.config import labels, study
+from crnet.config.layout import PUBLISHED, Layout
 from crnet.config.resolve import Cell, Plan
-from crnet.config.study import Layout
 from crnet.errors import CrnetError
 from crnet.metrics.intervals import interval, read_fold, unknown
 from crnet.report.tables.cells import METRIC_NAMES, VOIDS
@@ -27,7 +27,7 @@ def quick(
     """
     layout = Layout(plan)
     counts = Path(layout.counts_of(cell))
-    published = root / study.PUBLISHED / plan.study.study / counts.relative_to(layout.results)
+    published = root / PUBLISHED / plan.study.study / counts.relative_to(layout.results)
     if not counts.is_file() and published.is_file() and not here:
         counts = published
     weights = layout.weights(plan.evaluations[cell.evaluation]) if here else None

@@ -13,9 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from crnet.config import elsewhere
+from crnet.config.layout import Layout
 from crnet.config.resolve import Plan
 from crnet.config.settings import is_text
-from crnet.config.study import Layout
 from crnet.data.findings import Finding
 from crnet.data.pixels import opened
 from crnet.errors import CrnetError

@@ -15,8 +15,8 @@ localrules:
     tables,
 
 
-PAGE = studies.page_job(PLAN)
-HEADLINE = studies.headline_table(PLAN)
+PAGE = page_job(PLAN)
+HEADLINE = headline_table(PLAN)
 HEADINGS = {name: labels.table_heading(name, table.title) for name, table in PLAN.tables.items()}
 
 
