@@ -92,12 +92,14 @@ def test_miou_is_pooled_over_classes_of_all_folds():
             (0.0, 0, 0, 6, 10, 100, 0.9),
             (4e-3, 2, 0, 6, "", "", ""),
             (4e-3, 2, 1, 6, 10, 100, 0.1),
+            (9e-3, 2, 0, 6, "", "", ""),
         ]
     ]
-    untouched, pooled_both, diverged = pooled(rows)
+    untouched, pooled_both, diverged, all_diverged = pooled(rows)
     assert pooled_both == Trial(1e-3, 2, pytest.approx(100 * (0.2 + 0.5 + 0.9) / 3, abs=1e-4), 0.5, 4)
     assert untouched == Trial(0.0, 0, 10.0, 0.9, 1)
     assert diverged == Trial(4e-3, 2, None, 0.1, 2, diverged=1)
+    assert all_diverged == Trial(9e-3, 2, None, None, 1, diverged=1)
 
 
 def test_the_best_is_finite_and_the_cheapest_among_equals():

@@ -145,6 +145,6 @@ def verdict(trials: Sequence[Trial], best: Trial) -> dict[str, object]:
         "steps": best.steps,
         "miou": best.miou,
         "miou_untouched": untouched.miou,
-        "edge_lr": tuning.edge(best.lr, rates, "lowest", "highest") if best.steps else "",
-        "edge_steps": tuning.edge(best.steps, steps, "fewest", "most") if best.steps else "",
+        "edge_lr": tuning.edge(best.lr, rates, "lowest", "highest"),
+        "edge_steps": tuning.edge(best.steps, steps, "fewest", "most"),
     }
