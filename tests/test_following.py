@@ -138,8 +138,14 @@ def test_a_training_under_way_is_called_as_at_its_end_and_becomes_it(study: Stud
     (above,) = set(live) - {first, second}  # no other training has begun
     assert {run.info.status for run in live.values()} == {"RUNNING"}
     assert curve(study.uri, live[first]) == [(1, 1.0), (2, 0.5)]
-    assert live[first].data.metrics == {"train/loss": 0.5, "train/lr": 0.1, "train/images_per_second": 8.0,
-                                        "base/miou": 50.0, "train/query": 0.6, "train/cooccurrence": 0.4}  # fmt: skip
+    assert live[first].data.metrics == {
+        "train/loss": 0.5,
+        "train/lr": 0.1,
+        "train/images_per_second": 8.0,
+        "train/base_miou": 50.0,
+        "train/query": 0.6,
+        "train/cooccurrence": 0.4,
+    }
     assert live[second].data.metrics == {}
     assert {live[name].data.tags["mlflow.parentRunId"] for name in (first, second)} == {live[above].info.run_id}
     assert live[above].data.tags["mlflow.note.content"].startswith("No mean yet: 0 of 2 are finished.")
@@ -149,7 +155,7 @@ def test_a_training_under_way_is_called_as_at_its_end_and_becomes_it(study: Stud
         study.finish(name)
     study.following.bring_to_date()
     (base,) = (run for run in runs_of(study.uri, EXPERIMENT).values() if run.info.run_name == "table3 base train")
-    assert base.data.metrics["base/miou"] == pytest.approx(70.0)  # its mean needs no other run
+    assert base.data.metrics["train/base_miou"] == pytest.approx(70.0)  # its mean needs no other run
     later = runs_of(study.uri, EXPERIMENT)
     statuses = {first: "RUNNING", second: "FINISHED", above: "RUNNING"}
     assert {key: later[key].info.status for key in statuses} == statuses

@@ -29,8 +29,8 @@ def test_runs_read_as_the_files_say(store: str, tmp_path: Path) -> None:
     start = 1767323045000
     assert (train.info.status, train.info.start_time, train.info.end_time) == ("FINISHED", start, start + 60_000)
     assert train.data.metrics["train/loss"] == pytest.approx(1 / 3)
-    assert train.data.metrics["base/miou"] == pytest.approx(50)  # percent, as all scores
-    assert "base/support_iou" not in train.data.metrics  # empty in the log
+    assert train.data.metrics["train/base_miou"] == pytest.approx(50)  # percent, as all scores
+    assert "train/base_support_iou" not in train.data.metrics  # empty in the log
     history = client(store).get_metric_history(train.info.run_id, "train/loss")
     assert [(point.step, point.value) for point in history] == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
     scores = {name: value for name, value in evaluation.data.metrics.items() if name.startswith("test/")}
@@ -51,7 +51,7 @@ def test_all_runs_have_the_same_params_and_a_parent_per_variant_and_shot(store: 
     assert (parent.data.params["fold"], parent.data.params["train.lr"]) == ("0,1", "0.1")
     for key in ("crnet-f0-1shot", "crnet-f1-1shot"):
         assert runs[key].data.tags["mlflow.parentRunId"] == parent.info.run_id
-    assert (parent.data.metrics["test/miou"], parent.data.metrics["cost/seconds"]) == (50.5, 60.0)
+    assert (parent.data.metrics["test/miou"], parent.data.metrics["usage/seconds"]) == (50.5, 60.0)
 
 
 def test_no_mean_over_what_is_not_complete(store: str, tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_no_mean_over_what_is_not_complete(store: str, tmp_path: Path) -> None:
     assert (data.metrics, data.params["fold"]) == ({}, "0,2")
     assert data.tags["mlflow.note.content"].startswith("No mean: fold 1 with seed 0 is missing or failed.")
     means = parents["crnet train"].data.metrics
-    assert (means["cost/seconds"], means["base/miou"]) == (60.0, pytest.approx(50))
+    assert (means["usage/seconds"], means["train/base_miou"]) == (60.0, pytest.approx(50))
     write_csv(results / "runs.csv", RUNS, [row.values() for row in rows])
     assert sync(results, store)
     parent = parents_of(store)["crnet 1shot"]
@@ -140,7 +140,7 @@ def test_runs_have_the_names_of_rows_and_every_row_has_the_mean_of_its_table(pub
     assert {place: round(run.data.metrics["test/miou"], 2) for place, run in table4.items()} == {
         place: pytest.approx(means[place], abs=0.011) for place in table4
     }
-    wanted = {"evaluate": "test/miou", "train": "base/miou", "trials": "cost/seconds", "choice": "trials/miou"}
+    wanted = {"evaluate": "test/miou", "train": "train/base_miou", "trials": "usage/seconds", "choice": "trials/miou"}
     for run in parents:
         kind = run.data.tags["crnet.key"].split("-")[0]
         assert run.data.metrics[wanted[kind]] > 1, run.info.run_name

@@ -19,7 +19,8 @@ CELL_PARAMS = ("fold", "seed")  # what differs between the children of one paren
 CHOSEN = ("choice.", "finetune.folds")  # so may what finetuning chose in each fold, and on which others
 RUN_COLUMNS = ("run", "kind", "status", "variant", *IDENTITY_PARAMS, "seconds")  # what no run can be shown without
 RESTORE = "put it back from a copy, or delete it and let the workflow make it again"
-COSTS = {name: f"cost/{name}" for name in ("seconds", "peak_memory_bytes", "images_per_second", "episodes_per_second")}
+# MLflow's chart view has a section a prefix, by the alphabet: test/ stands first.
+COSTS = {name: f"usage/{name}" for name in ("seconds", "peak_memory_bytes", "images_per_second", "episodes_per_second")}
 # All scores are percent. The tables' headline counts void as background; the other convention says so in its name. So
 # do both FB-IoU: classes weighed by their test pairs, which is the headline, or equally.
 FINAL = {
@@ -32,9 +33,12 @@ FINAL = {
     **COSTS,
 }
 CHOICE = {"miou_ignore": "trials/miou", "miou_untouched": "trials/miou_untouched"}  # on classes not tested
-CURVES = {"base_miou": "base/miou", "support_iou": "base/support_iou"}  # other columns of a log: train/<column>
+CURVES = {
+    "base_miou": "train/base_miou",
+    "support_iou": "train/base_support_iou",
+}  # others: train/<column>
 SHARES = tuple(CURVES)  # a log has them as shares of one
-AVERAGED = ("test/", "trials/", "base/", "cost/", "train/loss")
+AVERAGED = ("test/", "trials/", "train/base_", "usage/", "train/loss")
 SAME_TAGS = ("method", "variant", "kind", "fold", "seed", "shots", "train_run", "failed", "device", "cpu", "gpu")
 TAGS = {
     **{name: name for name in SAME_TAGS},
