@@ -2,7 +2,9 @@
 
 import errno
 import os
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -158,6 +160,17 @@ def test_a_copy_of_published_counts_that_fails_leaves_none(own, monkeypatch):
             render([STUDY])
     assert not own.exists()
     assert "the published ones" in render([STUDY])
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("results/*/README.md")), ids=lambda page: page.parent.name)
+def test_all_that_a_published_page_shows_or_links_is_committed(page):
+    done = subprocess.run(["git", "ls-files"], cwd=page.parent, capture_output=True, text=True)
+    if done.returncode or not done.stdout:
+        pytest.skip("not a git checkout")
+    linked = re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
+    assert len(linked) > 5
+    files = {Path(name) for name in done.stdout.split()}
+    assert set(map(Path, linked)) - files - {folder for file in files for folder in file.parents} == set()
 
 
 def test_numbers_are_those_of_cells_not_of_words(tmp_path):
