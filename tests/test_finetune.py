@@ -22,7 +22,7 @@ from crnet.evaluation.choice import choose
 from crnet.evaluation.evaluate import evaluate
 from crnet.evaluation.finetune import Finetuner, ordered_pairs
 from crnet.evaluation.predict import Predictor
-from crnet.runtime.files import read_csv, read_json, write_json
+from crnet.runtime.files import read_csv, read_json, sha256_file, write_json
 from crnet.runtime.limits import NONE, Limits
 
 SHOTS = 3
@@ -132,6 +132,29 @@ def test_order_of_episodes_does_not_matter(tuner_of, table):
         assert prediction.support_loss == other.support_loss
 
 
+def test_each_branch_has_its_own_cache_and_each_step_its_own_chance(tuner, table, monkeypatch):
+    episode, seeds, touched = episodes.read(table).episodes[0], [], []
+    accumulate = finetune.accumulate
+
+    class Cache(finetune.ProbabilityCache):
+        def read(self, branch, keys, *others):
+            touched.append(("read", branch, tuple(keys)))
+            return super().read(branch, keys, *others)
+
+        def write(self, branch, keys, *others):
+            touched.append(("write", branch, tuple(keys)))
+            return super().write(branch, keys, *others)
+
+    monkeypatch.setattr(finetune, "ProbabilityCache", Cache)
+    monkeypatch.setattr(finetune, "accumulate", lambda *given: seeds.append(given[-1]) or accumulate(*given))
+    list(tuner.adapt(episode, tuner.supports(episode), 1e-3, [3]))
+    assert len(set(seeds)) == 3
+    for step in range(3):
+        (_, *query), (_, *support), *written = touched[4 * step : 4 * step + 4]
+        assert (query[0], support[0]) == ("query", "support") and query[1] != support[1]
+        assert written == [("write", *query), ("write", *support)]
+
+
 def test_in_parts_it_ends_where_the_whole_does(tuner_of, table):
     chosen = episodes.read(table).episodes[:3]
     made = [tuner_of(limits).predictions(chosen, lr=4e-3, steps=3) for limits in (NONE, Limits(1, 2, 0.0))]
@@ -167,6 +190,8 @@ def test_support_losses_are_logged(tiny, table, weights, choice, tmp_path):
         assert float(row["support_loss_before"]) > 0 and float(row["support_loss_after"]) > 0
     about = read_json(tmp_path / "evaluation.json")
     assert about["choice"] == {key: read_json(choice)[key] for key in tuning.CHOSEN}
+    assert (about["run"], about["choice_sha256"]) == (tmp_path.name, sha256_file(choice))
+    assert about["subset"] == ""  # all of the data set
 
 
 def test_trials_for_the_fold_itself_take_classes_that_it_does_not_test_and_photos_that_did_not_train(tiny):
@@ -200,6 +225,24 @@ def test_every_trial_of_the_other_folds_is_stored_and_the_best_is_chosen(tiny, c
         assert len(rows) == 5 * TRIALS["trial_episodes"]
         assert {int(row["class"]) for row in rows} <= set(index.novel_classes(report["spec"]["train"]["fold"]))
         assert {index.class_name(int(row["class"])) for row in rows} == set(report["classes"]) <= set(about["classes"])
+        assert (report["run"], report["tried_on"]) == (name, episodes.NOVEL)
+
+
+def test_trials_count_the_pixels_of_their_own_class(tiny, weights, tmp_path):
+    """Those of no step, against the untouched network and a count of one pixel after the other's."""
+    spec = tuning.trials_specs(tuning.choice_spec(specification(tiny)))[0]
+    folder, index = try_out(tiny, weights, spec, tmp_path), Index.load(tiny.data)
+    assert read_json(folder / "trials.json")["weights_sha256"] == sha256_file(weights)
+    rows = [row for row in read_csv(folder / "trials.csv") if row["steps"] == "0"]
+    table = episodes.draw_trials(index, spec["train"]["fold"], len(rows), TRIALS["trial_shots"], episodes.NOVEL)
+    predictor = Predictor(spec, tiny.data, tiny.encoder, weights, "cpu")
+    tuner = Finetuner(predictor, spec["train"], spec["finetune"])
+    for row, episode in zip(rows, table.episodes, strict=True):
+        found, truth = tuner.predict(episode, fuse=False)[0], index.class_mask(episode.query, episode.class_id)
+        both = sum(bool(f) and t == 1 for f, t in zip(found.flat, truth.flat, strict=True))
+        either = sum((bool(f) or t == 1) and t != 255 for f, t in zip(found.flat, truth.flat, strict=True))
+        assert (int(row["class"]), int(row["intersection"]), int(row["union"])) == (episode.class_id, both, either)
+        assert float(row["loss"]) == pytest.approx(tuner.loss(tuner.supports(episode)), abs=1e-6)
 
 
 def test_interrupted_trials_go_on_with_the_same_bytes(tiny, weights, tmp_path, monkeypatch):
@@ -254,6 +297,9 @@ def test_a_rate_that_diverges_is_counted_and_not_chosen(tiny, weights, tmp_path)
     about = read_json(tmp_path / "choice.json")
     assert [trial["diverged"] > 0 for trial in about["trials"]] == [False, False, True]
     assert about["trials"][2]["miou"] is None and about["lr"] != 10.0
+    stored = [row for path in tmp_path.glob("*/trials.csv") for row in read_csv(path) if float(row["lr"]) == 10.0]
+    lost = [(row["intersection"], row["union"]) for row in stored if not row["loss"]]
+    assert lost and set(lost) == {("", "")}
 
 
 def test_a_choice_of_another_specification_is_refused(tiny, table, weights, choice, tmp_path):
