@@ -136,6 +136,11 @@ def test_a_clone_without_own_results_makes_tables_of_the_published_counts(own, t
     assert (own / "tables/table2.md").read_bytes() == made
     assert contents(Path("results")) == published
     assert [path.name for path in own.parent.iterdir()] == [NAME]
+    copied = [own / "runs.csv", *own.glob("evaluate/*/*"), *own.glob("finetune/*/*"), *own.glob("episodes/*")]
+    assert len({path.stat().st_mtime_ns for path in copied}) == 1
+    copy_workflow(tmp_path)
+    planned = snakemake(tmp_path, "tables", "--dry-run", study=str(STUDY)).output
+    assert "rule table:" in planned and "rule train:" not in planned
 
 
 def test_who_asks_for_tables_alone_in_a_clone_is_told_what_makes_them(own, tmp_path):

@@ -6,7 +6,9 @@ poorer: a table of which every count is gone, and an index that lists runs whose
 study that has no results here, but published ones, begins with a copy of those.
 """
 
+import os
 import shutil
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -69,11 +71,19 @@ def render(files: Sequence[Path], root: Path = study.ROOT) -> str:
 
 
 def _copy(published: Path, results: Path) -> None:
-    """All of it or nothing: counts that lack some would pass for a study that is not whole."""
-    beside = results.with_name(f".{results.name}.copy")
+    """All of it or nothing, since counts that lack some would pass for a study that is not whole; all of one age.
+
+    By their ages Snakemake would find some to be made of newer ones, and train for it.
+    """
+    beside, now = results.with_name(f".{results.name}.copy"), time.time_ns()
+
+    def copy(source: str, target: str) -> None:
+        shutil.copyfile(source, target)
+        os.utime(target, ns=(now, now))
+
     try:
         shutil.rmtree(beside, ignore_errors=True)
-        shutil.copytree(published, beside, copy_function=shutil.copyfile)
+        shutil.copytree(published, beside, copy_function=copy)
         beside.rename(results)
     except OSError as error:
         raise cannot_write(results, 0, error) from error
