@@ -302,6 +302,24 @@ def test_a_rate_that_diverges_is_counted_and_not_chosen(tiny, weights, tmp_path)
     assert lost and set(lost) == {("", "")}
 
 
+def test_a_loss_that_is_not_finite_is_said_with_its_step(tuner, table):
+    episode = episodes.read(table).episodes[0]
+    supports = tuner.supports(episode)
+    supports.maps[0].fill_(float("nan"))
+    with pytest.raises(finetune.Diverged, match=r"the loss on the supports is nan at step 0; lower finetune\.lr"):
+        list(tuner.adapt(episode, supports, 1e-3, [2]))
+    assert all(torch.equal(value, tuner.trained[name]) for name, value in tuner.method.state_dict().items())
+
+
+def test_a_choice_on_a_class_that_is_tested_is_refused(tiny, table, weights, choice, tmp_path):
+    index, other = Index.load(tiny.data), tmp_path / "choice.json"
+    tested = index.class_name(index.novel_classes(0)[0])
+    write_json(other, read_json(choice) | {"classes": [tested]})
+    with pytest.raises(CrnetError, match=rf"choice.json: was chosen on {tested}, which fold 0 tests; run crnet job"):
+        run(tiny, table, weights, other, tmp_path)
+    assert not (tmp_path / "evaluation.json").exists()
+
+
 def test_a_choice_of_another_specification_is_refused(tiny, table, weights, choice, tmp_path):
     spec = specification(tiny)
     spec["finetune"]["batch"] = 2
