@@ -5,7 +5,7 @@ Each command imports what it needs when it runs, so that ``plan`` needs no torch
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,40 @@ def reference() -> None:
     from crnet.config.reference import reference as written
 
     click.echo(written(), nl=False)
+
+
+@cli.command("run", context_settings={"ignore_unknown_options": True})
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[WORDS]...")
+def run_study(words: tuple[str, ...]) -> None:
+    """Run a study as `snakemake WORDS` does, on all cores unless they say otherwise, once its files have been read.
+
+    A file that is not there or is no YAML stops Snakemake itself, with a traceback; here it is one sentence.
+
+    \b
+    crnet run --configfile configs/studies/photos.yaml my-archives.yaml
+    """
+    from crnet.config import study
+
+    if not Path("Snakefile").is_file():
+        raise CrnetError(f"{Path.cwd()}: holds no Snakefile; start `crnet run` in the folder of the checkout.")
+    for file in configfiles(words):
+        study.with_bases(Path(file))
+    cores = any(word.startswith(("--cores", "-c", "--jobs", "-j", "--profile")) for word in words)
+    given = words if cores else ("--cores", "all", *words)
+    os.execv(sys.executable, [sys.executable, "-m", "snakemake", *given])
+
+
+def configfiles(words: Iterable[str]) -> list[str]:
+    """The files that a call of Snakemake names behind ``--configfile`` or ``--configfiles``."""
+    files, taken = [], False
+    for word in words:
+        if word.startswith("-"):
+            name, _, value = word.partition("=")
+            taken = name in ("--configfile", "--configfiles")
+            files += [value] if taken and value else []
+        elif taken:
+            files.append(word)
+    return files
 
 
 @cli.command()

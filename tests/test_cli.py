@@ -35,6 +35,46 @@ def test_files_of_a_study_are_taken_as_snakemake_takes_them(words, monkeypatch):
     assert given == [(PAPER, LIMITS)]
 
 
+class Started(Exception):
+    """In the place of another program that takes over."""
+
+
+def started(words, monkeypatch) -> list[str]:
+    """What `crnet run` hands to Python."""
+    monkeypatch.chdir(study.ROOT)
+    calls = []
+
+    def take_over(program, arguments):
+        calls.append(arguments[1:])
+        raise Started
+
+    monkeypatch.setattr("os.execv", take_over)
+    done = CliRunner().invoke(cli, ["run", *map(str, words)])
+    assert isinstance(done.exception, Started), done.output
+    return calls[0]
+
+
+def test_run_hands_its_words_to_snakemake_on_all_cores_unless_they_say_otherwise(monkeypatch):
+    words = ["tables", "--configfile", str(PAPER), str(LIMITS), "-n"]
+    assert started(words, monkeypatch) == ["-m", "snakemake", "--cores", "all", *words]
+    assert started(["-c2", *words], monkeypatch) == ["-m", "snakemake", "-c2", *words]
+    assert started([], monkeypatch) == ["-m", "snakemake", "--cores", "all"]
+
+
+def test_run_says_in_a_sentence_what_would_stop_snakemake_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(study.ROOT)
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("study: [", encoding="utf-8")
+    for words in (["--configfile", PAPER, "nosuch.yaml", "-n"], ["--configfile=nosuch.yaml"]):
+        done = CliRunner().invoke(cli, ["run", *map(str, words)])
+        assert isinstance(done.exception, CrnetError) and "nosuch.yaml: cannot be read" in str(done.exception)
+    done = CliRunner().invoke(cli, ["run", "--configfile", str(broken)])
+    assert isinstance(done.exception, CrnetError) and "broken.yaml" in str(done.exception)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli, ["run"])
+    assert isinstance(done.exception, CrnetError) and "holds no Snakefile" in str(done.exception)
+
+
 @pytest.mark.parametrize(
     ("job", "spec", "lacks"),
     [
